@@ -1,0 +1,1 @@
+"""imgtool: git and docker-build for virtual machine disks, over stock QEMU."""

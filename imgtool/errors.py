@@ -1,0 +1,132 @@
+"""The errors imgtool raises, and nothing else it raises on purpose.
+
+    ImgtoolError                    exit 1
+    ├── UsageError                  exit 2: the request itself makes no sense
+    ├── ConfigError                 exit 2: a profile, recipe or setting is wrong
+    ├── RefusedError                a guard said no; `hint` names the option that overrides it
+    ├── ProgramError                a program is missing or unusable
+    ├── CommandError                a program ran and failed
+    │   ├── CommandTimeout          … it was stopped at its time limit
+    │   └── CommandCrashed          … it died by a signal (SIGSEGV, SIGABRT, SIGKILL)
+    ├── DecodeError                 a program answered something that is not what QAPI promises
+    ├── ImageError                  an image cannot be used
+    │   ├── ImageNotFoundError
+    │   ├── ImageExistsError
+    │   ├── ImageUnreadableError
+    │   ├── ImageInUseError         another process holds QEMU's lock on it
+    │   └── ImageFormatError        its bytes are not a valid image
+    ├── ChainError                  a backing chain cannot be walked: cycle, missing parent, too deep
+    └── MachineError                a machine cannot be configured, started or reached
+
+Every error owns its exit status and a stable `code`; `imgtool.cli` is the one place that prints and exits.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class ImgtoolError(Exception):
+    """What happened (`message`), on which file (`path`), and what to do next (`hint`)."""
+
+    code: ClassVar[str] = "error"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None, path: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.path = path
+
+
+class UsageError(ImgtoolError):
+    code = "usage"
+    exit_status = 2
+
+
+class ConfigError(ImgtoolError):
+    code = "config"
+    exit_status = 2
+
+
+class RefusedError(ImgtoolError):
+    code = "refused"
+
+
+class ProgramError(ImgtoolError):
+    code = "program"
+
+
+class CommandError(ImgtoolError):
+    """A program ended with a status that is no answer. Keeps what is needed to look into it or run it again."""
+
+    code = "command-failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        argv: Sequence[str],
+        status: int | None,
+        stdout: bytes = b"",
+        stderr: bytes = b"",
+        hint: str | None = None,
+        path: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, path=path)
+        self.argv = tuple(argv)
+        self.status = status
+        """The program's exit status, -N when signal N ended it, None when it never started."""
+        self.stdout = stdout
+        self.stderr = stderr
+
+    @property
+    def command(self) -> str:
+        """The command line, quoted so that it can be pasted into a shell."""
+        return shlex.join(self.argv)
+
+
+class CommandTimeout(CommandError):  # noqa: N818 - a time-out, as in TimeoutExpired
+    code = "command-timeout"
+
+
+class CommandCrashed(CommandError):  # noqa: N818
+    code = "command-crashed"
+
+
+class DecodeError(ImgtoolError):
+    code = "decode"
+
+
+class ImageError(ImgtoolError):
+    code = "image"
+
+
+class ImageNotFoundError(ImageError):
+    code = "image-not-found"
+
+
+class ImageExistsError(ImageError):
+    code = "image-exists"
+
+
+class ImageUnreadableError(ImageError):
+    code = "image-unreadable"
+
+
+class ImageInUseError(ImageError):
+    code = "image-in-use"
+
+
+class ImageFormatError(ImageError):
+    code = "image-format"
+
+
+class ChainError(ImgtoolError):
+    code = "chain"
+
+
+class MachineError(ImgtoolError):
+    code = "machine"

@@ -1,0 +1,48 @@
+"""Names: files a user gave, values inside option strings, and what is shown to people.
+
+A path inside imgtool is a `str` as `os.fsdecode` makes it: absolute, non-UTF-8 bytes kept as lone surrogates, never
+resolved through symlinks (QEMU resolves a relative backing name against the directory of the path as it was given).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+def absolute(path: PathLike) -> str:
+    """`path` made absolute without following symlinks: the one spelling that no QEMU program takes for an option
+    (`-x`), a protocol (`nbd:foo`) or a pseudo-protocol (`json:{}`)."""
+    return os.path.abspath(os.fsdecode(path))
+
+
+def option_value(value: str) -> str:
+    """`value` for a QEMU option string (`driver=F,file.filename=VALUE`), where a comma is written twice."""
+    return value.replace(",", ",,")
+
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\\\\\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+
+def _escape(match: re.Match[str]) -> str:
+    char = match[0]
+    code = ord(char)
+    if char in _NAMED:
+        return _NAMED[char]
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def printable(text: str) -> str:
+    """`text` safe to show on a terminal and unambiguous: control and direction characters, bytes that were not UTF-8
+    and the backslash itself are written as escapes. Names that come from images are hostile."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def printable_lines(text: str) -> str:
+    """Like `printable`, but keeps line ends: for the output of programs, which may quote hostile names."""
+    return "\n".join(printable(line) for line in text.splitlines())

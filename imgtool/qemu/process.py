@@ -1,0 +1,221 @@
+"""Starting a program and seeing it through: the one place in imgtool that does.
+
+What runs programs is passed around as a `Runner`, so that a test can put a fake at the edge of the process and
+nothing inside needs patching.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from imgtool.errors import CommandCrashed, CommandError, CommandTimeout, ProgramError
+from imgtool.image.names import printable_lines
+
+_CHUNK = 65536
+_STDERR_KEPT = 1 << 20
+_GRACE = 2.0
+"""Seconds a program has between SIGTERM and SIGKILL."""
+
+_MESSAGES = {signal.SIGSEGV: "crashed (SIGSEGV)", signal.SIGABRT: "gave up (SIGABRT)"}
+
+
+class Limits(NamedTuple):
+    """Bounds on one run, for input that imgtool did not make. None is no bound."""
+
+    seconds: float | None = None
+    """Wall clock; past it the program is ended and CommandTimeout raised."""
+    cpu_seconds: int | None = None
+    address_space: int | None = None
+    """Bytes."""
+
+
+NO_LIMITS = Limits()
+
+
+class Completed(NamedTuple):
+    """A program that ended: `status` is its exit status, or -N when signal N ended it."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Runner(Protocol):
+    """Runs an argv to its end. Raises ProgramError when it cannot be started, CommandTimeout past the limit; any
+    exit status is returned. A KeyboardInterrupt (or anything else raised meanwhile) ends the program first."""
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        limits: Limits = NO_LIMITS,
+        on_stdout: Callable[[bytes], None] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> Completed: ...
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    limits: Limits = NO_LIMITS,
+    on_stdout: Callable[[bytes], None] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Completed:
+    """The real Runner. `on_stdout` sees each piece of stdout as it comes, which is then not kept in the result.
+
+    The program gets no stdin, a process group of its own (Ctrl-C on the terminal reaches imgtool alone, which ends
+    the program and cleans up), and on Linux is killed with imgtool, however that dies.
+    """
+    child = _start(argv, limits, pass_fds)
+    stdout, stderr = bytearray(), bytearray()
+    try:
+        in_time = _collect(child, limits.seconds, on_stdout or stdout.extend, stderr)
+        if not in_time:
+            _end(child)
+            raise CommandTimeout(
+                f"{os.path.basename(argv[0])} was stopped after {limits.seconds:g} s",
+                argv=argv,
+                status=None,
+                stdout=bytes(stdout),
+                stderr=bytes(stderr),
+                hint="a longer --timeout may help, if the image is one you trust",
+            )
+    except BaseException:
+        _end(child)
+        raise
+    finally:
+        for pipe in (child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
+    return Completed(tuple(argv), child.returncode, bytes(stdout), bytes(stderr))
+
+
+def failure(done: Completed, *, path: str | None = None, hint: str | None = None) -> CommandError:
+    """The error that says how `done` failed; the message is the program's own last words, made printable."""
+    name = os.path.basename(done.argv[0])
+    words = printable_lines(done.stderr.decode(errors="surrogateescape")).strip()
+    for prefix in (f"{name}: ", f"{done.argv[0]}: "):
+        words = words.removeprefix(prefix)
+    kind: type[CommandError] = CommandError
+    if done.status < 0:
+        kind = CommandCrashed
+        number = -done.status
+        how = _MESSAGES.get(number, f"was ended by signal {number}")  # type: ignore[call-overload]
+        message = f"{name} {how}" + (f": {words}" if words else "")
+    else:
+        message = f"{name}: {words}" if words else f"{name} failed with exit status {done.status}"
+    return kind(
+        message,
+        argv=done.argv,
+        status=done.status,
+        stdout=done.stdout,
+        stderr=done.stderr,
+        path=path,
+        hint=hint,
+    )
+
+
+def _start(argv: Sequence[str], limits: Limits, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    env = dict(os.environ, LC_ALL="C")
+    if limits.address_space is not None:
+        env["MALLOC_ARENA_MAX"] = "1"  # glibc's 64 MiB of address space a thread would eat the allowance
+    try:
+        return subprocess.Popen(
+            [os.fsencode(word) for word in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            pass_fds=pass_fds,
+            process_group=0,
+            preexec_fn=_child_setup(limits),  # noqa: PLW1509 - prctl and setrlimit take no locks
+        )
+    except OSError as error:
+        raise ProgramError(
+            f"cannot start {argv[0]}: {error.strerror}", hint="`imgtool --version` shows what is found"
+        ) from error
+
+
+def _child_setup(limits: Limits) -> Callable[[], None] | None:
+    """What the child does between fork and exec; everything it needs is loaded here, before the fork."""
+    bounds: list[tuple[int, int]] = []
+    if limits.address_space is not None or limits.cpu_seconds is not None:
+        import resource
+
+        if limits.address_space is not None:
+            bounds.append((resource.RLIMIT_AS, limits.address_space))
+        if limits.cpu_seconds is not None:
+            bounds.append((resource.RLIMIT_CPU, limits.cpu_seconds))
+        setrlimit = resource.setrlimit
+    if not sys.platform.startswith("linux"):
+        return (lambda: [setrlimit(kind, (most, most)) for kind, most in bounds] and None) if bounds else None
+
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def setup() -> None:
+        prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(127)  # the parent died before the line above
+        for kind, most in bounds:
+            setrlimit(kind, (most, most))
+
+    return setup
+
+
+def _collect(
+    child: subprocess.Popen[bytes],
+    seconds: float | None,
+    take_stdout: Callable[[bytes], object],
+    stderr: bytearray,
+) -> bool:
+    """Reads both pipes to their ends and reaps the child; False when time ran out first."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+
+    def left() -> float | None:
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    def take_stderr(piece: bytes) -> None:
+        stderr.extend(piece[: _STDERR_KEPT - len(stderr)])
+
+    assert child.stdout is not None
+    assert child.stderr is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ, take_stdout)
+        selector.register(child.stderr, selectors.EVENT_READ, take_stderr)
+        while selector.get_map():
+            ready = selector.select(left())
+            if not ready and left() == 0.0:
+                return False
+            for key, _ in ready:
+                piece = os.read(key.fd, _CHUNK)
+                if piece:
+                    key.data(piece)
+                else:
+                    selector.unregister(key.fileobj)
+    try:
+        child.wait(left())
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is not None:
+        return
+    child.terminate()
+    try:
+        child.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

@@ -1,0 +1,61 @@
+"""Sizes in QEMU's notation: `10G` is 10 × 1024³ bytes, a bare number counts bytes.
+
+Source: `qemu_strtosz` in QEMU's util/cutils.c, which every size option of qemu-img and qemu-system goes through.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from imgtool.errors import UsageError
+
+_EXPONENTS = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
+_PATTERN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>[bkmgtpe]?)", re.IGNORECASE)
+_HEX = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)
+
+MAX_SIZE = 2**63 - 1
+"""The largest image: block layer offsets are signed 64-bit numbers of bytes."""
+
+
+def parse_size(text: str) -> int:
+    """The number of bytes that QEMU reads in `text`: `512`, `64k`, `1.5G`, `0x200`. UsageError otherwise."""
+    stripped = text.strip()
+    if _HEX.fullmatch(stripped):
+        size = int(stripped, 16)
+    else:
+        match = _PATTERN.fullmatch(stripped)
+        if match is None:
+            raise UsageError(
+                f"{text!r} is not a size",
+                hint="write a number of bytes, or one with a suffix of 1024: 64k, 512M, 10G, 1.5T",
+            )
+        exact = Fraction(match["number"]) * 1024 ** _EXPONENTS[match["unit"].lower()]
+        if exact.denominator != 1 and match["unit"].lower() in ("", "b"):
+            raise UsageError(f"{text!r} is not a size: bytes cannot be split")
+        size = int(exact)
+    if size > MAX_SIZE:
+        raise UsageError(f"{text!r} is larger than the largest image (8 EiB - 1)")
+    return size
+
+
+def parse_resize(text: str, current: int) -> int:
+    """The new size that `qemu-img resize` reads in `text`: `20G`, `+512M`, `-1G`. UsageError otherwise."""
+    if text[:1] not in ("+", "-"):
+        return parse_size(text)
+    delta = parse_size(text[1:])
+    size = current + delta if text[0] == "+" else current - delta
+    if size < 0:
+        raise UsageError(f"{text!r} would make an image of {current} bytes smaller than nothing")
+    return size
+
+
+def format_size(size: int) -> str:
+    """`size` bytes in the shortest notation that QEMU reads back exactly: `10G`, `1536M`, `1000`."""
+    if size <= 0:
+        return str(size)
+    for unit in "EPTGMK":
+        factor: int = 1024 ** _EXPONENTS[unit.lower()]
+        if size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)
