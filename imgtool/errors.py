@@ -29,7 +29,11 @@ from typing import ClassVar
 
 
 class ImgtoolError(Exception):
-    """What happened (`message`), on which file (`path`), and what to do next (`hint`)."""
+    """What happened (`message`), on which file (`path`), and what to do next (`hint`).
+
+    Message and hint are text for people: whoever writes a name into them passes it through `names.printable`.
+    `path` is the path itself.
+    """
 
     code: ClassVar[str] = "error"
     exit_status: ClassVar[int] = 1

@@ -44,5 +44,14 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Like `printable`, but keeps line ends: for the output of programs, which may quote hostile names."""
-    return "\n".join(printable(line) for line in text.splitlines())
+    """Like `printable`, but keeps line feeds: for the output of programs, which may quote hostile names."""
+    return "\n".join(printable(line) for line in text.rstrip("\n").split("\n"))
+
+
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def harmless(text: str) -> str:
+    """`text` that is already made of printable parts, with whatever could still move a terminal's cursor escaped:
+    the last look before text is written. Lines and backslashes stay."""
+    return _CONTROL.sub(_escape, text)

@@ -1,0 +1,3 @@
+from imgtool.cli.main import main
+
+main()

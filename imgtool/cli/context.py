@@ -1,0 +1,122 @@
+"""What every command shares: how to answer, where the programs are, how loud to be."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imgtool.qemu.programs import Programs
+    from imgtool.qemu.qemu_img import QemuImg
+
+Output = Literal["human", "json", "dot", "mermaid", "svg"]
+ProgressMode = Literal["auto", "json", "none"]
+
+
+class Context:
+    """One run of imgtool. Commands get it with `@pass_context`."""
+
+    def __init__(self) -> None:
+        self.output: str = "human"
+        self.quiet = False
+        self.debug = False
+        self.color: bool | None = None
+        self.progress: ProgressMode = "auto"
+        self.given_programs: dict[str, str] = {}
+        self._programs: Programs | None = None
+
+    @property
+    def json(self) -> bool:
+        return self.output == "json"
+
+    @property
+    def programs(self) -> Programs:
+        if self._programs is None:
+            from imgtool.qemu.programs import Programs
+
+            self._programs = Programs(self.given_programs)
+        return self._programs
+
+    @property
+    def qemu_img(self) -> QemuImg:
+        from imgtool.qemu.qemu_img import QemuImg
+
+        return QemuImg(self.programs)
+
+
+pass_context = click.make_pass_decorator(Context, ensure=True)
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """An option that lands in the Context and is not handed to the command."""
+
+    def callback(ctx: click.Context, _: click.Parameter, value: Any) -> Any:
+        if value is not None and value is not False:
+            setattr(ctx.ensure_object(Context), name, value)
+        return value
+
+    return callback
+
+
+def output_option(*formats: Output) -> Callable[[F], F]:
+    """`--output human|json` (and `formats` besides): how the answer on stdout is written."""
+    return click.option(
+        "--output",
+        type=click.Choice(["human", "json", *formats]),
+        is_eager=True,
+        expose_value=False,
+        callback=_store("output"),
+        help="How to write the answer.  [default: human]",
+    )
+
+
+def quiet_option(command: F) -> F:
+    """`-q`: no progress, no remarks."""
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_store("quiet"),
+        help="No progress and no remarks.",
+    )(command)
+
+
+def progress_option(command: F) -> F:
+    """`-p` and `--progress`: a bar is shown on a terminal anyway; `--progress json` is for programs."""
+    command = click.option(
+        "--progress",
+        type=click.Choice(["auto", "json", "none"]),
+        expose_value=False,
+        callback=_store("progress"),
+        help="On stderr: a bar on a terminal, one JSON object a line, or nothing.  [default: auto]",
+    )(command)
+    # qemu-img's -p asks for what imgtool does by itself; it is taken so that old command lines keep working.
+    return click.option("-p", "_progress", is_flag=True, expose_value=False, hidden=True)(command)
+
+
+def dry_run_option(command: F) -> F:
+    return click.option(
+        "--dry-run", is_flag=True, help="Print the plan (commands, images touched) and change nothing."
+    )(command)
+
+
+def want_color(context: Context, stream: Any) -> bool:
+    """`--color` if given, else NO_COLOR (no-color.org), else whether `stream` is a terminal."""
+    if context.color is not None:
+        return context.color
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(stream.isatty())
+
+
+def is_terminal() -> bool:
+    """Whether a person watches stderr, where progress and remarks go."""
+    return sys.stderr is not None and sys.stderr.isatty()

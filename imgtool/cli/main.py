@@ -1,0 +1,190 @@
+"""The `imgtool` command: its groups, its global options, and the one place that exits."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from imgtool.cli.context import Context, pass_context
+from imgtool.cli.lazy import Entry, LazyGroup
+from imgtool.cli.output import report
+from imgtool.errors import ImgtoolError, UsageError
+
+SECTIONS = {
+    "Images": {
+        "create": Entry("imgtool.cli.create:create", "Make an image."),
+        "info": Entry("imgtool.cli.info:info", "Say what an image is."),
+        "check": Entry("imgtool.cli.check:check", "Look for damage inside an image."),
+        "convert": Entry("imgtool.cli.convert:convert", "Copy an image into another format, whole or not at all."),
+        "compare": Entry("imgtool.cli.compare:compare", "Say whether two images hold the same disk."),
+        "resize": Entry("imgtool.cli.resize:resize", "Make the disk larger or smaller."),
+        "snapshot": Entry("imgtool.cli.snapshot:snapshot", "List, make, apply, delete internal snapshots."),
+        "map": Entry("imgtool.cli.map:map_", "Say which parts of the disk hold data, and in which file."),
+        "measure": Entry("imgtool.cli.measure:measure", "Say how large a new image would be."),
+        "amend": Entry("imgtool.cli.amend:amend", "Change the options of an existing image."),
+        "bitmap": Entry("imgtool.cli.bitmap:bitmap", "Change the dirty bitmaps of an image."),
+    },
+    "Chains": {
+        "chain": Entry("imgtool.cli.chain:chain", "See the graph of images: who stands on whom."),
+        "overlay": Entry("imgtool.cli.overlay:overlay", "Make and list overlays."),
+        "commit": Entry("imgtool.cli.commit:commit", "Write an overlay's changes into its backing file."),
+        "rebase": Entry("imgtool.cli.rebase:rebase", "Put an overlay on another backing file."),
+    },
+    "Machines": {
+        "boot": Entry("imgtool.cli.boot:boot", "Start a virtual machine from an image."),
+    },
+    "About imgtool": {
+        "schema": Entry("imgtool.cli.schema:schema", "Print the JSON Schema of a document imgtool writes or reads."),
+        "completion": Entry("imgtool.cli.completion:completion", "Print the completion script for a shell."),
+    },
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    sections=SECTIONS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`imgtool COMMAND --help` explains a command and shows examples.",
+)
+@click.option(
+    "--qemu-img",
+    metavar="PROGRAM",
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, value: _use_program(ctx, "qemu-img", value),
+    help="The qemu-img to use.  [env: IMGTOOL_QEMU_IMG]",
+)
+@click.option(
+    "--qemu-system",
+    metavar="PROGRAM",
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, value: _use_program(ctx, "qemu-system-x86_64", value),
+    help="The qemu-system-x86_64 to use.  [env: IMGTOOL_QEMU_SYSTEM_X86_64]",
+)
+@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colour in the output.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, wanted: _version(ctx, wanted),
+    help="Show the versions of imgtool and of the QEMU programs it found.",
+)
+@pass_context
+def cli(context: Context, color: str, debug: bool) -> None:
+    """git and docker-build for virtual machine disks, over stock QEMU."""
+    context.debug = debug
+    context.color = {"auto": None, "always": True, "never": False}[color]
+
+
+def _use_program(ctx: click.Context, name: str, program: str | None) -> None:
+    if program:
+        ctx.ensure_object(Context).given_programs[name] = program
+
+
+def _version(ctx: click.Context, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from imgtool._version import __version__
+
+    click.echo(f"imgtool {__version__}")
+    programs = ctx.ensure_object(Context).programs
+    for name in ("qemu-img", "qemu-system-x86_64"):
+        try:
+            click.echo(f"{name} {programs.version(name).text}  {programs.find(name)}")
+        except ImgtoolError as error:
+            click.echo(f"{name}: {error.message}")
+    ctx.exit()
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP came: unwind, so that programs end and unfinished files go, then die of it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _on_signal(number: int, _: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)
+    raise _Terminated(number)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script. Exits: 0 done, 1 failed or refused, 2 usage, 3 problems found, 128+N ended by signal N."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _on_signal)
+    context = Context()
+    try:
+        status = _run(words, context)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of stdout left; nothing more can be said there, and Python must not try at exit.
+        sys.stdout = None
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
+
+
+def _run(words: list[str], context: Context) -> int:
+    try:
+        result: Any = cli.main(args=words, prog_name="imgtool", standalone_mode=False, obj=context)
+        return result if isinstance(result, int) else 0
+    except ImgtoolError as error:
+        _report(context, words, error)
+        return error.exit_status
+    except click.UsageError as error:
+        _report(context, words, _from_click(error))
+        return UsageError.exit_status
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("imgtool: interrupted", err=True)
+        return 128 + signal.SIGINT
+    except _Terminated as terminated:
+        return 128 + terminated.number
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _report(context, words, _from_os(error))
+        return ImgtoolError.exit_status
+    except Exception as error:
+        if context.debug or "--debug" in words:
+            raise
+        bug = ImgtoolError(
+            f"imgtool itself failed: {type(error).__name__}: {error}",
+            hint="this is a bug; run the command again as `imgtool --debug …` and report what it prints",
+        )
+        _report(context, words, bug)
+        return ImgtoolError.exit_status
+
+
+def _report(context: Context, words: list[str], error: ImgtoolError) -> None:
+    if context.debug or "--debug" in words:
+        import traceback
+
+        traceback.print_exc()
+    # An error in the words themselves comes before --output was looked at.
+    if "--output=json" in words or ("--output", "json") in itertools.pairwise(words):
+        context.output = "json"
+    report(context, error)
+
+
+def _from_click(error: click.UsageError) -> UsageError:
+    path = error.ctx.command_path if error.ctx else "imgtool"
+    return UsageError(error.format_message(), hint=f"`{path} --help` shows how it is used")
+
+
+def _from_os(error: OSError) -> ImgtoolError:
+    import os
+
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    return ImgtoolError(error.strerror or str(error), path=name)
