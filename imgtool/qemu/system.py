@@ -1,0 +1,138 @@
+"""A QEMU system emulator (or a helper beside it, such as swtpm) as a process that runs on: starting it, waiting for
+it, and ending it are three things here, and asking the guest to power off is a fourth, which is QMP's.
+
+What the program says on stderr goes to a file, never to a pipe: a pipe that nobody reads stops the program, and a
+detached one outlives whoever would read it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import IO
+
+from imgtool.errors import CommandError, ProgramError
+from imgtool.qemu.process import Completed, failure
+
+_STDERR_KEPT = 1 << 20
+
+
+class Process:
+    """A started program. It is ours to reap as long as imgtool lives."""
+
+    def __init__(self, argv: Sequence[str], child: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+        self.argv = tuple(argv)
+        self._child = child
+        self._stderr = stderr
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def poll(self) -> int | None:
+        """The exit status (-N when signal N ended it), None while it runs."""
+        return self._child.poll()
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Like `poll`, after at most `seconds`."""
+        try:
+            return self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def terminate(self) -> None:
+        """SIGTERM: QEMU closes its images and ends, without a word to the guest."""
+        self._child.terminate()
+
+    def kill(self) -> None:
+        self._child.kill()
+
+    def end(self, grace: float = 5.0) -> int:
+        """Sees to it that the program has ended: SIGTERM, `grace` seconds, SIGKILL. Returns its exit status."""
+        if self.poll() is None:
+            self.terminate()
+            if self.wait(grace) is None:
+                self.kill()
+        status = self.wait()
+        assert status is not None
+        return status
+
+    def stderr(self) -> bytes:
+        """What it said on stderr so far, the first MiB of it."""
+        return os.pread(self._stderr.fileno(), _STDERR_KEPT, 0)
+
+    def failure(self, *, path: str | None = None, hint: str | None = None) -> CommandError:
+        """The error that says how it ended, in its own words."""
+        status = self.poll()
+        return failure(
+            Completed(self.argv, 0 if status is None else status, b"", self.stderr()), path=path, hint=hint
+        )
+
+    def close(self) -> None:
+        """Lets go of the stderr file. The program, if it still runs, is left alone."""
+        self._stderr.close()
+        if self._child.returncode is None:
+            # Popen warns of a child nobody waited for. A detached program is meant to outlive us.
+            self._child.returncode = 0
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    detached: bool,
+    stderr: str | None = None,
+    terminal: bool = False,
+    pass_fds: Sequence[int] = (),
+) -> Process:
+    """Starts `argv`. ProgramError when that is impossible; how it fares afterwards is for the caller to watch.
+
+    `detached` puts it into a session of its own, to outlive imgtool; otherwise (on Linux) it gets SIGTERM when
+    imgtool dies, however that happens. `terminal` hands it imgtool's stdin and stdout, and with them its place in the
+    terminal's foreground; otherwise it has neither. `stderr` names the file its stderr is written to; without one it
+    is a nameless temporary file.
+    """
+    log: IO[bytes] = tempfile.TemporaryFile() if stderr is None else _log_file(stderr)  # noqa: SIM115 - kept open
+    try:
+        child = subprocess.Popen(
+            [os.fsencode(word) for word in argv],
+            stdin=None if terminal else subprocess.DEVNULL,
+            stdout=None if terminal else log,
+            stderr=log,
+            env=dict(os.environ, LC_ALL="C.UTF-8"),
+            pass_fds=pass_fds,
+            start_new_session=detached,
+            process_group=None if detached or terminal else 0,
+            preexec_fn=None if detached else _die_with_parent(),  # noqa: PLW1509 - prctl takes no locks
+        )
+    except OSError as error:
+        log.close()
+        raise ProgramError(
+            f"cannot start {argv[0]}: {error.strerror}", hint="`imgtool doctor` shows what is found"
+        ) from error
+    return Process(argv, child, log)
+
+
+def _log_file(path: str) -> IO[bytes]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    return os.fdopen(fd, "r+b", buffering=0)
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def setup() -> None:
+        # SIGTERM rather than SIGKILL: QEMU then writes what its qcow2 caches hold and restores the terminal.
+        prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(127)  # the parent died before the line above
+
+    return setup
