@@ -1,0 +1,62 @@
+"""What QemuImg's methods answer where qemu-img has no JSON of its own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from imgtool.image.qapi import ImageCheck, ImageInfo
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """The base of the results below. Paths are absolute, as `imgtool.image.names.absolute` makes them."""
+
+    path: str
+    """The image the verb was used on; for `convert` the target."""
+
+
+class Created(Result, frozen=True, kw_only=True):
+    """A new image, and what qemu-img says of it now (None for a target with image options)."""
+
+    info: ImageInfo | None
+    written: tuple[str, ...]
+    """Every file made: the image, and its extents or data file."""
+
+
+class Changed(Result, frozen=True, kw_only=True):
+    """An image that was changed in place."""
+
+    before: ImageInfo
+    after: ImageInfo
+    written: tuple[str, ...]
+
+
+class Committed(Changed, frozen=True, kw_only=True):
+    """An overlay committed into its backing file. The base's part is None when the base is no local file."""
+
+    base: str | None
+    base_before: ImageInfo | None
+    base_after: ImageInfo | None
+
+
+class CheckResult(Result, frozen=True, kw_only=True):
+    """What `check` found. `exit_status` is qemu-img's: 0 clean, 2 corrupt, 3 leaks, 63 the format has no check."""
+
+    status: Literal["clean", "corrupt", "leaks", "unsupported"]
+    exit_status: int
+    report: ImageCheck | None
+    """None when the format has no check."""
+    before: ImageCheck | None = None
+    """What was found before repairing, for a `check` that repaired."""
+
+
+class CompareResult(Result, frozen=True, kw_only=True):
+    """Whether the disks in `path` and `other` are the same."""
+
+    other: str
+    identical: bool
+    offset: int | None = None
+    """Where they first differ, in bytes, when qemu-img says."""
+    message: str = ""
+    """qemu-img's own words."""
