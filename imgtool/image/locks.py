@@ -1,0 +1,135 @@
+"""Who holds an image: QEMU's own locks, asked for without taking any.
+
+QEMU locks single bytes of the image file with open file description locks: byte 100 + n says that it uses permission
+n, byte 200 + n that it allows no one else permission n (block/file-posix.c). Linux only; elsewhere nothing is seen.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+LockState = Literal["read", "write"]
+
+_PERM_BASE = 100
+_SHARED_BASE = 200
+_WRITE, _RESIZE = 1, 3  # BLK_PERM_WRITE and BLK_PERM_RESIZE as bit numbers; 0 is CONSISTENT_READ, 2 WRITE_UNCHANGED
+_PERM_BITS = 6
+_SPAN = _SHARED_BASE + _PERM_BITS - _PERM_BASE
+
+_F_OFD_GETLK = 36
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """A process that has the image open."""
+
+    pid: int
+    program: str
+    """The command's name; bytes that are no UTF-8 as lone surrogates."""
+
+
+def lock_state(fd: int) -> LockState | None:
+    """`write` when some QEMU has the image open at `fd` for writing, `read` when only for reading, None when nobody
+    has it locked. Any descriptor will do, and no lock is taken. None too where the file system knows no locks."""
+    if not sys.platform.startswith("linux"):
+        return None
+    if not _locked(fd, _PERM_BASE, _SPAN):
+        return None
+    if _locked(fd, _PERM_BASE + _WRITE, 1) or _locked(fd, _PERM_BASE + _RESIZE, 1):
+        return "write"
+    return "read"
+
+
+def _locked(fd: int, start: int, length: int) -> bool:
+    """Whether another open file description holds a lock, shared or exclusive, on any of these bytes."""
+    import fcntl
+
+    # asking for a write lock finds shared locks too; F_OFD_GETLK wants l_pid to be 0
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    try:
+        answer = fcntl.fcntl(fd, _F_OFD_GETLK, request)
+    except OSError:
+        return False
+    kind: int = _FLOCK.unpack(answer)[0]
+    return kind != fcntl.F_UNLCK
+
+
+def holders(path: str) -> list[Holder]:
+    """The processes that have the file at `path` open and hold a lock on it; where no lock shows, those that have it
+    open for writing. This process is left out. Only what /proc lets us see: other users' processes hide from all but
+    root."""
+    if not sys.platform.startswith("linux"):
+        return []
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    identity = (status.st_dev, status.st_ino)
+    locking: list[Holder] = []
+    writing: list[Holder] = []
+    for pid in _processes():
+        flags = [_use(pid, fd) for fd in _open_files(pid, identity)]
+        if "lock" in flags:
+            locking.append(Holder(pid, _program(pid)))
+        elif "write" in flags:
+            writing.append(Holder(pid, _program(pid)))
+    return locking or writing
+
+
+def _processes() -> Iterator[int]:
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return
+    own = os.getpid()
+    for name in names:
+        if name.isdigit() and int(name) != own:
+            yield int(name)
+
+
+def _open_files(pid: int, identity: tuple[int, int]) -> Iterator[str]:
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return  # it ended meanwhile, or belongs to another user
+    for name in names:
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{name}")
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) == identity:
+            yield name
+
+
+def _use(pid: int, fd: str) -> Literal["lock", "write", "read"]:
+    try:
+        with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as lines:
+            writes = False
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key == "lock":
+                    return "lock"
+                if key == "flags":
+                    writes = int(value, 8) & os.O_ACCMODE != os.O_RDONLY
+    except (OSError, ValueError):
+        return "read"
+    return "write" if writes else "read"
+
+
+def _program(pid: int) -> str:
+    """The first word of the command line without its folders; the kernel's shortened name when there is none."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            name = os.path.basename(file.read(4096).partition(b"\0")[0])
+        if not name:
+            with open(f"/proc/{pid}/comm", "rb") as file:
+                name = file.read(64).strip()
+    except OSError:
+        return "?"
+    return os.fsdecode(name)

@@ -1,0 +1,101 @@
+"""Bounded reading of an image's bytes: whatever a header claims, no more than `READ_LIMIT` bytes are read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+from imgtool.errors import ImageFormatError
+
+HEAD = 4096
+"""Bytes of the first read, which is the only one for an ordinary qcow2 and for raw."""
+
+READ_LIMIT = 4 << 20
+"""Bytes that reading one header may take from the image, all its reads together. The largest honest header is a
+qcow2's first cluster of 2 MiB, of which only the extensions' heads and the short ones' bodies are read."""
+
+_SECTOR = 512
+
+
+class Source:
+    """An image as its reader sees it: the first bytes at once, others by offset, zeros past the end (as QEMU reads).
+
+    Every failure is an ImageFormatError: an offset past 2⁶³, more bytes than the limit, a read that fails.
+    """
+
+    __slots__ = ("_left", "_read", "_size", "head")
+
+    def __init__(
+        self, read: Callable[[int, int], bytes], size: int | Callable[[], int], *, limit: int = READ_LIMIT
+    ) -> None:
+        self._read = read
+        self._size = size
+        self._left = limit - HEAD
+        self.head = read(0, HEAD)
+        """The first `HEAD` bytes, fewer when the file is shorter."""
+
+    @classmethod
+    def of(cls, fd: int, *, limit: int = READ_LIMIT) -> Source:
+        """The file open at `fd`, read with pread so that its position stays."""
+
+        def read(offset: int, length: int) -> bytes:
+            try:
+                return os.pread(fd, length, offset)
+            except OSError as error:
+                raise ImageFormatError(f"the image cannot be read: {error.strerror}") from error
+
+        return cls(read, lambda: size_of(fd), limit=limit)
+
+    @classmethod
+    def of_bytes(cls, data: bytes, size: int | None = None) -> Source:
+        """A buffered beginning of an image that cannot be sought; `size` bytes in all where that is known."""
+        return cls(lambda offset, length: data[offset : offset + length], len(data) if size is None else size)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file or block device."""
+        if not isinstance(self._size, int):
+            self._size = self._size()
+        return self._size
+
+    @property
+    def sectors(self) -> int:
+        """Sectors of 512 bytes in the file, a last partial one counted, as QEMU's block layer sees it."""
+        return -(-self.size // _SECTOR)
+
+    def at(self, offset: int, length: int) -> bytes:
+        """`length` bytes at `offset`; what lies past the end of the file reads as zeros."""
+        head = self.head
+        end = offset + length
+        if offset >= 0 and end <= len(head):
+            return head[offset:end]
+        if offset < 0 or length < 0 or end >= 1 << 63:
+            raise ImageFormatError(f"the header points to offset {offset:#x}, where no file has bytes")
+        self._left -= length
+        if self._left < 0:
+            raise ImageFormatError("the header is larger than any program would write")
+        parts = []
+        left = length
+        while left:
+            piece = self._read(offset, left)
+            if not piece:
+                parts.append(bytes(left))
+                break
+            parts.append(piece)
+            offset += len(piece)
+            left -= len(piece)
+        return b"".join(parts)
+
+
+def size_of(fd: int) -> int:
+    """Bytes in the regular file or block device open at `fd`. ImageFormatError for what has no size."""
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size
+        if stat.S_ISBLK(status.st_mode):
+            return os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        raise ImageFormatError(f"the image cannot be read: {error.strerror}") from error
+    raise ImageFormatError("not a regular file or block device")
