@@ -1,0 +1,61 @@
+# Every target sets up what it needs: Debian packages (through apt-get, with sudo when not root), then .venv.
+
+PACKAGES_DEMO := python3-venv qemu-system-x86 qemu-utils
+PACKAGES_TEST := $(PACKAGES_DEMO) mmdebstrap
+
+PYTHON := .venv/bin/python
+INSTALLED := .venv/installed
+
+.PHONY: help demo test lint matrix clean
+
+help:
+	@echo 'make demo    see it work: a chain, overlays, a real guest booted from them'
+	@echo 'make test    lint and all tests'
+	@echo 'make lint    ruff and mypy --strict'
+	@echo 'make matrix  the QEMU-facing tests against QEMU 5.2, 7.2 and 10.0'
+	@echo 'make clean   remove what these made here'
+
+demo: packages-demo $(INSTALLED)
+	$(PYTHON) fixtures/demo.py
+
+test: packages-test $(INSTALLED) lint
+	$(PYTHON) -m pytest
+
+lint: $(INSTALLED)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+matrix: packages-test $(INSTALLED)
+	$(PYTHON) fixtures/matrix.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(INSTALLED): pyproject.toml | packages-demo
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --editable '.[test]'
+	touch $@
+
+# Asks dpkg first: where everything is there, no root and no network are needed.
+.PHONY: packages-demo packages-test
+packages-demo: WANTED = $(PACKAGES_DEMO)
+packages-test: WANTED = $(PACKAGES_TEST)
+packages-demo packages-test:
+	@if ! command -v apt-get >/dev/null; then \
+	    for program in qemu-img qemu-system-x86_64; do \
+	        command -v $$program >/dev/null || missing=yes; \
+	    done; \
+	    if [ -n "$$missing" ]; then \
+	        echo 'This is no Debian. Install what these Debian packages hold, then run make again:' >&2; \
+	        echo '    $(WANTED)' >&2; exit 1; \
+	    fi; exit 0; \
+	fi; \
+	for package in $(WANTED); do \
+	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	root=; [ "$$(id -u)" = 0 ] || root=sudo; \
+	echo "Installing:$$missing"; \
+	$$root apt-get -q update && \
+	$$root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends $$missing

@@ -1,0 +1,108 @@
+"""The house rules that a reader of one module cannot see: imports go down only, and stay light where that matters."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import imgtool
+
+PACKAGE = Path(imgtool.__file__).parent
+
+FLOORS = {
+    "_version": 0,
+    "errors": 0,
+    "sizes": 1,
+    "image": 2,
+    "qemu": 3,
+    "chain": 4,
+    "operations": 5,
+    "machine": 5,
+    "build": 6,
+    "publish": 6,
+    "cli": 7,
+    "__main__": 8,
+}
+"""A room may import from lower floors and from itself; rooms of one floor do not know each other."""
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[tuple[int, str]]:
+    """(line, room) of every import from imgtool, those inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {(node.lineno, name.split(".")[1]) for name in names if name.startswith("imgtool.")}
+    return found
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(path) for path in MODULES} <= set(FLOORS)
+
+
+def test_imports_go_down_only() -> None:
+    breaches = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for path in MODULES
+        for line, name in imported_rooms(path)
+        if name != room(path) and FLOORS[name] >= FLOORS[room(path)]
+    ]
+    assert breaches == []
+
+
+def test_only_the_command_line_knows_its_packages() -> None:
+    breaches = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in MODULES
+        if room(path) not in ("cli", "__main__")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (
+            isinstance(node, ast.Import)
+            and {alias.name.split(".")[0] for alias in node.names} & {"click", "humanize", "tqdm"}
+        )
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("click", "humanize", "tqdm"))
+        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input"))
+    ]
+    assert breaches == []
+
+
+def test_programs_are_started_in_one_place() -> None:
+    starters = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Import) and any(alias.name == "subprocess" for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.module == "subprocess")
+    }
+    assert starters <= {"qemu/process.py", "qemu/system.py"}
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["info", "--help"], ["chain", "--help"]])
+def test_what_a_command_does_not_use_is_not_imported(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "imgtool", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    imported = {
+        line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")
+    }
+    heavy = {"tqdm", "asyncio", "qemu.qmp", "humanize", "pycdlib", "platformdirs", "msgspec", "oras", "dataclasses"}
+    assert imported & heavy == set()
