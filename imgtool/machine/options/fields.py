@@ -1,0 +1,87 @@
+"""From the words of an option string to the fields of a configuration struct, by the types of the fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from imgtool.errors import UsageError
+from imgtool.image.names import printable
+from imgtool.machine.options.text import boolean, number, size, suggestion
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Kind(NamedTuple):
+    """What a field holds, None aside."""
+
+    type: inspect.Type
+    is_size: bool
+
+
+@cache
+def kinds(struct: type[msgspec.Struct]) -> dict[str, Kind]:
+    """The kinds of the fields of `struct`, by the names they have in options and profiles."""
+    info = inspect.type_info(struct)
+    assert isinstance(info, inspect.StructType)
+    return {field.encode_name: _kind(field.type) for field in info.fields}
+
+
+def _kind(given: inspect.Type) -> Kind:
+    is_size = False
+    while True:
+        if isinstance(given, inspect.UnionType):
+            rest = [item for item in given.types if not isinstance(item, inspect.NoneType)]
+            if len(rest) != 1:
+                return Kind(given, is_size)
+            given = rest[0]
+        elif isinstance(given, inspect.Metadata):
+            is_size = is_size or (given.extra or {}).get("unit") == "bytes"
+            given = given.type
+        else:
+            return Kind(given, is_size)
+
+
+def scalars(struct: type[msgspec.Struct]) -> list[str]:
+    """The names of the fields of `struct` that one word can set."""
+    simple = (inspect.BoolType, inspect.IntType, inspect.StrType, inspect.LiteralType)
+    return [name for name, kind in kinds(struct).items() if isinstance(kind.type, simple)]
+
+
+def build(option: str, struct: type[T], words: Mapping[str, str], *, unit: str = "", **ready: Any) -> T:
+    """The struct whose fields `words` name, each read by its type; `ready` are fields (by their Python names) that
+    were read already. UsageError for a word that its field cannot hold."""
+    known = kinds(struct)
+    names = {field.encode_name: field.name for field in msgspec.structs.fields(struct)}
+    given = {names[key]: read(option, key, value, known[key], unit=unit) for key, value in words.items()}
+    values = {**given, **ready}
+    missing = [
+        field.encode_name for field in msgspec.structs.fields(struct) if field.required and field.name not in values
+    ]
+    if missing:
+        raise UsageError(f"{option} needs {' and '.join(missing)}=")
+    return struct(**values)
+
+
+def read(option: str, key: str, value: str, kind: Kind, *, unit: str = "") -> Any:
+    """`value` as the field's type has it."""
+    if isinstance(kind.type, inspect.BoolType):
+        return boolean(option, key, value)
+    if isinstance(kind.type, inspect.LiteralType):
+        choices = [str(item) for item in kind.type.values]
+        if value not in choices:
+            raise UsageError(f"{option}: {key} cannot be {printable(value)!r}", hint=suggestion(value, choices))
+        return value
+    if isinstance(kind.type, inspect.IntType):
+        found = size(option, key, value, unit=unit) if kind.is_size else number(option, key, value)
+        low, high = kind.type.ge, kind.type.le
+        if low is not None and found < low:
+            raise UsageError(f"{option}: {key} is at least {low}, not {found}")
+        if high is not None and found > high:
+            raise UsageError(f"{option}: {key} is at most {high}, not {found}")
+        return found
+    return value

@@ -1,0 +1,106 @@
+"""QEMU's option strings: `first,key=value,flag`, with a comma inside a value written twice.
+
+Source: QEMU's util/qemu-option.c (get_opt_value). Unlike QEMU, an unknown key is an error that names the nearest
+right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+
+from imgtool.errors import UsageError
+from imgtool.image.names import printable
+from imgtool.sizes import parse_size
+
+_PIECE = re.compile(r",,|,|[^,]+")
+
+
+def split(text: str) -> list[str]:
+    """The parts of an option string between single commas; `,,` becomes a comma."""
+    parts = [""]
+    for piece in _PIECE.findall(text):
+        if piece == ",":
+            parts.append("")
+        else:
+            parts[-1] += "," if piece == ",," else piece
+    return parts
+
+
+def nearest(word: str, names: Collection[str]) -> str | None:
+    found = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def suggestion(word: str, names: Collection[str]) -> str:
+    """`did you mean X?` where one is near, else all the names."""
+    close = nearest(word, names)
+    return f"did you mean {close}?" if close else "there are: " + ", ".join(names)
+
+
+def pairs(option: str, text: str, *, first: str | None, keys: Collection[str]) -> list[tuple[str, str]]:
+    """The keys and values of an option string in their order. A first part without `=` is the value of `first`; any
+    other one without is switched on, and switched off when it begins with `no`. UsageError for a key not in `keys`."""
+    found = []
+    for place, part in enumerate(split(text)):
+        key, equals, value = part.partition("=")
+        if not equals:
+            if place == 0 and first is not None:
+                key, value = first, part
+            elif part in keys:
+                value = "on"
+            elif part.startswith("no") and part[2:] in keys:
+                key, value = part[2:], "off"
+            elif not part:
+                raise UsageError(
+                    f"{option} {printable(text)}: nothing stands between two commas",
+                    hint="a comma inside a value is written twice: a,,b",
+                )
+        if key not in keys:
+            raise unknown(option, key, keys)
+        found.append((key, value))
+    return found
+
+
+def unknown(option: str, key: str, keys: Collection[str]) -> UsageError:
+    close = nearest(key, keys)
+    listed = f"{option} knows: {', '.join(keys)}"
+    return UsageError(
+        f"{option} has no {printable(key)!r}", hint=f"did you mean {close}? {listed}" if close else listed
+    )
+
+
+def once(option: str, found: list[tuple[str, str]], *, repeated: Collection[str] = ()) -> dict[str, str]:
+    """`found` as a dictionary. UsageError when a key that is not in `repeated` comes twice with different values."""
+    values: dict[str, str] = {}
+    for key, value in found:
+        if key in repeated:
+            continue
+        if values.get(key, value) != value:
+            raise UsageError(f"{option} says {key} twice: {printable(values[key])} and {printable(value)}")
+        values[key] = value
+    return values
+
+
+def boolean(option: str, key: str, value: str) -> bool:
+    if value in ("on", "yes", "true", "y"):
+        return True
+    if value in ("off", "no", "false", "n"):
+        return False
+    raise UsageError(f"{option}: {key} is on or off, not {printable(value)!r}")
+
+
+def number(option: str, key: str, value: str) -> int:
+    try:
+        return int(value, 0)
+    except ValueError:
+        raise UsageError(f"{option}: {key} is a number, not {printable(value)!r}") from None
+
+
+def size(option: str, key: str, value: str, *, unit: str = "") -> int:
+    """Bytes; a bare number counts in `unit` (`M` for memory, as QEMU's -m does)."""
+    try:
+        return parse_size(value + unit if value.isdecimal() else value)
+    except UsageError as error:
+        raise UsageError(f"{option}: {key}: {error.message}", hint=error.hint) from None

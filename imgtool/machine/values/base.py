@@ -1,0 +1,33 @@
+"""What all configuration structs share.
+
+Every field that may be left open is None until someone sets it, so that merging (command line over profile) can tell
+"not said" from "said, and it is the default".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+Size = Annotated[
+    int,
+    msgspec.Meta(
+        ge=0,
+        description="bytes; a profile may also write it in QEMU's notation: 2G",
+        extra_json_schema={"type": ["integer", "string"]},
+        extra={"unit": "bytes"},
+    ),
+]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Index = Annotated[int, msgspec.Meta(ge=0)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+PropertyValue = str | bool | int
+"""A property QEMU knows and imgtool does not: written `on`/`off`, a number, or as it is."""
+
+
+class Config(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab", omit_defaults=True
+):
+    """A part of a machine's configuration: immutable, named as QEMU names it, strict about the unknown."""
