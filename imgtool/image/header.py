@@ -5,6 +5,9 @@ Bounded (`READ_LIMIT` bytes, whatever the header claims), without any process, a
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+
 from imgtool.errors import ImageFormatError
 from imgtool.image.formats import qcow2, raw
 from imgtool.image.formats.base import Details, Header
@@ -12,52 +15,91 @@ from imgtool.image.formats.qcow2 import Qcow2Details, Snapshot
 from imgtool.image.source import READ_LIMIT, Source
 
 __all__ = [
+    "FORMATS",
     "READ_LIMIT",
     "Details",
     "Header",
     "Qcow2Details",
     "Snapshot",
+    "parse",
     "probe",
     "read_header",
     "read_snapshots",
 ]
 
-_PARSERS = {"qcow2": qcow2.parse, "raw": raw.parse}
+FORMATS = (
+    "bochs",
+    "cloop",
+    "dmg",
+    "luks",
+    "parallels",
+    "qcow",
+    "qcow2",
+    "qed",
+    "raw",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+)
+"""The formats read here, all that QEMU has, by the names of its drivers."""
 
 _SNAPSHOT_LIMIT = 8 << 20
 
+_VDI_SIGNATURE = b"\x7f\x10\xda\xbe"
 
-def read_header(fd: int, *, format: str | None = None) -> Header:
+# the usual two are at hand; the others' modules are imported when an image needs them
+_parsers: dict[str, Callable[[Source], Header]] = {"qcow2": qcow2.parse, "raw": raw.parse}
+
+
+def read_header(fd: int, *, format: str | None = None, name: str | None = None) -> Header:
     """The header of the image open for reading at `fd`, a regular file or block device.
 
     With `format` the image is read as that and nothing else; without, its magic numbers decide as in QEMU's probing.
-    ImageFormatError when it cannot be read, is not in that format, or is damaged.
+    `name` is the image's name, which QEMU consults about one format only: an image is dmg when its name ends so.
+    ImageFormatError when it cannot be read, is not in that format, is damaged, or looks like two formats at once.
     """
-    return parse(Source.of(fd), format=format)
+    return parse(Source.of(fd), format=format, name=name)
 
 
-def parse(source: Source, *, format: str | None = None) -> Header:
+def parse(source: Source, *, format: str | None = None, name: str | None = None) -> Header:
     """As `read_header`, from any source of bytes."""
-    head = source.head
     if format is None:
-        format = found = probe(head)
-    else:
-        found = probe(head)
-    parser = _PARSERS.get(format)
+        return _parser(probe(source.head, name=name))(source)
+    parser = _parser(format)
+    try:
+        return parser(source)
+    except ImageFormatError as error:
+        found = probe(source.head, name=name)
+        if found == format:
+            raise
+        raise ImageFormatError(f"not a {format} image: it looks like {found}") from error
+
+
+def _parser(format: str) -> Callable[[Source], Header]:
+    parser = _parsers.get(format)
     if parser is None:
-        raise ImageFormatError(
-            f"{format!r} is no image format that imgtool reads", hint=f"one of {', '.join(sorted(_PARSERS))}"
-        )
-    if format not in (found, "raw"):
-        raise ImageFormatError(f"not a {format} image: it looks like {found}")
-    return parser(source)
+        if format not in FORMATS:
+            raise ImageFormatError(f"{format!r} is no image format", hint=f"one of {', '.join(FORMATS)}")
+        parser = importlib.import_module(f"imgtool.image.formats.{format}").parse
+        _parsers[format] = parser
+    return parser
 
 
-def probe(head: bytes) -> str:
-    """The format that QEMU's probing finds in an image's first bytes; `raw` when nothing matches."""
-    if head.startswith(qcow2.MAGIC) and int.from_bytes(head[4:8]) >= 2:
+def probe(head: bytes, *, name: str | None = None) -> str:
+    """The format that QEMU's probing finds in an image's first 512 bytes or more (and in its name, for dmg); `raw`
+    when nothing matches. ImageFormatError when two formats do."""
+    if head.startswith(qcow2.MAGIC) and head[4:8] != b"\0\0\0\1" and head[64:68] != _VDI_SIGNATURE:
         return "qcow2"
-    return "raw"
+    from imgtool.image.probing import candidates
+
+    found = candidates(head, name=name)
+    if len(found) > 1:
+        raise ImageFormatError(
+            f"the image is both {' and '.join(found)}",
+            hint="no honest program writes such a file; name the format if you know it",
+        )
+    return found[0] if found else "raw"
 
 
 def read_snapshots(fd: int, header: Header, *, most: int = 1000) -> list[Snapshot]:
