@@ -195,7 +195,7 @@ def _collect(
         selector.register(child.stderr, selectors.EVENT_READ, take_stderr)
         while selector.get_map():
             ready = selector.select(left())
-            if not ready and left() == 0.0:
+            if left() == 0.0:  # whether or not there is output: a program may write for ever
                 return False
             for key, _ in ready:
                 piece = os.read(key.fd, _CHUNK)
@@ -211,11 +211,19 @@ def _collect(
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ends the program with all its process group: it may be a script that runs the real one."""
     if child.poll() is not None:
         return
-    child.terminate()
+    _signal(child, signal.SIGTERM)
     try:
         child.wait(_GRACE)
     except subprocess.TimeoutExpired:
-        child.kill()
+        _signal(child, signal.SIGKILL)
         child.wait()
+
+
+def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(child.pid, number)
+    except (ProcessLookupError, PermissionError):  # no group of its own yet, or on macOS a zombie
+        child.send_signal(number)

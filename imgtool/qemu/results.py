@@ -22,6 +22,8 @@ class Created(Result, frozen=True, kw_only=True):
     info: ImageInfo | None
     written: tuple[str, ...]
     """Every file made: the image, and its extents or data file."""
+    notes: str = ""
+    """What qemu-img said although it succeeded: with `salvage`, which sectors could not be read."""
 
 
 class Changed(Result, frozen=True, kw_only=True):
@@ -47,8 +49,6 @@ class CheckResult(Result, frozen=True, kw_only=True):
     exit_status: int
     report: ImageCheck | None
     """None when the format has no check."""
-    before: ImageCheck | None = None
-    """What was found before repairing, for a `check` that repaired."""
 
 
 class CompareResult(Result, frozen=True, kw_only=True):

@@ -1,0 +1,247 @@
+"""qemu-img's verbs that change an image in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from imgtool.errors import ImgtoolError, UsageError
+from imgtool.image.header import read_header
+from imgtool.image.names import PathLike, absolute
+from imgtool.image.qapi import ImageInfo
+from imgtool.image.reference import parse as parse_reference
+from imgtool.qemu import img_argv
+from imgtool.qemu.img_argv import Backing, BitmapAction, Cache, ImageOpts, OptionValue, Source, Verbatim
+from imgtool.qemu.img_base import ImgBase, Progress, place_of
+from imgtool.qemu.inputs import check_input
+from imgtool.qemu.results import Changed, Committed
+from imgtool.sizes import parse_resize
+
+
+class Changing(ImgBase):
+    """See QemuImg."""
+
+    def commit(
+        self,
+        image: Source,
+        *,
+        format: str | None = None,
+        base: PathLike | None = None,
+        keep: bool = False,
+        cache: Cache | None = None,
+        rate_limit: int | None = None,
+        objects: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Committed:
+        """Writes what `image` holds into its backing file, or into `base` further down, and empties `image` unless
+        `keep` (-d). With `base` the images between are invalid afterwards.
+
+        UsageError when `image` has no backing file.
+        """
+        format, before = self._before(image, format, objects)
+        if before.backing_filename is None:
+            raise UsageError(f"{place_of(image)} has no backing file to commit into", path=place_of(image))
+        place = absolute(base) if base is not None else base_of(image, before)
+        base_format = before.backing_filename_format if base is None else None
+        if place is not None:
+            check_input(place, what="backing file", write=True)
+        base_before = None if place is None else self._info(place, base_format, ())
+        argv = img_argv.commit(
+            self.program,
+            image,
+            format=format,
+            base=base,
+            keep=keep,
+            cache=cache,
+            rate_limit=rate_limit,
+            objects=objects,
+            progress=progress is not None,
+        )
+        self._change(argv, image, progress=progress)
+        return Committed(
+            path=place_of(image),
+            before=before,
+            after=self._info(image, format, objects),
+            written=(place_of(image), *([] if place is None else [place])),
+            base=place,
+            base_before=base_before,
+            base_after=None if place is None else self._info(place, base_format, ()),
+        )
+
+    def snapshot_create(
+        self, image: Source, name: str, *, format: str | None = None, objects: Sequence[str] = ()
+    ) -> Changed:
+        """Keeps the disk as it is now as internal snapshot `name`."""
+        return self._snapshot(image, "create", name, format, objects)
+
+    def snapshot_apply(
+        self, image: Source, snapshot: str, *, format: str | None = None, objects: Sequence[str] = ()
+    ) -> Changed:
+        """Reverts the disk to `snapshot` (a name or an ID)."""
+        return self._snapshot(image, "apply", snapshot, format, objects)
+
+    def snapshot_delete(
+        self, image: Source, snapshot: str, *, format: str | None = None, objects: Sequence[str] = ()
+    ) -> Changed:
+        """Deletes `snapshot` (a name or an ID)."""
+        return self._snapshot(image, "delete", snapshot, format, objects)
+
+    def rebase(
+        self,
+        image: Source,
+        *,
+        backing: Backing | None,
+        backing_format: str | None = None,
+        format: str | None = None,
+        unsafe: bool = False,
+        cache: Cache | None = None,
+        source_cache: Cache | None = None,
+        force_share: bool = False,
+        objects: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Changed:
+        """Makes `backing` (as in `create`) the backing file, or none with None, keeping what the guest sees; with
+        `unsafe` (-u) only the name is changed. The default cache is writethrough: anything else is not crash-safe."""
+        format, before = self._before(image, format, objects)
+        if not unsafe and not isinstance(image, ImageOpts):
+            check_backing(backing, os.path.dirname(absolute(image)))
+        argv = img_argv.rebase(
+            self.program,
+            image,
+            backing=backing,
+            backing_format=backing_format,
+            format=format,
+            unsafe=unsafe,
+            cache=cache,
+            source_cache=source_cache,
+            force_share=force_share,
+            objects=objects,
+            progress=progress is not None,
+        )
+        self._change(argv, image, progress=progress)
+        return self._changed(image, format, objects, before)
+
+    def resize(
+        self,
+        image: Source,
+        size: int | str,
+        *,
+        format: str | None = None,
+        shrink: bool = False,
+        preallocation: str | None = None,
+        objects: Sequence[str] = (),
+    ) -> Changed:
+        """Makes the disk `size` bytes, or what a text such as `20G` or `+512M` says, relative to the size it has."""
+        format, before = self._before(image, format, objects)
+        new_size = size if isinstance(size, int) else parse_resize(size, before.virtual_size)
+        argv = img_argv.resize(
+            self.program,
+            image,
+            new_size,
+            format=format,
+            shrink=shrink,
+            preallocation=preallocation,
+            objects=objects,
+        )
+        self._change(argv, image)
+        return self._changed(image, format, objects, before)
+
+    def amend(
+        self,
+        image: Source,
+        options: Mapping[str, OptionValue],
+        *,
+        format: str | None = None,
+        cache: Cache | None = None,
+        force: bool = False,
+        objects: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Changed:
+        """Changes format options of an existing image."""
+        format, before = self._before(image, format, objects)
+        argv = img_argv.amend(
+            self.program,
+            image,
+            options,
+            format=format,
+            cache=cache,
+            force=force,
+            objects=objects,
+            progress=progress is not None,
+        )
+        self._change(argv, image, progress=progress)
+        return self._changed(image, format, objects, before)
+
+    def bitmap(
+        self,
+        image: Source,
+        bitmap: str,
+        actions: Sequence[BitmapAction],
+        *,
+        format: str | None = None,
+        granularity: int | None = None,
+        merge_from: PathLike | None = None,
+        merge_from_format: str | None = None,
+        objects: Sequence[str] = (),
+    ) -> Changed:
+        """Does `actions` to a persistent bitmap, in order: `"add"`, `"remove"`, `"clear"`, `"enable"`, `"disable"`,
+        or `Merge(source)`, whose source is a bitmap of this image or of `merge_from`. Granularity is bytes."""
+        format, before = self._before(image, format, objects)
+        argv = img_argv.bitmap(
+            self.program,
+            image,
+            bitmap,
+            actions,
+            format=format,
+            granularity=granularity,
+            merge_from=merge_from,
+            merge_from_format=merge_from_format,
+            objects=objects,
+        )
+        self._change(argv, image, others=[] if merge_from is None else [merge_from])
+        return self._changed(image, format, objects, before)
+
+    def _snapshot(
+        self,
+        image: Source,
+        verb: Literal["create", "apply", "delete"],
+        name: str,
+        format: str | None,
+        objects: Sequence[str],
+    ) -> Changed:
+        format, before = self._before(image, format, objects)
+        argv = img_argv.snapshot(self.program, image, verb, name, format=format, objects=objects)
+        self._change(argv, image)
+        return self._changed(image, format, objects, before)
+
+    def _before(self, image: Source, format: str | None, objects: Sequence[str]) -> tuple[str | None, ImageInfo]:
+        """The image as it is, and the format to name from here on: what was found once must not be probed again
+        while it changes. None for image options, which name it themselves."""
+        before = self._info(image, format, objects)
+        return (None if isinstance(image, ImageOpts) else before.format), before
+
+    def _changed(self, image: Source, format: str | None, objects: Sequence[str], before: ImageInfo) -> Changed:
+        path = place_of(image)
+        return Changed(path=path, before=before, after=self._info(image, format, objects), written=(path,))
+
+
+def check_backing(backing: Backing | None, directory: str) -> None:
+    """`check_input` for the backing file of an image in `directory`; nothing for what is no path."""
+    if backing is not None and not isinstance(backing, Verbatim):
+        check_input(os.path.join(directory, os.fsdecode(backing)), what="backing file")
+
+
+def base_of(image: Source, info: ImageInfo) -> str | None:
+    """The path of the backing file of `image`, None when it is no file of this host."""
+    name = info.full_backing_filename or info.backing_filename or ""
+    if "\ufffd" in name and not isinstance(image, ImageOpts):
+        # qemu-img's JSON has lost the name; the header has it.
+        path = absolute(image)
+        try:
+            with open(path, "rb") as file:
+                backing = read_header(file.fileno(), format=info.format).backing or b""
+            return parse_reference(backing, directory=os.path.dirname(path)).path
+        except (ImgtoolError, OSError):
+            return None
+    return name if os.path.isabs(name) and os.path.lexists(name) else None

@@ -1,0 +1,310 @@
+"""qemu-img's verbs that make an image: `create` and `convert`, each all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from imgtool.errors import CommandError, ImgtoolError, RefusedError, UsageError
+from imgtool.image.names import PathLike, absolute, printable
+from imgtool.qemu import img_argv
+from imgtool.qemu.img_argv import Backing, Cache, ImageOpts, OptionValue, SnapshotParam, Source, Verbatim
+from imgtool.qemu.img_base import ImgBase, Progress, place_of, renamed_error
+from imgtool.qemu.img_change import check_backing
+from imgtool.qemu.inputs import check_input, in_use
+from imgtool.qemu.process import NO_LIMITS, Limits, failure
+from imgtool.qemu.replace import replacing
+from imgtool.qemu.results import Created
+
+_QUICK_PREALLOCATION = ("off", "metadata")
+
+
+class Making(ImgBase):
+    """See QemuImg."""
+
+    def create(
+        self,
+        path: PathLike,
+        size: int | None = None,
+        *,
+        format: str,
+        backing: Backing | None = None,
+        backing_format: str | None = None,
+        unsafe_backing: bool = False,
+        data_file: PathLike | None = None,
+        options: Mapping[str, OptionValue] = {},
+        overwrite: bool = False,
+        objects: Sequence[str] = (),
+    ) -> Created:
+        """A new image of `size` bytes, or of its backing file's size.
+
+        `backing` is the reference as it shall stand in the image: relative ones are resolved against the image's
+        directory. `unsafe_backing` (-u) does not open it. `data_file` is made beside it. Replaces an existing file
+        only with `overwrite`, else ImageExistsError; appears under its name only when complete. A block device is
+        written in place.
+        """
+        if size is None and backing is None and "size" not in options:
+            raise UsageError(f"{printable(absolute(path))}: an image without a backing file needs a size")
+
+        def argv(place: Source, options: Mapping[str, OptionValue]) -> list[str]:
+            assert not isinstance(place, ImageOpts)
+            return img_argv.create(
+                self.program,
+                place,
+                size,
+                format=format,
+                backing=backing,
+                backing_format=backing_format,
+                unsafe_backing=unsafe_backing,
+                options=options,
+                objects=objects,
+            )
+
+        argv(path, options)  # what makes no sense is said before anything is touched
+        quick = options.get("preallocation", "off") in _QUICK_PREALLOCATION
+        making = _Making(path, format, None if unsafe_backing else backing, data_file, options, overwrite, objects)
+        return self._make(making, argv, [], limits=self.limits if quick else NO_LIMITS)
+
+    def convert(
+        self,
+        sources: Source | Sequence[Source],
+        target: Source,
+        *,
+        output_format: str,
+        format: str | None = None,
+        backing: Backing | None = None,
+        backing_format: str | None = None,
+        data_file: PathLike | None = None,
+        options: Mapping[str, OptionValue] = {},
+        snapshot: str | SnapshotParam | None = None,
+        compressed: bool = False,
+        sparse_size: int | None = None,
+        num_coroutines: int | None = None,
+        out_of_order: bool = False,
+        rate_limit: int | None = None,
+        cache: Cache = "writeback",
+        source_cache: Cache | None = None,
+        copy_offload: bool = False,
+        skip_creation: bool = False,
+        target_is_zero: bool = False,
+        bitmaps: bool = False,
+        skip_broken_bitmaps: bool = False,
+        salvage: bool = False,
+        force_share: bool = False,
+        overwrite: bool = False,
+        objects: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Created:
+        """Copies `sources` (several are concatenated) into a new image, which appears under its name only when it is
+        complete and on disk. A block device, or any target with `skip_creation` (-n), is written in place.
+
+        `rate_limit` is bytes a second, `sparse_size` bytes. Unreadable sectors become zeros with `salvage`, and
+        qemu-img's words about them are the result's `notes`.
+        """
+        images = [sources] if isinstance(sources, str | bytes | os.PathLike | ImageOpts) else list(sources)
+
+        def argv(place: Source, options: Mapping[str, OptionValue]) -> list[str]:
+            return img_argv.convert(
+                self.program,
+                images,
+                place,
+                output_format=output_format,
+                format=format,
+                backing=backing,
+                backing_format=backing_format,
+                options=options,
+                snapshot=snapshot,
+                compressed=compressed,
+                sparse_size=sparse_size,
+                num_coroutines=num_coroutines,
+                out_of_order=out_of_order,
+                rate_limit=rate_limit,
+                cache=cache,
+                source_cache=source_cache,
+                copy_offload=copy_offload,
+                skip_creation=skip_creation,
+                target_is_zero=target_is_zero,
+                bitmaps=bitmaps,
+                skip_broken_bitmaps=skip_broken_bitmaps,
+                salvage=salvage,
+                force_share=force_share,
+                objects=objects,
+                progress=progress is not None,
+            )
+
+        argv(target, options)
+        if isinstance(target, ImageOpts) and not skip_creation:
+            raise UsageError("a target given by its options must exist", hint="use -n (skip_creation) with it")
+        making = _Making(target, output_format, backing, data_file, options, overwrite, objects, skip_creation)
+        return self._make(
+            making,
+            argv,
+            images,
+            limits=self.long_limits,
+            progress=progress,
+            force_share=force_share,
+            salvage=salvage,
+        )
+
+    def _make(
+        self,
+        making: _Making,
+        argv: Callable[[Source, Mapping[str, OptionValue]], list[str]],
+        sources: Sequence[Source],
+        *,
+        limits: Limits,
+        progress: Progress | None = None,
+        force_share: bool = False,
+        salvage: bool = False,
+    ) -> Created:
+        """Runs the command that `argv` makes for a place to write to, then puts what it wrote where it belongs."""
+        for source in sources:
+            if not isinstance(source, ImageOpts):
+                check_input(absolute(source))
+        with making.place() as (place, options, hidden):
+            limits = NO_LIMITS if making.in_place else limits
+            done = self._run(argv(place, options), limits, progress)
+            if done.status != 0 or (done.stderr.strip() and not salvage):
+                error = failure(done, path=place_of(making.target))
+                raise self._why(error, making, sources, force_share) or renamed_error(error, hidden)
+            if making.data_file is not None and place != making.target:
+                rename = {"data_file": making.data_file}
+                self._change(img_argv.amend(self.program, place, rename, format=making.format), place)
+        info = None
+        if not isinstance(making.target, ImageOpts):
+            info = self._info(making.target, making.format, making.objects)
+        extents = info.vmdk.extents if info is not None and info.vmdk is not None else ()
+        files = [place_of(making.target), *(extent.filename for extent in extents), *_some(making.data_file)]
+        return Created(
+            path=place_of(making.target),
+            info=info,
+            written=tuple(dict.fromkeys(files)),
+            notes=done.stderr.decode(errors="replace").strip(),
+        )
+
+    def _why(
+        self, error: CommandError, making: _Making, sources: Sequence[Source], force_share: bool
+    ) -> ImgtoolError | None:
+        """The better error when another process holding an image is why it failed."""
+        for source in sources:
+            if not isinstance(source, ImageOpts) and not force_share:
+                busy = in_use(absolute(source), write=False, cause=error)
+                if busy is not None:
+                    return busy
+        if making.in_place and not isinstance(making.target, ImageOpts):
+            return in_use(place_of(making.target), write=True, cause=error)
+        return None
+
+
+class _Making:
+    """One image to be made: where qemu-img shall write it, and what stands beside it."""
+
+    def __init__(
+        self,
+        target: Source,
+        format: str,
+        backing: Backing | None,
+        data_file: PathLike | None,
+        options: Mapping[str, OptionValue],
+        overwrite: bool,
+        objects: Sequence[str],
+        skip_creation: bool = False,
+    ) -> None:
+        self.target = target if isinstance(target, ImageOpts) else absolute(target)
+        self.format = format
+        self.backing = backing
+        self.options = dict(options)
+        given = self.options.pop("data_file", None)
+        if data_file is None and given is not None:
+            data_file = str(given)
+        self.data_file = None if data_file is None else absolute(data_file)
+        if self.data_file is not None and self.data_file == self.target:
+            raise UsageError("the image and its data file cannot be the same file")
+        self.overwrite = overwrite
+        self.objects = objects
+        self.in_place = skip_creation or isinstance(target, ImageOpts) or _is_device(self.target)
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[tuple[Source, Mapping[str, OptionValue], Mapping[str, str]]]:
+        """Where to write and with what options, and which hidden name stands for which file's."""
+        if self.in_place:
+            with self._in_place() as options:
+                yield self.target, options, {}
+            return
+        assert isinstance(self.target, str)
+        # VMDK writes its own name, and those of its extents made from it, into the image.
+        several = self.format == "vmdk"
+        with replacing(self.target, overwrite=self.overwrite, several_files=several) as path:
+            folder = os.path.dirname(os.path.dirname(path) if several else path)
+            self._check_backing(folder)
+            hidden = {path: self.target}
+            with contextlib.ExitStack() as stack:
+                options = dict(self.options)
+                if self.data_file is not None:
+                    data = self.data_file if _is_device(self.data_file) else stack.enter_context(_new(self.data_file))
+                    hidden[data] = self.data_file
+                    options["data_file"] = data
+                if several:
+                    stack.enter_context(_reachable(self.backing, os.path.dirname(path)))
+                yield path, options, hidden
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[Mapping[str, OptionValue]]:
+        if isinstance(self.target, str):
+            check_input(self.target, write=True)
+            self._check_backing(os.path.dirname(self.target))
+        if self.data_file is None:
+            yield self.options
+            return
+        raise RefusedError(
+            f"{printable(place_of(self.target))} is written in place, where its data file cannot be made safely",
+            hint="make the image with create first, then convert into it with -n",
+        )
+
+    def _check_backing(self, folder: str) -> None:
+        check_backing(self.backing, folder)
+        if self.backing is None or isinstance(self.backing, Verbatim) or not isinstance(self.target, str):
+            return
+        backing = os.path.join(folder, os.fsdecode(self.backing))
+        if os.path.exists(self.target) and os.path.samefile(backing, self.target):
+            raise UsageError(f"{printable(self.target)} would be its own backing file", path=self.target)
+
+
+def _is_device(target: Source) -> bool:
+    if isinstance(target, ImageOpts):
+        return False
+    try:
+        return stat.S_ISBLK(os.stat(target).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _new(path: str) -> contextlib.AbstractContextManager[str]:
+    """`replacing` without ever replacing: an older image may rest on a data file that is there."""
+    return replacing(path)
+
+
+@contextlib.contextmanager
+def _reachable(backing: Backing | None, directory: str) -> Iterator[None]:
+    """Within, a relative reference that is meant from the parent of `directory` leads there from `directory` too."""
+    if backing is None or isinstance(backing, Verbatim) or os.path.isabs(os.fsdecode(backing)):
+        yield
+        return
+    first = next(part for part in os.fsdecode(backing).split("/") if part not in ("", "."))
+    if first == "..":
+        raise RefusedError(
+            f"a VMDK cannot be made with the backing file {printable(os.fsdecode(backing))}",
+            hint="give its absolute path",
+        )
+    link = os.path.join(directory, first)
+    os.symlink(os.path.join("..", first), link)
+    try:
+        yield
+    finally:
+        os.unlink(link)
+
+
+def _some(value: str | None) -> list[str]:
+    return [] if value is None else [value]
