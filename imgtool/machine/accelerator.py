@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from imgtool.errors import CommandError, CommandTimeout, MachineError
+from imgtool.machine.process import boot_identity
 from imgtool.machine.proof_sector import EXIT_STATUS, REPORT_PORT, boot_sector
 from imgtool.qemu.capabilities import Capabilities, binary_identity, cache_folder, write_cache
 from imgtool.qemu.process import Limits, Runner, failure, run
@@ -70,7 +71,7 @@ class Host(NamedTuple):
 
 
 def this_host() -> Host:
-    return Host(sys.platform, "/dev/kvm", _boot_identity())
+    return Host(sys.platform, "/dev/kvm", boot_identity())
 
 
 def proof_argv(program: str, accelerator: str, cpu: str | None, sector: str) -> list[str]:
@@ -193,17 +194,6 @@ def _cache_path(program: str, host: Host, cache_dir: str | None) -> str | None:
     identity = f"{_CACHE_FORMAT}\n{host.boot}\n{binary_identity(program)}"
     digest = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
     return os.path.join(cache_dir or cache_folder(), f"accelerator-{digest[:32]}.json")
-
-
-def _boot_identity() -> str | None:
-    if sys.platform == "darwin":
-        done = run(["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], limits=Limits(seconds=5))
-        return done.stdout.decode().strip() or None
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return None
 
 
 def _read(place: str) -> Choice | None:

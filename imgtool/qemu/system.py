@@ -87,13 +87,15 @@ def start(
     stderr: str | None = None,
     terminal: bool = False,
     pass_fds: Sequence[int] = (),
+    record: str | None = None,
 ) -> Process:
     """Starts `argv`. ProgramError when that is impossible; how it fares afterwards is for the caller to watch.
 
     `detached` puts it into a session of its own, to outlive imgtool; otherwise (on Linux) it gets SIGTERM when
     imgtool dies, however that happens. `terminal` hands it imgtool's stdin and stdout, and with them its place in the
     terminal's foreground; otherwise it has neither. `stderr` names the file its stderr is written to; without one it
-    is a nameless temporary file.
+    is a nameless temporary file. `record` names a file into which the new process writes its own /proc/self/stat (its
+    bare pid where there is no /proc) before it becomes the program: there is no moment at which it runs unrecorded.
     """
     log: IO[bytes] = tempfile.TemporaryFile() if stderr is None else _log_file(stderr)  # noqa: SIM115 - kept open
     try:
@@ -106,7 +108,7 @@ def start(
             pass_fds=pass_fds,
             start_new_session=detached,
             process_group=None if detached or terminal else 0,
-            preexec_fn=None if detached else _die_with_parent(),  # noqa: PLW1509 - prctl takes no locks
+            preexec_fn=_child_setup(dies_with_us=not detached, record=record),  # noqa: PLW1509 - takes no locks
         )
     except OSError as error:
         log.close()
@@ -121,18 +123,34 @@ def _log_file(path: str) -> IO[bytes]:
     return os.fdopen(fd, "r+b", buffering=0)
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    import ctypes
+def _child_setup(*, dies_with_us: bool, record: str | None) -> Callable[[], None]:
+    """What the child does between fork and exec; everything it needs is loaded here, before the fork."""
+    prctl: Callable[[int, int], int] | None = None
+    if dies_with_us and sys.platform.startswith("linux"):
+        import ctypes
 
-    prctl = ctypes.CDLL(None).prctl
+        prctl = ctypes.CDLL(None).prctl
     parent = os.getpid()
 
     def setup() -> None:
-        # SIGTERM rather than SIGKILL: QEMU then writes what its qcow2 caches hold and restores the terminal.
-        prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+        if prctl is not None:
+            # SIGTERM rather than SIGKILL: QEMU then writes what its qcow2 caches hold and restores the terminal.
+            prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+        if record is not None:
+            _write_identity(record)
         if os.getppid() != parent:
-            os._exit(127)  # the parent died before the line above
+            os._exit(127)  # imgtool died before the lines above; after them, who looks for leftovers finds us
 
     return setup
+
+
+def _write_identity(place: str) -> None:
+    try:
+        fd = os.open("/proc/self/stat", os.O_RDONLY)
+        identity = os.read(fd, 4096)
+        os.close(fd)
+    except OSError:
+        identity = str(os.getpid()).encode()
+    fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.write(fd, identity)
+    os.close(fd)

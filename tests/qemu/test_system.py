@@ -119,3 +119,13 @@ def test_a_detached_program_outlives_imgtool_in_a_session_of_its_own() -> None:
         assert os.getsid(pid) == pid
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_the_process_records_itself_before_it_becomes_the_program(tmp_path: Path) -> None:
+    record = tmp_path / "pid"
+    process = start(["/bin/cat", str(record)], detached=True, record=str(record))
+    process.wait(10)
+    said = process.stderr()
+    process.close()
+    assert said == record.read_bytes()
+    assert said.startswith(f"{process.pid} (".encode())

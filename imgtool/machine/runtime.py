@@ -1,0 +1,382 @@
+"""Running VMs, each a directory in the runtime directory: what it is, its process, its sockets and its logs.
+
+    ROOT/                 $XDG_RUNTIME_DIR/imgtool/vm, mode 0700
+        .lock             held (flock) while names and images are claimed and what is stale is cleared
+        NAME/
+            vm.json       State
+            qemu.pid      QEMU's identity, written by the process that becomes QEMU
+            *.sock        QMP, guest agent, serial ports, helpers
+            *.log         serial ports, QEMU's stderr; these alone survive the VM
+
+Nothing waits for a detached VM to end. Whoever looks next recognises by QEMU's pid and start time that it is gone,
+and clears what it left.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import msgspec
+
+from imgtool.errors import ConfigError, ImageInUseError, MachineError
+from imgtool.image.names import printable
+from imgtool.machine.config import Machine
+from imgtool.machine.process import ProcessId, boot_identity, parse_stat
+
+STATE_FILE = "vm.json"
+PID_FILE = "qemu.pid"
+QEMU_LOG = "qemu.log"
+
+LONGEST_NAME = 48
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+_LONGEST_SOCKET = 100
+"""sun_path holds 108 bytes on Linux and 104 elsewhere, the closing NUL included."""
+_LONGEST_FILE = "serial0.sock"
+
+_ENDED_KEPT = 20
+"""So many ended VMs keep their logs."""
+
+
+class HeldImage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """A file that a VM has open, under whatever name another finds it."""
+
+    path: str
+    device: int
+    inode: int
+    writable: bool
+
+
+class HelperProcess(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    name: str
+    process: ProcessId
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What is known of a VM beside what QEMU itself answers."""
+
+    name: str
+    phase: Literal["starting", "running"]
+    launcher: ProcessId
+    """The imgtool that starts it, and in the foreground waits for it."""
+    boot: str | None
+    """The host's boot, for pids and start times count from there."""
+    created: float
+    """Seconds since the epoch."""
+    detached: bool
+    machine: Machine
+    argv: tuple[str, ...] = ()
+    images: tuple[HeldImage, ...] = ()
+    helpers: tuple[HelperProcess, ...] = ()
+    leftovers: tuple[str, ...] = ()
+    """Files and folders outside the directory that are to go with the VM."""
+
+
+class Vm:
+    """The directory of one VM, running or ended."""
+
+    def __init__(self, root: str, name: str) -> None:
+        self.name = name
+        self.root = root
+        self.path = os.path.join(root, name)
+
+    def file(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    @property
+    def qmp_socket(self) -> str:
+        return self.file("qmp.sock")
+
+    @property
+    def serial_log(self) -> str:
+        return self.file("serial0.log")
+
+    def state(self) -> State | None:
+        """None when there is none, or none that can be read: it belongs to a VM that has ended."""
+        try:
+            with open(self.file(STATE_FILE), "rb") as file:
+                return msgspec.json.decode(file.read(), type=State)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def qemu(self) -> ProcessId | None:
+        """QEMU's process, alive or not."""
+        try:
+            with open(self.file(PID_FILE), "rb") as file:
+                return parse_pid_file(file.read())
+        except OSError:
+            return None
+
+    @property
+    def running(self) -> bool:
+        """Whether QEMU runs, or its imgtool is about to start it."""
+        state = self.state()
+        return state is not None and self._lives(state)
+
+    def _lives(self, state: State) -> bool:
+        if state.boot != boot_identity():
+            return False
+        qemu = self.qemu()
+        if state.phase == "starting":
+            # A launcher that died half-way leaves nothing that counts as a VM, QEMU or not.
+            return state.launcher.alive
+        return qemu is not None and qemu.alive
+
+    def write(self, state: State) -> None:
+        """Replaces the state, whole."""
+        draft = self.file(STATE_FILE + ".new")
+        with open(draft, "wb") as file:
+            file.write(msgspec.json.encode(state))
+        os.replace(draft, self.file(STATE_FILE))
+
+    def update(self, **changes: object) -> State:
+        state = self.state()
+        if state is None:
+            raise MachineError(f"{self.name} was cleared away while it started")
+        changed = msgspec.structs.replace(state, **changes)
+        self.write(changed)
+        return changed
+
+
+def parse_pid_file(content: bytes) -> ProcessId | None:
+    """What `imgtool.qemu.system.start` records: /proc/self/stat, or the bare pid where there is no /proc."""
+    return ProcessId(int(content), None) if content.strip().isdigit() else parse_stat(content)
+
+
+def runtime_root() -> str:
+    """The folder of all this user's VMs, made if need be. MachineError when it cannot be, or is another's."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if not base or not os.path.isdir(base):
+        base = f"/run/user/{os.getuid()}"
+    if os.path.isdir(base) and os.access(base, os.W_OK):
+        top = os.path.join(base, "imgtool")
+    else:
+        top = os.path.join(tempfile.gettempdir(), f"imgtool-{os.getuid()}")
+    root = os.path.join(top, "vm")
+    try:
+        for folder in (top, root):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            status = os.lstat(folder)
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+                raise MachineError(
+                    f"{folder} belongs to someone else", hint="set XDG_RUNTIME_DIR to a folder of yours"
+                )
+            if status.st_mode & 0o077:
+                os.chmod(folder, 0o700)
+    except OSError as error:
+        raise MachineError(
+            f"the runtime directory {root} cannot be made: {error.strerror}", hint="set XDG_RUNTIME_DIR"
+        ) from error
+    return root
+
+
+def check_name(name: str) -> str:
+    """`name` itself, when it can be a VM's. ConfigError otherwise."""
+    if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+        raise ConfigError(
+            f"{printable(name)!r} cannot be the name of a VM",
+            hint=f"letters, digits and `_.+-` after a letter or digit, at most {LONGEST_NAME} of them",
+        )
+    return name
+
+
+def name_from(path: str | None) -> str:
+    """A VM name made from an image's file name: `alpine` from /images/alpine.qcow2."""
+    stem = os.path.splitext(os.path.basename(path or ""))[0]
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", stem).strip("-_.+")[: LONGEST_NAME - 4]
+    return name or "vm"
+
+
+def hold(path: str, *, writable: bool) -> HeldImage:
+    status = os.stat(path)
+    return HeldImage(path=path, device=status.st_dev, inode=status.st_ino, writable=writable)
+
+
+def claim(
+    machine: Machine,
+    *,
+    name: str | None,
+    like: str | None = None,
+    images: Sequence[HeldImage] = (),
+    detached: bool,
+    root: str | None = None,
+) -> Vm:
+    """The directory of a new VM. Without a `name` a free one is made up from the image `like`.
+
+    MachineError when the name is taken; ImageInUseError, naming the other VM, when one of the two would write an
+    image that the other has open.
+    """
+    root = root or runtime_root()
+    with _locked(root):
+        others = _sweep(root)
+        taken = {vm.name for vm, _ in others}
+        if name is None:
+            name = _free_name(name_from(like), taken)
+        elif check_name(name) in taken:
+            raise MachineError(
+                f"a VM named {name} is running", hint=f"`imgtool vm stop {name}` ends it; --name takes another name"
+            )
+        check_images(images, [(vm.name, state.images) for vm, state in others])
+        vm = Vm(root, name)
+        if len(os.fsencode(vm.file(_LONGEST_FILE))) > _LONGEST_SOCKET:
+            raise MachineError(
+                f"{vm.path} is too long a path for sockets",
+                hint="set XDG_RUNTIME_DIR to a shorter folder, or give a shorter --name",
+            )
+        shutil.rmtree(vm.path, ignore_errors=True)
+        os.mkdir(vm.path, mode=0o700)
+        launcher = ProcessId.of(os.getpid())
+        assert launcher is not None
+        vm.write(
+            State(
+                name=name,
+                phase="starting",
+                launcher=launcher,
+                boot=boot_identity(),
+                created=time.time(),
+                detached=detached,
+                machine=machine,
+                images=tuple(images),
+            )
+        )
+    return vm
+
+
+def check_images(wanted: Sequence[HeldImage], held: Sequence[tuple[str, Sequence[HeldImage]]]) -> None:
+    """ImageInUseError when an image in `wanted` is in `held` (VM name, its images) and one of the two writes it."""
+    for image in wanted:
+        for name, images in held:
+            for other in images:
+                if (image.device, image.inode) != (other.device, other.inode):
+                    continue
+                if not image.writable and not other.writable:
+                    continue
+                how = "is being written by" if other.writable else "is being read by"
+                raise ImageInUseError(
+                    f"the image {how} the VM {name}",
+                    path=image.path,
+                    hint=f"`imgtool vm stop {name}` ends it; --ephemeral or --new-overlay boots beside it, where the "
+                    "image is only read",
+                )
+
+
+def vms(root: str | None = None) -> list[tuple[Vm, State]]:
+    """The running VMs by name. What others left is cleared on the way."""
+    root = root or runtime_root()
+    with _locked(root):
+        return _sweep(root)
+
+
+def find(name: str, root: str | None = None) -> tuple[Vm, State]:
+    """The running VM of this name. MachineError when there is none."""
+    running = vms(root)
+    for vm, state in running:
+        if vm.name == name:
+            return vm, state
+    names = [vm.name for vm, _ in running]
+    near = difflib.get_close_matches(name, names, n=1)
+    ended = os.path.isdir(os.path.join(root or runtime_root(), name)) if _NAME.fullmatch(name) else False
+    raise MachineError(
+        f"the VM {printable(name)} has ended" if ended else f"there is no VM named {printable(name)}",
+        hint=f"`imgtool vm log {name}` shows what it said"
+        if ended
+        else f"did you mean {near[0]}?"
+        if near
+        else "`imgtool vm list` shows those that run",
+    )
+
+
+def release(vm: Vm) -> None:
+    """Clears what an ended VM leaves, apart from its logs. Doing it twice is doing it once."""
+    with _locked(vm.root):
+        _clear(vm, vm.state())
+
+
+def find_logs(name: str, root: str | None = None) -> Vm:
+    """The VM of this name, running or ended, as long as its logs are there. MachineError otherwise."""
+    vm = Vm(root or runtime_root(), check_name(name))
+    if not os.path.isdir(vm.path):
+        raise MachineError(f"there is no VM named {name}, and no logs of one")
+    return vm
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
+@contextmanager
+def _locked(root: str) -> Iterator[None]:
+    import fcntl
+
+    fd = os.open(os.path.join(root, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _sweep(root: str) -> list[tuple[Vm, State]]:
+    """The VMs that live, after clearing the others. Called with the lock held."""
+    alive: list[tuple[Vm, State]] = []
+    ended: list[tuple[float, Vm]] = []
+    for name in sorted(os.listdir(root)):
+        vm = Vm(root, name)
+        if name.startswith(".") or not os.path.isdir(vm.path):
+            continue
+        state = vm.state()
+        if state is not None and vm._lives(state):
+            alive.append((vm, state))
+            continue
+        _clear(vm, state)
+        ended.append((os.stat(vm.path).st_mtime, vm))
+    for _, vm in sorted(ended, key=lambda item: item[0])[:-_ENDED_KEPT]:
+        shutil.rmtree(vm.path, ignore_errors=True)
+    return alive
+
+
+def _clear(vm: Vm, state: State | None) -> None:
+    same_boot = state is None or state.boot == boot_identity()
+    processes = [vm.qemu(), *(helper.process for helper in (state.helpers if state else ()))]
+    for process in processes:
+        if process is not None and same_boot:
+            end_process(process)
+    for leftover in state.leftovers if state else ():
+        _remove(leftover)
+    for entry in os.scandir(vm.path) if os.path.isdir(vm.path) else ():
+        if not entry.name.endswith(".log"):
+            _remove(entry.path)
+
+
+def end_process(process: ProcessId, grace: float = 3.0) -> bool:
+    """SIGTERM, `grace` seconds, SIGKILL. True when there was anything to end."""
+    if not process.send(signal.SIGTERM):
+        return False
+    if not process.wait(grace):
+        process.send(signal.SIGKILL)
+        process.wait(grace)
+    return True
+
+
+def _remove(path: str) -> None:
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+    except OSError:
+        pass  # gone already; or it cannot go, and must not stand in the way of every later command
