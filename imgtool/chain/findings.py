@@ -1,0 +1,63 @@
+"""What can be wrong, or worth knowing, about an image in a chain: one table of stable codes.
+
+A code keeps its meaning for ever, since scripts match on it; a new defect gets a new row. The severity belongs to the
+code: an `error` means that QEMU cannot open the image, or reads something else through it than was meant; a `warning`
+that it soon may; `info` is good to know.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+Severity = Literal["error", "warning", "info"]
+
+
+class Finding(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
+    """One thing found, on the image that carries it or, in `Graph.findings`, about the store as a whole."""
+
+    code: str
+    severity: Severity
+    message: str
+
+
+class Kind(NamedTuple):
+    severity: Severity
+    meaning: str
+
+
+KINDS: dict[str, Kind] = {
+    "missing": Kind("error", "the file does not exist; something names it"),
+    "missing-parent": Kind("error", "the backing file does not exist"),
+    "self-reference": Kind("error", "the image names itself as its backing file"),
+    "cycle": Kind("error", "following backing files leads back to the image"),
+    "broken-chain": Kind("error", "an image further down is missing, unusable or part of a cycle"),
+    "unreadable": Kind("error", "the file cannot be opened or read"),
+    "not-a-file": Kind("error", "a directory, FIFO, socket or character device where an image should be"),
+    "malformed": Kind("error", "the header says something impossible"),
+    "reference-malformed": Kind("error", "the name of the backing or data file makes no sense to QEMU"),
+    "backing-format-missing": Kind("warning", "no backing format is named, so QEMU guesses it from the bytes"),
+    "backing-format-wrong": Kind("error", "the backing file is not of the format that is named"),
+    "backing-format-doubtful": Kind("warning", "the backing file is named raw, but its bytes say otherwise"),
+    "backing-ambiguous": Kind("warning", "which file the backing name means depends on the name used for the image"),
+    "overlay-smaller": Kind("warning", "the disk is smaller than the backing file's, whose end it hides"),
+    "remote-parent": Kind("info", "the backing file is reached by a protocol and was not looked at"),
+    "options-parent": Kind("info", "the backing file is a json: tree of several files and was not looked at"),
+    "data-file-missing": Kind("error", "the external data file does not exist"),
+    "data-file-unusable": Kind("error", "the external data file cannot be opened, or is no file"),
+    "data-file-shared": Kind("error", "the file is the external data file of more than one image"),
+    "data-file-misused": Kind("error", "the file is an external data file and something else besides"),
+    "duplicate-name": Kind("warning", "one file has several names, by hard link or symlink"),
+    "too-deep": Kind("warning", "the backing chain is longer than libvirt follows, and slow in QEMU"),
+    "name-misleads": Kind("warning", "the name promises a format that the bytes do not have"),
+    "unreadable-directory": Kind("warning", "a directory cannot be listed; what lies there is unknown"),
+    "unreadable-files": Kind("info", "files that cannot be read were left out; whether they are images is unknown"),
+}
+"""Code → severity and meaning. `unreadable-directory` and `unreadable-files` stand in `Graph.findings`, all others at
+the image they concern."""
+
+
+def finding(code: str, message: str) -> Finding:
+    """A finding of a kind that the table knows; the severity is the table's."""
+    return Finding(code, KINDS[code].severity, message)

@@ -1,0 +1,158 @@
+"""The graph of images: what each one is, which image it stands on, and which stand on it.
+
+These are the shapes of `chain show --output json`; `imgtool.chain.scan` fills them. Everything holds strings, never
+each other, so a graph of 100,000 images costs little and a cycle of backing files is no cycle of objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from imgtool.chain.findings import Finding
+from imgtool.image.header import Snapshot
+
+InUse = Literal["read", "write"]
+BackingKind = Literal["file", "json", "protocol"]
+
+
+class Backing(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
+    """What an image says of its backing file."""
+
+    reference: str
+    """The name as it stands in the image."""
+    format: str | None
+    """The backing format the image names, None when it names none."""
+    kind: BackingKind
+    path: str | None
+    """Where the file is: absolute, None when the reference leads to no plain file on this host."""
+
+
+class DataFile(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
+    """A qcow2's external data file, which holds the disk's bytes in its stead."""
+
+    reference: str
+    kind: BackingKind
+    path: str | None
+
+
+class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
+    """A node: an image that was found, or one that something names and that could not be looked at.
+
+    `path` is absolute; where a parent is no plain file, it is the reference itself (`nbd://host/disk`). A node that
+    is missing, unusable or remote has no format and no sizes, and says why in its findings.
+    """
+
+    path: str
+    format: str | None = None
+    virtual_size: int | None = None
+    actual_size: int | None = None
+    """Bytes allocated on the host."""
+    parent: str | None = None
+    """The path of the node this image stands on; None at a base."""
+    children: Sequence[str] = ()
+    """The paths of the nodes that stand on this one, sorted; those of this graph only (see `other_children`)."""
+    depth: int | None = 0
+    """How many images lie beneath: 0 at a base, None on a cycle and above one."""
+    backing: Backing | None = None
+    data_file: DataFile | msgspec.UnsetType = msgspec.UNSET
+    """There only when the image has one."""
+    data_file_of: Sequence[str] | msgspec.UnsetType = msgspec.UNSET
+    """The images whose external data file this is; there only when it is one."""
+    other_names: Sequence[str] | msgspec.UnsetType = msgspec.UNSET
+    """Further names of the same file, by hard link or symlink; there only when there are any."""
+    other_children: int | msgspec.UnsetType = msgspec.UNSET
+    """How many more children were found that a graph narrowed to one image leaves out; there only when there are."""
+    snapshots: Sequence[Snapshot] = ()
+    in_use: InUse | None = None
+    """What the processes that hold QEMU's lock on it may do with it."""
+    findings: Sequence[Finding] = ()
+
+    def add(self, found: Finding) -> None:
+        """Notes a finding, once."""
+        if found not in self.findings:
+            self.findings = (*self.findings, found)
+
+    def has(self, code: str) -> bool:
+        return any(found.code == code for found in self.findings)
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        return (self.path,) if self.other_names is msgspec.UNSET else (self.path, *self.other_names)
+
+
+class Graph(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
+    """Images sorted by path, and where to start: following `children` and `data_file` from `roots` meets each image.
+
+    A root is an image without a parent, or, for a cycle, the first of its images by path.
+    """
+
+    images: list[Image]
+    roots: list[str]
+    findings: list[Finding]
+    """About the store as a whole; what concerns one image stands there."""
+
+    def by_path(self) -> dict[str, Image]:
+        """Every name of every image → the image."""
+        names = {image.path: image for image in self.images}
+        for image in self.images:
+            if image.other_names is not msgspec.UNSET:
+                for name in image.other_names:
+                    names.setdefault(name, image)
+        return names
+
+
+def loops(parents: dict[str, str | None]) -> list[list[str]]:
+    """The cycles in a map of node → parent, each in the order parents are followed, from its first path."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+    for start in parents:
+        if start in done:
+            continue
+        trail: dict[str, int] = {}
+        node: str | None = start
+        while node is not None and node not in done and node not in trail:
+            trail[node] = len(trail)
+            node = parents.get(node)
+        if node is not None and node in trail:
+            ring = list(trail)[trail[node] :]
+            first = ring.index(min(ring))
+            found.append(ring[first:] + ring[:first])
+        done.update(trail)
+    return found
+
+
+def depths(parents: dict[str, str | None]) -> dict[str, int | None]:
+    """Node → how many lie beneath it; None for a node on a cycle or above one."""
+    known: dict[str, int | None] = {}
+    for start in parents:
+        trail: dict[str, None] = {}
+        node: str | None = start
+        while node is not None and node not in known and node not in trail:
+            trail[node] = None
+            node = parents.get(node)
+        depth: int | None
+        if node is None:
+            depth = -1
+        elif node in known:
+            depth = known[node]
+        else:
+            depth = None
+        for above in reversed(trail):
+            depth = None if depth is None else depth + 1
+            known[above] = depth
+    return known
+
+
+def descendants(children: Mapping[str, Sequence[str]], starts: Iterable[str]) -> Iterator[str]:
+    """`starts` and everything above them, each once."""
+    seen: set[str] = set()
+    waiting = list(starts)
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            waiting.extend(children.get(node, ()))

@@ -1,0 +1,203 @@
+"""Looking at one file: one stat, one open, one read of its header. Never raises for what it finds there.
+
+What is no regular file and no block device is never opened: a FIFO would block, a tape would rewind.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+
+from imgtool.chain.findings import finding
+from imgtool.chain.graph import Backing, BackingKind, DataFile, Image
+from imgtool.errors import ImageFormatError
+from imgtool.image.header import Header, read_header, read_snapshots
+from imgtool.image.locks import lock_state
+from imgtool.image.names import printable
+from imgtool.image.reference import parse
+
+OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+"""O_NONBLOCK for the file that became a FIFO between stat and open."""
+
+RAW_NAMES = (".raw", ".img", ".iso")
+"""A file without any format's magic number is an image when its name ends so, or when an image names it."""
+
+FORMAT_NAMES = (".qcow2", ".qcow", ".qed", ".vmdk", ".vdi", ".vhd", ".vpc", ".vhdx", ".luks")
+"""Names that promise a format with a magic number."""
+
+_LOCAL_PROTOCOLS = frozenset(("file", "host_device", "host_cdrom"))
+
+Identity = int
+"""Which file it is, whatever its name: device and inode, or a block device's own number, in one integer."""
+
+
+def identity(status: os.stat_result) -> Identity:
+    if stat.S_ISBLK(status.st_mode):
+        return 1 << 128 | status.st_rdev
+    return status.st_dev << 64 | status.st_ino
+
+
+def tidy(path: str) -> str:
+    """`path`, absolute, without `.`, double slashes and, where that names the same file, `..`. Where it would not,
+    because a symlink stands before the `..`, the directory is spelt as it really is."""
+    plain = os.path.normpath(path)
+    if plain.startswith("//"):
+        plain = plain[1:]
+    if "/../" in path or path.endswith("/.."):
+        try:
+            real = os.path.realpath(os.path.dirname(path))
+            if real != os.path.realpath(os.path.dirname(plain)):
+                return os.path.join(real, os.path.basename(path))
+        except (OSError, ValueError):
+            return path
+    return plain
+
+
+_EXTENT = re.compile(r"-(flat|delta|[fs]\d{3,})\.vmdk", re.IGNORECASE)
+"""An extent of a VMDK: bytes of no format, and no image by itself."""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of no format's magic number counts as an image."""
+    return name.lower().endswith((*RAW_NAMES, *FORMAT_NAMES)) and not _EXTENT.search(name)
+
+
+class Looker:
+    """Looks at files. Equal references from one directory share one `Backing`: a store of thousands of overlays has
+    few bases."""
+
+    def __init__(self) -> None:
+        self._backings: dict[tuple[str, bytes, str | None], Backing | ImageFormatError] = {}
+
+    def at(self, path: str, *, format: str | None = None) -> tuple[Image, Identity | None]:
+        """The node for `path`, whatever is there, and which file it is; None where nothing could be opened."""
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError) as error:
+            return _absent(path, error), None
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+            image = Image(path=path)
+            image.add(finding("not-a-file", f"{printable(path)} is {_kind(status.st_mode)}"))
+            return image, identity(status)
+        try:
+            fd = os.open(path, OPEN_FLAGS)
+        except OSError as error:
+            return _absent(path, error), identity(status)
+        try:
+            status = os.fstat(fd)
+            return self.inside(fd, status, path, os.path.dirname(path), format=format), identity(status)
+        finally:
+            os.close(fd)
+
+    def inside(
+        self, fd: int, status: os.stat_result, path: str, directory: str, *, format: str | None = None
+    ) -> Image:
+        """The node for the file open at `fd`; `path` is how it was reached, `directory` the part of it before the
+        last slash."""
+        try:
+            header = read_header(fd, format=format)
+        except ImageFormatError as error:
+            image = Image(path=path, actual_size=status.st_blocks * 512, in_use=lock_state(fd))
+            code = "unreadable" if isinstance(error.__cause__, OSError) else "malformed"
+            image.add(finding(code, error.message))
+            return image
+        image = Image(
+            path=path,
+            format=header.format,
+            virtual_size=header.virtual_size,
+            actual_size=status.st_blocks * 512,
+            in_use=lock_state(fd),
+        )
+        if header.backing is not None:
+            self._note_backing(image, header, directory)
+        if header.data_file is not None:
+            _note_data_file(image, header.data_file, directory)
+        if header.snapshots:
+            try:
+                image.snapshots = read_snapshots(fd, header)
+            except ImageFormatError as error:
+                image.add(finding("malformed", error.message))
+        return image
+
+    def backing(self, name: bytes, format: str | None, directory: str) -> Backing:
+        """What the backing name `name` means in `directory`. ImageFormatError when it means nothing."""
+        key = (directory, name, format)
+        known = self._backings.get(key)
+        if known is None:
+            try:
+                known = _resolve(name, format, directory)
+            except ImageFormatError as error:
+                known = error
+            self._backings[key] = known
+        if isinstance(known, ImageFormatError):
+            raise known
+        return known
+
+    def _note_backing(self, image: Image, header: Header, directory: str) -> None:
+        assert header.backing is not None
+        try:
+            image.backing = self.backing(header.backing, header.backing_format, directory)
+        except ImageFormatError as error:
+            text = os.fsdecode(header.backing)
+            image.backing = Backing(text, header.backing_format, _kind_of_text(text), None)
+            image.add(finding("reference-malformed", f"backing file {printable(text)!r}: {error.message}"))
+            return
+        if image.backing.format is None and image.backing.kind != "json":
+            image.add(
+                finding(
+                    "backing-format-missing",
+                    f"no format is named for the backing file {printable(image.backing.reference)}",
+                )
+            )
+
+
+def _resolve(name: bytes, format: str | None, directory: str) -> Backing:
+    reference = parse(name, directory=directory)
+    path = reference.path
+    if path is not None and reference.protocol not in _LOCAL_PROTOCOLS:
+        path = None
+    return Backing(
+        reference=reference.text,
+        format=format or reference.format,
+        kind=reference.kind,
+        path=None if path is None else tidy(path),
+    )
+
+
+def _note_data_file(image: Image, name: bytes, directory: str) -> None:
+    text = os.fsdecode(name)
+    try:
+        found = _resolve(name, None, directory)
+    except ImageFormatError as error:
+        image.data_file = DataFile(text, _kind_of_text(text), None)
+        image.add(finding("reference-malformed", f"data file {printable(text)!r}: {error.message}"))
+    else:
+        image.data_file = DataFile(found.reference, found.kind, found.path)
+
+
+def _kind_of_text(text: str) -> BackingKind:
+    return "json" if text.startswith("json:") else "protocol"
+
+
+def _absent(path: str, error: OSError | ValueError) -> Image:
+    image = Image(path=path)
+    if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR):
+        image.add(finding("missing", f"{printable(path)} does not exist"))
+    else:
+        reason = error.strerror if isinstance(error, OSError) else "no system has a file of that name"
+        image.add(finding("unreadable", f"{printable(path)} cannot be opened: {reason}"))
+    return image
+
+
+def _kind(mode: int) -> str:
+    for test, words in (
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a character device"),
+    ):
+        if test(mode):
+            return words
+    return "neither a file nor a block device"

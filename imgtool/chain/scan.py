@@ -1,0 +1,272 @@
+"""Looking at many images at once, natively: directories, chains, and all that hangs together with an image.
+
+One open, one read and one fstat a file, no process: 10,000 overlays take about a quarter of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from imgtool.chain.findings import Finding, finding
+from imgtool.chain.graph import Graph, Image
+from imgtool.chain.link import link
+from imgtool.chain.look import FORMAT_NAMES, OPEN_FLAGS, Identity, Looker, identity, is_image_name, tidy
+from imgtool.image.names import PathLike, printable
+
+TEMPORARY_PREFIX = ".imgtool-"
+"""Files and directories that imgtool makes beside images while it works begin so, and are no images of a store."""
+
+
+class Survey(NamedTuple):
+    graph: Graph
+    asked: tuple[str, ...]
+    """The nodes of the images asked for, in that order; directories asked for are none."""
+
+
+def scan(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format: str | None = None) -> Graph:
+    """The graph around `paths`.
+
+    Of a directory: every image in it and below. Of an image: its chain down to the base, and what stands on the
+    image, looked for in the directories its chain lies in (not below them) and in those of `store` and below.
+    Whatever a backing file or data file leads to is looked at wherever it lies. Symlinks to directories are not
+    followed, neither are devices, FIFOs and sockets opened, unless an image names a block device. A file without any
+    format's magic number counts as a raw image when its name ends in one of `RAW_NAMES` or an image refers to it.
+
+    `format` is that of the images among `paths`, where it should not be found out from their bytes.
+    """
+    return survey(paths, store=store, format=format).graph
+
+
+def survey(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format: str | None = None) -> Survey:
+    """As `scan`, and which nodes were asked for."""
+    found = Store()
+    trees: list[str] = []
+    asked: list[Image] = []
+    for path in paths:
+        name = absolute(path)
+        if os.path.isdir(name):
+            trees.append(name)
+        else:
+            asked.append(found.named(name, format=format))
+    found.follow()
+    for image in asked:
+        for directory in found.directories_of_chain(image):
+            found.directory(directory)
+    # everything found so far in those directories is there only for what it has to do with the images asked for
+    narrow = not trees
+    for directory in trees:
+        found.tree(directory)
+    for path in store:
+        found.tree(absolute(path))
+    found.symlinks()
+    found.follow()
+    graph = link(found.images, found.findings(), found.node_of, only=asked if narrow and asked else None)
+    return Survey(graph, tuple(dict.fromkeys(image.path for image in asked)))
+
+
+def absolute(path: PathLike) -> str:
+    """`path` made absolute, a `..` behind a symlink taken as the kernel takes it."""
+    return tidy(os.path.join(os.getcwd(), os.fsdecode(path)))
+
+
+class Store:
+    """What has been looked at. A file is one image, however many names lead to it."""
+
+    def __init__(self) -> None:
+        self.images: list[Image] = []
+        self._looker = Looker()
+        self._names: dict[str, Image] = {}
+        self._files: dict[Identity, Image] = {}
+        self._followed = 0
+        self._listed: set[str] = set()
+        self._links: list[str] = []
+        self._aliases: list[tuple[Image, str]] = []
+        self._closed_directories: list[str] = []
+        self._closed_files: list[str] = []
+
+    def named(self, path: str, *, format: str | None = None) -> Image:
+        """The image at `path`, looked at now unless it was before. There always is one: it may be a missing one."""
+        known = self._names.get(path)
+        if known is not None:
+            return known
+        image, file = self._looker.at(path, format=format)
+        if file is not None and (same := self._files.get(file)) is not None:
+            self._alias(same, path)
+            return same
+        return self._add(image, file)
+
+    def node_of(self, reference: str, path: str | None) -> Image:
+        """The node a reference leads to: the image at `path`, or one that stands for what lies elsewhere."""
+        if path is not None:
+            return self.named(path)
+        known = self._names.get(reference)
+        return known if known is not None else self._add(Image(path=reference), None)
+
+    def follow(self) -> None:
+        """Looks at whatever the images found so far refer to, to the ends of their chains."""
+        names = self._names
+        while self._followed < len(self.images):
+            image = self.images[self._followed]
+            self._followed += 1
+            backing = image.backing
+            if backing is not None and (backing.path or backing.reference) not in names:
+                self.node_of(backing.reference, backing.path)
+            if image.data_file and image.data_file.path is not None:
+                self.named(image.data_file.path)
+
+    def directories_of_chain(self, image: Image) -> list[str]:
+        """The directories that the images of its backing chain lie in."""
+        directories: dict[str, None] = {}
+        seen: set[str] = set()
+        node: Image | None = image
+        while node is not None and node.path not in seen:
+            seen.add(node.path)
+            if node.path.startswith("/"):
+                directories[os.path.dirname(node.path)] = None
+            backing = node.backing
+            node = None if backing is None else self.node_of(backing.reference, backing.path)
+        return list(directories)
+
+    def tree(self, directory: str) -> None:
+        """Looks at every file in `directory` and below."""
+        waiting = [directory]
+        while waiting:
+            waiting.extend(self.directory(waiting.pop()))
+
+    def directory(self, directory: str) -> list[str]:
+        """Looks at every file in `directory`; the directories in it are returned."""
+        below: list[str] = []
+        listed = directory in self._listed
+        self._listed.add(directory)
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.startswith(TEMPORARY_PREFIX):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(entry.path)
+                    elif listed:
+                        continue
+                    elif entry.is_file(follow_symlinks=False):
+                        self._file(entry.path, directory, name)
+                    elif entry.is_symlink():
+                        self._links.append(entry.path)
+        except OSError:
+            self._closed_directories.append(directory)
+        return below
+
+    def _file(self, path: str, directory: str, name: str) -> None:
+        """Looks at a regular file that a directory listed. The hot path of a scan."""
+        if path in self._names:
+            return
+        try:
+            fd = os.open(path, OPEN_FLAGS)
+        except OSError:
+            self._closed(path, name)
+            return
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return
+            file = identity(status)
+            known = self._files.get(file)
+            if known is not None:
+                self._alias(known, path)
+                return
+            image = self._looker.inside(fd, status, path, directory)
+        finally:
+            os.close(fd)
+        if image.format == "raw":
+            if not is_image_name(name):
+                return
+            if name.lower().endswith(FORMAT_NAMES):
+                image.add(
+                    finding("name-misleads", f"{printable(name)} has no format's magic number: it reads as raw")
+                )
+        self._add(image, file)
+
+    def _closed(self, path: str, name: str) -> None:
+        """A listed file that does not open: gone meanwhile, or not ours to read."""
+        if not os.path.lexists(path):
+            return
+        if is_image_name(name):
+            self.named(path)
+        else:
+            self._closed_files.append(path)
+
+    def symlinks(self) -> None:
+        """Looks at the symlinks that directories listed: last, so that a file is known by a name of its own."""
+        links, self._links = self._links, []
+        for path in sorted(links):
+            try:
+                status = os.stat(path)
+            except OSError:
+                if is_image_name(path):
+                    self.named(path)
+                continue
+            if stat.S_ISREG(status.st_mode):
+                self._file(path, os.path.dirname(path), os.path.basename(path))
+
+    def findings(self) -> list[Finding]:
+        """What concerns the store as a whole. Tells the images with several names of it, too."""
+        for image, name in self._aliases:
+            self._tell_alias(image, name)
+        self._aliases = []
+        found = [
+            finding("unreadable-directory", f"{printable(directory)} cannot be listed")
+            for directory in self._closed_directories
+        ]
+        if self._closed_files:
+            count = len(self._closed_files)
+            what = "1 file" if count == 1 else f"{count} files"
+            example = printable(self._closed_files[0])
+            found.append(finding("unreadable-files", f"{what} could not be read and may be images: {example}"))
+        return found
+
+    def _add(self, image: Image, file: Identity | None) -> Image:
+        self.images.append(image)
+        self._names[image.path] = image
+        if file is not None:
+            self._files[file] = image
+        return image
+
+    def _alias(self, image: Image, name: str) -> None:
+        self._names[name] = image
+        self._aliases.append((image, name))
+
+    def _tell_alias(self, image: Image, name: str) -> None:
+        if _really(name) == _really(image.path):
+            return  # the same entry of the same directory, reached by a symlink to the directory
+        others = image.other_names or ()
+        image.other_names = tuple(sorted((*others, name)))
+        how = "a symlink to" if os.path.islink(name) else "another name of"
+        if os.path.islink(image.path):
+            how = "what is linked to by"
+        image.add(finding("duplicate-name", f"{printable(name)} is {how} {printable(image.path)}"))
+        backing = image.backing
+        if backing is None or backing.path is None:
+            return
+        there = self._looker.backing(os.fsencode(backing.reference), backing.format, os.path.dirname(name))
+        if there.path is not None and there.path != backing.path and not _same_file(there.path, backing.path):
+            image.add(
+                finding(
+                    "backing-ambiguous",
+                    f"opened as {printable(name)}, the backing file is {printable(there.path)}; "
+                    f"opened as {printable(image.path)}, it is {printable(backing.path)}",
+                )
+            )
+
+
+def _really(path: str) -> str:
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

@@ -1,0 +1,146 @@
+"""One chain, from an image down to its base, as QEMU would open it; and the guard that stands before every program
+that would.
+
+qemu-img does not end, or eats gigabytes, on a backing cycle (check, convert, map, compare), blocks on a FIFO, and
+crashes on chains of over a thousand images. Headers are read natively here, and nothing is started.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from imgtool.chain.findings import Finding, finding
+from imgtool.chain.graph import Image
+from imgtool.chain.link import MAX_DEPTH, UNUSABLE
+from imgtool.chain.look import Identity, Looker
+from imgtool.chain.scan import absolute
+from imgtool.errors import ChainError, ImageError, ImageFormatError, ImageNotFoundError, ImageUnreadableError
+from imgtool.image.names import PathLike, printable
+
+_HARD_LIMIT = 100_000
+"""Images a walk looks at before it gives up on a chain that only ever grows deeper."""
+
+
+def walk(path: PathLike, *, format: str | None = None) -> list[Image]:
+    """The images of the chain of `path`, that one first, its base last.
+
+    Each parent is read in the format its child names, as QEMU does. The last node may be a missing, unusable or
+    remote one, which its findings say. A chain that leads back into itself ends before the image met again, and the
+    last node carries the finding `cycle` (or `self-reference`). Raises nothing for what is found.
+    """
+    looker = Looker()
+    seen: dict[Identity, str] = {}
+    chain: list[Image] = []
+    image, file = looker.at(absolute(path), format=format)
+    while True:
+        if file is not None:
+            seen[file] = image.path
+        chain.append(image)
+        backing = image.backing
+        if backing is None or len(chain) == _HARD_LIMIT:
+            break
+        if backing.path is None:
+            remote = Image(path=backing.reference)
+            image.parent = remote.path
+            remote.children = [image.path]
+            chain.append(remote)
+            break
+        parent, file = looker.at(backing.path, format=backing.format if backing.format in _READ_AS_NAMED else None)
+        if file is not None and file in seen:
+            image.parent = seen[file]
+            image.add(_circle(image, seen[file]))
+            break
+        image.parent = parent.path
+        parent.children = [image.path]
+        image = parent
+    for depth, node in enumerate(reversed(chain)):
+        node.depth = depth
+    return chain
+
+
+_READ_AS_NAMED = frozenset(("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "luks"))
+"""Formats whose reader can be chosen by name; of any other the bytes must tell."""
+
+
+def guard(
+    path: PathLike,
+    *,
+    format: str | None = None,
+    opens_parents: bool = True,
+    max_depth: int | None = MAX_DEPTH,
+) -> list[Image]:
+    """The chain of `path`, as `walk`, if a QEMU program may safely be given it.
+
+    ImageNotFoundError, ImageUnreadableError or ImageFormatError when `path` itself cannot be used. ChainError when
+    the chain goes in a circle or is deeper than `max_depth` (None: any depth), and, with `opens_parents`, when a
+    backing file or data file is missing or cannot be used. Parents reached by a protocol are let pass.
+    """
+    chain = walk(path, format=format)
+    top = chain[0]
+    for code, kind in _TOP_ERRORS.items():
+        for found in top.findings:
+            if found.code == code:
+                raise kind(found.message, path=top.path, hint=_TOP_HINTS.get(code))
+    last = chain[-1]
+    for found in last.findings:
+        if found.code in ("cycle", "self-reference"):
+            raise ChainError(
+                f"the backing chain of {printable(top.path)} never ends: {found.message}",
+                path=top.path,
+                hint=f"`imgtool rebase -u -b BASE -F FORMAT {printable(last.path)}` would open the circle",
+            )
+    if max_depth is not None and len(chain) > max_depth:
+        raise ChainError(
+            f"the backing chain of {printable(top.path)} is {len(chain)} images deep; {max_depth} are safe",
+            path=top.path,
+            hint="`imgtool convert` makes one image of a whole chain",
+        )
+    if opens_parents:
+        _check_parents(chain)
+    return chain
+
+
+_TOP_ERRORS: dict[str, type[ImageError]] = {
+    "missing": ImageNotFoundError,
+    "not-a-file": ImageUnreadableError,
+    "unreadable": ImageUnreadableError,
+    "malformed": ImageFormatError,
+}
+_TOP_HINTS = {"not-a-file": "only regular files and block devices hold images"}
+
+
+def _check_parents(chain: list[Image]) -> None:
+    top = chain[0]
+    for child, node in pairwise(chain):
+        for found in node.findings:
+            if found.code in UNUSABLE:
+                name = printable(child.path)
+                raise ChainError(
+                    f"the backing chain of {printable(top.path)} is broken: {found.message}",
+                    path=top.path,
+                    hint=f"{name} names it as its backing file; `imgtool chain show {name}` shows the chain",
+                )
+    looker = Looker()
+    for image in chain:
+        for found in image.findings:
+            if found.code == "reference-malformed":
+                raise ChainError(
+                    f"the backing chain of {printable(top.path)} is broken: {printable(image.path)}: {found.message}",
+                    path=top.path,
+                )
+        if not image.data_file or image.data_file.path is None:
+            continue
+        file, _ = looker.at(image.data_file.path, format="raw")
+        for found in file.findings:
+            if found.code in UNUSABLE:
+                raise ChainError(
+                    f"the external data file of {printable(image.path)} cannot be used: {found.message}",
+                    path=top.path,
+                )
+
+
+def _circle(image: Image, back_at: str) -> Finding:
+    name = printable(image.path)
+    if back_at == image.path:
+        return finding("self-reference", f"{name} is its own backing file")
+    return finding("cycle", f"{name} has the backing file {printable(back_at)}, which stands on it")
