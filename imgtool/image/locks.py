@@ -23,6 +23,7 @@ _PERM_BITS = 6
 _SPAN = _SHARED_BASE + _PERM_BITS - _PERM_BASE
 
 _F_OFD_GETLK = 36
+_F_OFD_SETLK = 37
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -58,6 +59,25 @@ def _locked(fd: int, start: int, length: int) -> bool:
         return False
     kind: int = _FLOCK.unpack(answer)[0]
     return kind != fcntl.F_UNLCK
+
+
+def forbid_writers(fd: int) -> bool:
+    """Takes QEMU's lock that lets others only read the image open at `fd`, until `fd` is closed. False when somebody
+    writes it. True too where the file system knows no locks."""
+    if not sys.platform.startswith("linux"):
+        return True
+    import fcntl
+
+    for permission in (_WRITE, _RESIZE):
+        request = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _SHARED_BASE + permission, 1, 0)
+        try:
+            fcntl.fcntl(fd, _F_OFD_SETLK, request)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+    # as QEMU does: first say what is not allowed, then look whether somebody does it
+    return lock_state(fd) != "write"
 
 
 def holders(path: str) -> list[Holder]:

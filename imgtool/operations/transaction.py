@@ -1,0 +1,375 @@
+"""Several files changed as one: prepared beside them first, then put in place by steps that a journal records.
+
+Nothing that a user can see changes while new versions are prepared; dying there leaves hidden files that the next run
+takes away. When all is prepared and on disk the steps are written into the journal, and from then on the change will
+happen: whoever dies in the middle, the next run finds the journal and does the remaining steps (`recover`). A step is
+a rename, a hard link or an unlink, so each file reads as before it or as after. Callers order their steps so that
+every image also reads right between any two of them.
+
+A journal is `.imgtool-TOKEN.journal` beside the first file of the change, its lines JSON; the process that works on
+it holds flock(2) on it. It names its own inode, so that one that came in an archive is no journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, ImageNotFoundError, RefusedError
+from imgtool.image.locks import forbid_writers
+from imgtool.image.names import printable
+from imgtool.operations.copying import copy_file
+
+_PREFIX, _SUFFIX = ".imgtool-", ".journal"
+
+Verb = Literal["replace", "place", "link", "remove"]
+
+
+class Step(NamedTuple):
+    """One change of one name. Doing it a second time does nothing.
+
+    replace: the file `source` takes the name `target`, whatever that was.
+    place: the same, where nothing has that name yet.
+    link: `target` becomes a further name of `source`.
+    remove: the name `target` goes, if it is still the file of inode `inode`.
+    """
+
+    verb: Verb
+    source: str
+    target: str
+    inode: int = 0
+
+
+class _Held(NamedTuple):
+    fd: int
+    path: str
+    identity: tuple[int, ...]
+
+
+class Transaction:
+    """A change of one or more files, whole or not at all. A context manager: leaving it without `commit` undoes.
+
+    Paths are absolute; what is to be replaced is named by its real path, not by a symlink.
+    """
+
+    def __init__(self, beside: str) -> None:
+        """`beside` is the first file the change is about; the journal lies in its directory."""
+        self.directory = os.path.dirname(os.path.realpath(beside))
+        self._token = secrets.token_hex(6)
+        self.journal = os.path.join(self.directory, f"{_PREFIX}{self._token}{_SUFFIX}")
+        self._journal_fd = -1
+        self._held: dict[str, _Held] = {}
+        self._staged: list[str] = []
+        self._steps: list[Step] = []
+        self._decided = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._journal_fd = os.open(
+                self.journal, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
+            fcntl.flock(self._journal_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(self._journal_fd, _first_line(os.fstat(self._journal_fd).st_ino) + b"\n")
+        except OSError as error:
+            self._close()
+            raise _os_error(error, self.directory) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._decided:
+                for staged in self._staged:
+                    with contextlib.suppress(OSError):
+                        os.unlink(staged)
+                with contextlib.suppress(OSError):
+                    os.unlink(self.journal)
+        finally:
+            self._close()
+
+    def hold(self, path: str) -> None:
+        """Keeps QEMU programs from writing the image at `path` until the end, and notes what it is now: `commit`
+        refuses if it changed. ImageInUseError when a program writes it already."""
+        if path in self._held:
+            return
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _os_error(error, path) from error
+        self._held[path] = _Held(fd, path, _identity(os.fstat(fd)))
+        if not forbid_writers(fd):
+            raise ImageInUseError(
+                f"{printable(path)} is in use for writing", hint="stop the machine that runs on it first", path=path
+            )
+
+    def stage(self, target: str, *, copy_of: str | None = None) -> str:
+        """A hidden file in the directory of `target`, on which its new version can be made; empty, or a copy of the
+        file `copy_of` with its permissions."""
+        folder = os.path.dirname(os.path.abspath(target))
+        staged = os.path.join(folder, f"{_PREFIX}{self._token}-{len(self._staged)}.tmp")
+        self._record({"stage": self._relative(staged)})
+        self._staged.append(staged)
+        try:
+            self._create(staged, copy_of)
+        except OSError as error:
+            raise _os_error(error, staged) from error
+        return staged
+
+    @staticmethod
+    def _create(staged: str, copy_of: str | None) -> None:
+        fd = os.open(staged, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            if copy_of is not None:
+                source = os.open(copy_of, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    copy_file(source, fd)
+                finally:
+                    os.close(source)
+        finally:
+            os.close(fd)
+
+    def replace(self, target: str, staged: str) -> None:
+        """`staged` becomes `target`, with the owner, permissions and attributes that `target` has. RefusedError when
+        `target` has further names, which would go on showing the old file."""
+        status = os.lstat(target)
+        if not stat.S_ISREG(status.st_mode):
+            raise RefusedError(
+                f"{printable(target)} is no regular file and cannot be replaced in one step", path=target
+            )
+        if status.st_nlink > 1:
+            raise RefusedError(
+                f"{printable(target)} has {status.st_nlink} names (hard links), of which only one would change",
+                hint="remove the other names, or make copies of them, first",
+                path=target,
+            )
+        self._steps.append(Step("replace", staged, target))
+
+    def place(self, target: str, staged: str) -> None:
+        """`staged` becomes `target`, a new name. ImageExistsError when there is something of that name."""
+        if os.path.lexists(target):
+            raise ImageExistsError(f"{printable(target)} exists already", path=target)
+        self._steps.append(Step("place", staged, target))
+
+    def link(self, source: str, target: str) -> None:
+        """`target` becomes a further name of the file `source`, in the same file system."""
+        if os.path.lexists(target):
+            raise ImageExistsError(f"{printable(target)} exists already", path=target)
+        self._steps.append(Step("link", source, target))
+
+    def remove(self, target: str) -> None:
+        """The name `target` goes. When a step before it replaces `target`, nothing is removed."""
+        self._steps.append(Step("remove", "", target, os.lstat(target).st_ino))
+
+    def commit(self) -> None:
+        """Puts everything in place. After this returns it is on disk.
+
+        Raises before anything changed when a held image is not what it was; ImageError with the way to finish when a
+        step fails."""
+        for held in self._held.values():
+            self._check_unchanged(held)
+        try:
+            for step in self._steps:
+                if step.verb == "replace":
+                    _take_attributes(step.source, step.target)
+            for staged in self._staged:
+                with contextlib.suppress(FileNotFoundError):
+                    _sync(staged)
+            for directory in {os.path.dirname(staged) for staged in self._staged}:
+                _sync(directory)
+            words = [
+                {
+                    **step._asdict(),
+                    "source": self._relative(step.source) if step.source else "",
+                    "target": self._relative(step.target),
+                }
+                for step in self._steps
+            ]
+            self._record({"steps": words})
+            os.fsync(self._journal_fd)
+            _sync(self.directory)
+        except OSError as error:
+            raise _os_error(error, self.directory) from error
+        self._decided = True
+        _finish(self.journal, self._steps, self._staged)
+
+    def _check_unchanged(self, held: _Held) -> None:
+        try:
+            now = _identity(os.stat(held.path))
+        except OSError as error:
+            raise _os_error(error, held.path) from error
+        if now != held.identity:
+            raise ImageInUseError(
+                f"{printable(held.path)} was changed by another program meanwhile",
+                hint="nothing was changed here; run the command again",
+                path=held.path,
+            )
+
+    def _record(self, line: dict[str, Any]) -> None:
+        try:
+            os.write(self._journal_fd, json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            raise _os_error(error, self.journal) from error
+
+    def _relative(self, path: str) -> str:
+        return os.path.relpath(path, self.directory)
+
+    def _close(self) -> None:
+        for held in self._held.values():
+            os.close(held.fd)
+        self._held.clear()
+        if self._journal_fd >= 0:
+            os.close(self._journal_fd)
+            self._journal_fd = -1
+
+
+def journals(directory: str) -> list[str]:
+    """The journals in `directory`, of running and of broken-off changes."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    return sorted(os.path.join(directory, n) for n in names if n.startswith(_PREFIX) and n.endswith(_SUFFIX))
+
+
+def recover(directory: str) -> list[str]:
+    """Finishes, or where nothing was decided undoes, the changes in `directory` whose process is gone. Returns the
+    paths that were finished. ImageError when a remaining step fails."""
+    finished: list[str] = []
+    for journal in journals(directory):
+        with _adopted(journal) as adopted:
+            if adopted:
+                steps, staged = _read(journal)
+                finished += [step.target for step in steps]
+                _finish(journal, steps, staged)
+    return finished
+
+
+@contextlib.contextmanager
+def _adopted(journal: str) -> Iterator[bool]:
+    """Whether the journal is ours now: its process is gone, and nobody else is recovering it."""
+    try:
+        fd = os.open(journal, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield _is_ours(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_ours(fd: int) -> bool:
+    """Whether the journal was made here by this user, and has not been done with while we waited."""
+    status = os.fstat(fd)
+    made_here = status.st_size == 0 or os.pread(fd, 4096, 0).partition(b"\n")[0] == _first_line(status.st_ino)
+    return made_here and status.st_nlink == 1 and status.st_uid == os.geteuid()
+
+
+def _first_line(inode: int) -> bytes:
+    return json.dumps({"inode": inode}).encode()
+
+
+def _read(journal: str) -> tuple[list[Step], list[str]]:
+    """The steps that were decided (none when the process died before) and the staged files."""
+    directory = os.path.dirname(journal)
+
+    def whole(path: str) -> str:
+        return os.path.normpath(os.path.join(directory, path)) if path else ""
+
+    steps: list[Step] = []
+    staged: list[str] = []
+    with open(journal, "rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:  # the line it died in
+                break
+            if "stage" in record:
+                staged.append(whole(record["stage"]))
+            steps += [
+                Step(words["verb"], whole(words["source"]), whole(words["target"]), words["inode"])
+                for words in record.get("steps", ())
+            ]
+    return steps, staged
+
+
+def _finish(journal: str, steps: list[Step], staged: list[str]) -> None:
+    """Does the steps not done yet, then takes away what is left over and the journal, in this order."""
+    try:
+        for step in steps:
+            _do(step)
+            _sync(os.path.dirname(step.target))
+    except OSError as error:
+        raise ImageError(
+            f"the change was decided but not finished: {error.strerror}",
+            hint="the next imgtool command that changes an image here finishes it",
+            path=steps[0].target,
+        ) from error
+    for path in staged:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    with contextlib.suppress(OSError):
+        os.unlink(journal)
+
+
+def _do(step: Step) -> None:
+    if step.verb == "replace":
+        with contextlib.suppress(FileNotFoundError):  # done by the run before
+            os.rename(step.source, step.target)
+    elif step.verb == "remove":
+        with contextlib.suppress(FileNotFoundError):
+            if os.lstat(step.target).st_ino == step.inode:
+                os.unlink(step.target)
+    elif os.path.lexists(step.source):
+        if not _same_file(step.source, step.target):
+            os.link(step.source, step.target, follow_symlinks=False)
+        if step.verb == "place":
+            os.unlink(step.source)
+
+
+def _same_file(path: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.lstat(other))
+    except FileNotFoundError:
+        return False
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _take_attributes(staged: str, target: str) -> None:
+    status = os.stat(target)
+    with contextlib.suppress(PermissionError):
+        os.chown(staged, status.st_uid, status.st_gid)
+    os.chmod(staged, stat.S_IMODE(status.st_mode))
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(target):
+            os.setxattr(staged, name, os.getxattr(target, name))
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _os_error(error: OSError, path: str) -> ImageError:
+    if isinstance(error, FileNotFoundError):
+        return ImageNotFoundError(f"{printable(path)} does not exist", path=path)
+    return ImageError(f"{printable(path)}: {error.strerror}", path=path)
