@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from imgtool.errors import ConfigError
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Host
+from imgtool.machine.options.text import suggestion
 from imgtool.machine.values.storage import Interface
 from imgtool.qemu.capabilities import MachineType
 
@@ -101,8 +102,6 @@ def known_machine(machine: Machine, host: Host) -> MachineType:
     name = machine_name(machine, host)
     found = host.capabilities.machine(name)
     if found is None:
-        from imgtool.machine.options.text import suggestion
-
         names = [item.alias or item.name for item in host.capabilities.machines]
         raise ConfigError(
             f"this QEMU ({host.capabilities.version.text}) has no machine type {name!r}",

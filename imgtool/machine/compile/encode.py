@@ -18,7 +18,10 @@ Value = Mapping[str, Any]
 def is_utf8(value: Any) -> bool:
     """Whether every string inside can be written in JSON."""
     if isinstance(value, str):
-        return value.isprintable() or value.encode(errors="replace") == value.encode(errors="surrogateescape")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
     if isinstance(value, Mapping):
         return all(is_utf8(item) for item in value.values())
     if isinstance(value, list | tuple):
@@ -65,10 +68,8 @@ def word(item: Any) -> str:
     return str(item)
 
 
-def keyed(first: str | None = None, /, **pairs: Any) -> str:
-    """`first,key=value,…` for the options that take no JSON; None is left out, `_` in a key stands for `-`."""
+def keyed(first: str | None, pairs: Value) -> str:
+    """`first,key=value,…` for the options that take no JSON; None is left out."""
     parts = [] if first is None else [option_value(first)]
-    parts += [
-        f"{key.replace('_', '-')}={option_value(word(item))}" for key, item in pairs.items() if item is not None
-    ]
+    parts += [f"{key}={option_value(word(item))}" for key, item in pairs.items() if item is not None]
     return ",".join(parts)

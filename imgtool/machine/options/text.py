@@ -40,9 +40,14 @@ def suggestion(word: str, names: Collection[str]) -> str:
 
 
 def pairs(option: str, text: str, *, first: str | None, keys: Collection[str]) -> list[tuple[str, str]]:
-    """The keys and values of an option string in their order. A first part without `=` is the value of `first`; any
-    other one without is switched on, and switched off when it begins with `no`. UsageError for a key not in `keys`."""
-    found = []
+    """The keys and values of an option string in their order. UsageError for a key that is not in `keys`.
+
+    A first part without `=` is the value of `first`; any other one without is switched on, and switched off when it
+    begins with `no`.
+    """
+    found: list[tuple[str, str]] = []
+    if not text:
+        return found
     for place, part in enumerate(split(text)):
         key, equals, value = part.partition("=")
         if not equals:

@@ -1,0 +1,151 @@
+"""`--boot`, `--display`, `--serial`, and the small devices."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TypeVar
+
+import msgspec
+
+from imgtool.errors import UsageError
+from imgtool.image.names import absolute, printable
+from imgtool.machine.options.fields import build, kinds, read, scalars
+from imgtool.machine.options.text import once, pairs, split, suggestion
+from imgtool.machine.values.devices import (
+    Audio,
+    Balloon,
+    Boot,
+    CharDevice,
+    CloudInit,
+    Display,
+    Rng,
+    Rtc,
+    Share,
+    Tpm,
+    Vsock,
+    Watchdog,
+)
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def _simple(option: str, kind: type[T], text: str, *, first: str | None, paths: Collection[str] = ()) -> T:
+    words = once(option, pairs(option, text, first=first, keys=scalars(kind)))
+    for key in paths:
+        if key in words:
+            words[key] = absolute(words[key])
+    return build(option, kind, words)
+
+
+def parse_boot(text: str) -> Boot:
+    """`dc`, or `order=,once=,menu=,splash=,splash-time=,reboot-timeout=,strict=`."""
+    return _simple("--boot", Boot, text, first="order", paths=("splash",))
+
+
+def parse_rng(text: str) -> Rng:
+    """`` (QEMU's own), `/dev/urandom`, `source=,max-bytes=,period=`."""
+    return _simple("--rng", Rng, text, first="source", paths=("source",))
+
+
+def parse_balloon(text: str) -> Balloon:
+    return _simple("--balloon", Balloon, text, first=None)
+
+
+def parse_vsock(text: str) -> Vsock:
+    """`42`, `cid=42`."""
+    return _simple("--vsock", Vsock, text, first="cid")
+
+
+def parse_watchdog(text: str) -> Watchdog:
+    """`i6300esb,action=pause`."""
+    return _simple("--watchdog", Watchdog, text, first="model")
+
+
+def parse_share(text: str) -> Share:
+    """`PATH,tag=data,type=virtiofs,readonly=on`."""
+    return _simple("--share", Share, text, first="path", paths=("path",))
+
+
+def parse_rtc(text: str) -> Rtc:
+    """`localtime`, `base=utc,clock=host,driftfix=slew`."""
+    return _simple("--rtc", Rtc, text, first="base")
+
+
+def parse_audio(text: str) -> Audio:
+    """`pa,model=ac97`."""
+    return _simple("--audio", Audio, text, first="driver", paths=("path",))
+
+
+def parse_tpm(text: str) -> Tpm:
+    """``, `tpm-tis,state=FOLDER`."""
+    return _simple("--tpm", Tpm, text, first="model", paths=("state",))
+
+
+def parse_cloud_init(text: str) -> CloudInit:
+    """`FILE,meta-data=FILE,network-config=FILE,hostname=NAME,user=NAME,ssh-key=FILE`."""
+    option = "--cloud-init"
+    found = pairs(option, text, first="user-data", keys=[*scalars(CloudInit), "ssh-key"])
+    words = once(option, found, repeated=("ssh-key",))
+    for key in ("user-data", "meta-data", "network-config"):
+        if key in words:
+            words[key] = absolute(words[key])
+    return build(
+        option, CloudInit, words, ssh_keys=tuple(absolute(value) for key, value in found if key == "ssh-key")
+    )
+
+
+def parse_display(text: str) -> Display:
+    """`gtk,gl=on`, `vnc=127.0.0.1:1`, `vnc=unix:/path`, `vnc`, `spice,port=5930`."""
+    first, *rest = split(text)
+    name, equals, where = first.removeprefix("type=").partition("=")
+    option = f"--display {printable(name)}"
+    kind = read("--display", "type", name, kinds(Display)["type"])
+    own = [key for key in scalars(Display) if key != "type"]
+    again = ",".join(part.replace(",", ",,") for part in rest)
+    words = once(
+        option, [(_DISPLAY_ALIASES.get(k, k), v) for k, v in pairs(option, again, first=None, keys=[*own, "addr"])]
+    )
+    if equals and kind != "vnc":
+        raise UsageError(f"--display {printable(name)} takes no {printable(where)!r}", hint="only vnc=ADDRESS:N does")
+    if where.startswith("unix:"):
+        words["path"] = where.removeprefix("unix:")
+    elif where:
+        address, colon, number = where.rpartition(":")
+        if not colon or not number.isdecimal():
+            raise UsageError(
+                f"--display vnc: {printable(where)!r} is no address", hint="write vnc=:1 or vnc=unix:/path"
+            )
+        words["display"] = number
+        if address:
+            words["address"] = address.removeprefix("[").removesuffix("]")
+    for key in ("path", "password-file"):
+        if key in words:
+            words[key] = absolute(words[key])
+    return build(option, Display, words, type=kind)
+
+
+_DISPLAY_ALIASES = {"addr": "address"}
+_SERIAL_KEYS = ("server", "wait", "telnet")
+
+
+def parse_port(option: str, text: str) -> CharDevice:
+    """QEMU's -serial and -parallel: stdio, pty, null, none, vc, file:PATH, unix:PATH,server=on, tcp:HOST:PORT,
+    telnet:HOST:PORT, /dev/ttyUSB0."""
+    first, *rest = split(text)
+    again = ",".join(rest)
+    words = once(option, pairs(option, again, first=None, keys=_SERIAL_KEYS))
+    kind, _, where = first.removeprefix("mon:").partition(":")
+    if first.startswith("/dev/"):
+        return build(option, CharDevice, words, type="host", path=first)
+    if kind in ("stdio", "pty", "null", "none", "vc") and not where:
+        return build(option, CharDevice, words, type=kind)
+    if kind in ("file", "unix"):
+        return build(option, CharDevice, words, type=kind, path=absolute(where) if where else None)
+    if kind in ("tcp", "telnet"):
+        if not where.rpartition(":")[2].isdecimal():
+            raise UsageError(f"{option}: {printable(where)!r} has no port", hint=f"write {kind}:127.0.0.1:4444")
+        if kind == "telnet":
+            words["telnet"] = "on"
+        return build(option, CharDevice, words, type="tcp", address=where)
+    choices = ["stdio", "pty", "null", "none", "vc", "file:PATH", "unix:PATH", "tcp:HOST:PORT", "telnet:HOST:PORT"]
+    raise UsageError(f"{option} has no {printable(first)!r}", hint=suggestion(first, choices))

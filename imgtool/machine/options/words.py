@@ -1,0 +1,83 @@
+"""Settings in words: what the command line and a profile hold before it is typed.
+
+Wherever a profile could have a table it may have the option string instead (`machine = "q35,smm=on"`,
+`drive = ["file=a.qcow2,if=virtio"]`), and the command line always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from imgtool.machine.config import Machine
+from imgtool.machine.options import devices, processor
+from imgtool.machine.options.network import parse_network, parse_networks
+from imgtool.machine.options.storage import parse_drive
+
+_ONE: dict[str, Callable[[str], msgspec.Struct]] = {
+    "machine": processor.parse_machine,
+    "cpu": processor.parse_cpu,
+    "smp": processor.parse_smp,
+    "memory": processor.parse_memory,
+    "hugepages": processor.parse_hugepages,
+    "boot": devices.parse_boot,
+    "display": devices.parse_display,
+    "tpm": devices.parse_tpm,
+    "rng": devices.parse_rng,
+    "balloon": devices.parse_balloon,
+    "vsock": devices.parse_vsock,
+    "watchdog": devices.parse_watchdog,
+    "rtc": devices.parse_rtc,
+    "audio": devices.parse_audio,
+    "cloud-init": devices.parse_cloud_init,
+}
+"""Settings that are one table."""
+
+_MANY: dict[str, Callable[[str], msgspec.Struct]] = {
+    "drive": parse_drive,
+    "serial": lambda text: devices.parse_port("--serial", text),
+    "parallel": lambda text: devices.parse_port("--parallel", text),
+    "share": devices.parse_share,
+}
+"""Settings that are a list of tables."""
+
+_SWITCHES = ("tpm", "rng", "balloon", "watchdog", "hugepages")
+"""Tables that are whole without a word in them: `rng = true`."""
+
+
+def typed(name: str, value: Any) -> Any:
+    """The setting `name` with its option strings read into plain tables, as `msgspec.convert` takes them. What holds
+    no option string is returned as it is. UsageError from the option's parser."""
+    if name in _SWITCHES and isinstance(value, bool):
+        return {} if value else None
+    if name in _ONE and isinstance(value, str | int) and not isinstance(value, bool):
+        return _plain(_ONE[name](str(value)))
+    if name in _MANY:
+        return [
+            _plain(_MANY[name](item)) if isinstance(item, str) else item
+            for item in (value if isinstance(value, list | tuple) else [value])
+        ]
+    if name == "network":
+        return _networks(value)
+    if name == "numa" and isinstance(value, list | tuple | str):
+        return _plain(processor.parse_numa([value] if isinstance(value, str) else value))
+    return value
+
+
+def _networks(value: Any) -> list[Any]:
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    if all(isinstance(item, str) for item in items):
+        return [_plain(network) for network in parse_networks(items)]
+    return [_plain(parse_network(item)) if isinstance(item, str) else item for item in items]
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.to_builtins(value)
+
+
+def from_words(words: Mapping[str, Any]) -> Machine:
+    """A machine from settings by their names in a profile, each a value or an option string. UsageError when an
+    option string is wrong."""
+    return msgspec.convert({name: typed(name, value) for name, value in words.items()}, Machine)
