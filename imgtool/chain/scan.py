@@ -1,6 +1,6 @@
 """Looking at many images at once, natively: directories, chains, and all that hangs together with an image.
 
-One open, one read and one fstat a file, no process: 10,000 overlays take about a quarter of a second.
+One open, one read and one fstat a file, no process: 10,000 overlays take a fifth of a second.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def survey(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format:
         if os.path.isdir(name):
             trees.append(name)
         else:
-            asked.append(found.named(name, format=format))
+            asked.append(found.given(name, format=format))
     found.follow()
     for image in asked:
         for directory in found.directories_of_chain(image):
@@ -84,8 +84,15 @@ class Store:
         self._listed: set[str] = set()
         self._links: list[str] = []
         self._aliases: list[tuple[Image, str]] = []
+        self._given: set[str] = set()
         self._closed_directories: list[str] = []
         self._closed_files: list[str] = []
+
+    def given(self, path: str, *, format: str | None = None) -> Image:
+        """The image at `path`, which keeps that name in the graph whatever others it has."""
+        image = self.named(path, format=format)
+        self._given.add(image.path)
+        return image
 
     def named(self, path: str, *, format: str | None = None) -> Image:
         """The image at `path`, looked at now unless it was before. There always is one: it may be a missing one."""
@@ -241,17 +248,21 @@ class Store:
     def _tell_alias(self, image: Image, name: str) -> None:
         if _really(name) == _really(image.path):
             return  # the same entry of the same directory, reached by a symlink to the directory
+        backing = image.backing
+        there = backing
+        if backing is not None and backing.path is not None:
+            there = self._looker.backing(os.fsencode(backing.reference), backing.format, os.path.dirname(name))
+        if name < image.path and there is backing and image.path not in self._given and not os.path.islink(name):
+            image.path, name = name, image.path  # directories list names in any order
         others = image.other_names or ()
         image.other_names = tuple(sorted((*others, name)))
-        how = "a symlink to" if os.path.islink(name) else "another name of"
-        if os.path.islink(image.path):
-            how = "what is linked to by"
+        how = "what is linked to by" if os.path.islink(image.path) else "another name of"
+        if os.path.islink(name):
+            how = "a symlink to"
         image.add(finding("duplicate-name", f"{printable(name)} is {how} {printable(image.path)}"))
-        backing = image.backing
-        if backing is None or backing.path is None:
+        if backing is None or there is None or backing.path is None or there.path is None:
             return
-        there = self._looker.backing(os.fsencode(backing.reference), backing.format, os.path.dirname(name))
-        if there.path is not None and there.path != backing.path and not _same_file(there.path, backing.path):
+        if there.path != backing.path and not _same_file(there.path, backing.path):
             image.add(
                 finding(
                     "backing-ambiguous",

@@ -23,7 +23,9 @@ def emit(context: Context, value: Any, human: Iterable[str]) -> None:
 
 def emit_lines(context: Context, lines: Iterable[str]) -> None:
     color = want_color(context, sys.stdout)
-    click.echo("\n".join(lines), color=color)
+    # a terminal that cannot show a character sees its escape
+    encoding = sys.stdout.encoding or "ascii"
+    click.echo("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding), color=color)
 
 
 def to_json(value: Any) -> bytes:

@@ -201,6 +201,7 @@ def test_two_names_of_one_file_are_one_image_with_a_finding_that_names_both(imag
     graph = scan([images.directory])
     assert len(graph.images) == 2
     image = node(graph, one)
+    assert image.path == str(one)
     assert image is node(graph, images / "other.qcow2")
     assert codes(image) == ["duplicate-name"]
     assert str(one) in image.findings[0].message
