@@ -202,9 +202,12 @@ def snapshot(
     format: str | None = None,
     objects: Sequence[str] = (),
 ) -> list[str]:
+    """A format is named by image options: `-f` is there from QEMU 10.0 on only."""
     if not name:
         raise UsageError("the name of the snapshot is empty")
-    return [program, "snapshot", *_objects(objects), "-q", f"-{verb[0]}", name, *_image(image, format)]
+    if format is not None:
+        image = _as_options(image, format)
+    return [program, "snapshot", *_objects(objects), "-q", f"-{verb[0]}", name, *_image(image, None)]
 
 
 def rebase(

@@ -137,8 +137,8 @@ CASES = {
         ],
     ),
     "snapshot create": (
-        img_argv.snapshot(Q, "/a", "create", "-s", format="qcow2"),
-        [Q, "snapshot", "-q", "-c", "-s", "-f", "qcow2", "/a"],
+        img_argv.snapshot(Q, "/a,b", "create", "-s", format="qcow2"),
+        [Q, "snapshot", "-q", "-c", "-s", "--image-opts", "driver=qcow2,file.filename=/a,,b"],
     ),
     "snapshot apply": (img_argv.snapshot(Q, "/a", "apply", "s"), [Q, "snapshot", "-q", "-a", "s", "/a"]),
     "snapshot delete": (
