@@ -89,7 +89,7 @@ def _parser(format: str) -> Callable[[Source], Header]:
 def probe(head: bytes, *, name: str | None = None) -> str:
     """The format that QEMU's probing finds in an image's first 512 bytes or more (and in its name, for dmg); `raw`
     when nothing matches. ImageFormatError when two formats do."""
-    if head.startswith(qcow2.MAGIC) and head[4:8] != b"\0\0\0\1" and head[64:68] != _VDI_SIGNATURE:
+    if head.startswith(qcow2.MAGIC) and head[4:8] > b"\0\0\0\1" and head[64:68] != _VDI_SIGNATURE:
         return "qcow2"
     from imgtool.image.probing import candidates
 

@@ -19,6 +19,7 @@ _PARALLELS_VERSION = (2).to_bytes(4, "little")
 def candidates(head: bytes, *, name: str | None = None) -> list[str]:
     """Every format whose probe these first bytes satisfy, the likeliest first; empty for raw. `name`, where it is
     known, decides about dmg alone, of which QEMU knows nothing but its suffix."""
+    head = head[:512].ljust(512, b"\0")
     found = []
     magic = head[:4]
     if magic == qcow2.MAGIC:

@@ -80,11 +80,11 @@ def parse(source: Source) -> Header:
 
 def _slots(source: Source, payload: int, key_bytes: int) -> tuple[KeySlot, ...]:
     slots = []
-    length = -(-key_bytes * _STRIPES // SECTOR)
+    length = -(-key_bytes * _STRIPES // SECTOR // _HEADER_SECTORS) * _HEADER_SECTORS
     for active, iterations, _, start, stripes in _SLOT.iter_unpack(source.at(_HEADER.size, _SLOT.size * _SLOTS)):
         if active not in (_ACTIVE, _INACTIVE) or stripes != _STRIPES or (active == _ACTIVE and not iterations):
             refuse("luks", "a key slot is damaged")
-        if start < 2 or start + length > payload:
+        if start < 2 or start + length & 0xFFFFFFFF > payload:  # QEMU adds 32-bit numbers
             refuse("luks", "a key slot overlaps the header or the payload")
         slots.append(KeySlot(active=active == _ACTIVE, iterations=iterations, offset=start * SECTOR))
     return tuple(slots)

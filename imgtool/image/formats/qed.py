@@ -11,7 +11,7 @@ MAGIC = b"QED\0"
 _HEADER = struct.Struct("<4sIIIQQQQQII")
 _BACKING_FILE, _NEED_CHECK, _BACKING_IS_RAW = 1, 2, 4
 _FEATURES = _BACKING_FILE | _NEED_CHECK | _BACKING_IS_RAW
-_MAX_BACKING_NAME = 1023
+_MAX_BACKING_NAME = 4095
 
 
 class QedDetails(Details, frozen=True, kw_only=True, rename="kebab"):
@@ -41,7 +41,8 @@ def parse(source: Source) -> Header:
         refuse("qed", f"unknown features {features & ~_FEATURES:#x}")
     if not 4096 <= cluster_size <= 64 << 20 or cluster_size & (cluster_size - 1):
         refuse("qed", f"clusters of {cluster_size} bytes")
-    if not 1 <= table_size <= 16 or table_size & (table_size - 1):
+    # the specification has tables of one cluster too: QEMU makes images with them, and then cannot open them
+    if not 2 <= table_size <= 16 or table_size & (table_size - 1):
         refuse("qed", f"tables of {table_size} clusters")
     entries = table_size * cluster_size // 8
     if size % SECTOR or size > entries * entries * cluster_size:

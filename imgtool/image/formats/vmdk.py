@@ -185,6 +185,8 @@ def _parse_descriptor(source: Source, at: int) -> _Body:
     if kind not in _DESCRIPTOR_TYPES:
         refuse("vmdk", "its createType is one that QEMU does not read")
     extents = _parse_extents(text)
+    if not extents:
+        refuse("vmdk", "its descriptor names no files")  # qemu-img 7.2 ends in a failed assertion
     return _Body(kind, sum(extent.sectors for extent in extents), extents)
 
 
