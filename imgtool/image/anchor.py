@@ -1,0 +1,148 @@
+"""Anchors: what an overlay remembers of its parent, so that a parent changed behind its back is noticed.
+
+An anchor is a header extension of the overlay, of a type that no QEMU knows. QEMU keeps unknown extensions byte for
+byte whatever it does to the image (write, commit, rebase, amend, resize, snapshot, check -r), so the anchor goes
+where the overlay goes: through cp, mv, rsync and every qemu-img verb but convert, which makes a new image. Only qcow2
+has extensions; overlays of other formats carry none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from typing import Literal
+
+import msgspec
+
+from imgtool.errors import ImageFormatError
+from imgtool.image.formats.qcow2 import EXT_END, Extension, Qcow2Details
+from imgtool.image.header import Header, read_header
+
+EXT_ANCHOR = 0x494D4741
+"""`IMGA`, the type of the extension."""
+
+_MAX_ANCHOR = 4096
+_MAX_METADATA = 32 << 20
+_EXTENSION = struct.Struct(">II")
+_BACKING = struct.Struct(">QI")
+
+Verdict = Literal["same", "touched", "changed", "stale"]
+
+
+class Anchor(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """The parent as it was when the overlay was made or anchored again."""
+
+    reference: bytes
+    """The backing file's name as it stood in the overlay; an anchor under another name is stale."""
+    size: int
+    """Bytes of the parent's file."""
+    mtime_ns: int
+    """Nanoseconds since 1970."""
+    metadata: str
+    """Hex SHA-256 of the parent's metadata, see `metadata_digest`."""
+    content: str | None = None
+    """The digest of what a guest reads from the parent, where it was known."""
+
+
+def take(fd: int, reference: bytes, header: Header | None = None, *, content: str | None = None) -> Anchor:
+    """The anchor for an overlay whose backing name is `reference` and whose parent is open at `fd`."""
+    status = os.fstat(fd)
+    return Anchor(
+        reference=reference,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        metadata=metadata_digest(fd, header or read_header(fd)),
+        content=content,
+    )
+
+
+def metadata_digest(fd: int, header: Header) -> str:
+    """Hex SHA-256 of what says where a parent's data lies: of a qcow2 its header and L1 table, of other formats the
+    first 4 KiB; the virtual size always. That it changed proves that the parent did; that it did not proves nothing.
+    """
+    digest = hashlib.sha256(f"{header.format} {header.virtual_size}\n".encode())
+    details = header.details
+    if isinstance(details, Qcow2Details):
+        digest.update(_stable_header(os.pread(fd, min(details.cluster_size, 65536), 0), details))
+        digest.update(os.pread(fd, min(details.l1_entries * 8, _MAX_METADATA), details.l1_offset))
+    elif header.format != "raw":
+        digest.update(os.pread(fd, 4096, 0))
+    return digest.hexdigest()
+
+
+def _stable_header(head: bytes, details: Qcow2Details) -> bytes:
+    """A qcow2's header without what changes while the disk does not: feature bits such as `dirty`."""
+    stable = head[:8] + head[20:72]  # without where the backing file's name stands
+    return stable if details.version < 3 else stable + head[96 : details.header_length]
+
+
+def read_anchor(fd: int, header: Header) -> Anchor | None:
+    """The anchor in the image open at `fd`, or None: no qcow2, no anchor, or one that makes no sense."""
+    found = _extension(header)
+    if found is None or found.length > _MAX_ANCHOR:
+        return None
+    try:
+        return msgspec.json.decode(os.pread(fd, found.length, found.offset).rstrip(b"\0 "), type=Anchor)
+    except (msgspec.MsgspecError, OSError):
+        return None
+
+
+def _extension(header: Header) -> Extension | None:
+    details = header.details
+    if not isinstance(details, Qcow2Details):
+        return None
+    return next((one for one in details.extensions if one.type == EXT_ANCHOR), None)
+
+
+def compare(anchor: Anchor, reference: bytes, fd: int, header: Header | None = None) -> Verdict:
+    """What became of the parent, now open at `fd`, since `anchor` was taken by an overlay that names it `reference`.
+
+    same: its file was not written. touched: it was, or was copied, and only comparing contents can say more.
+    changed: it is another image. stale: the overlay was put on another parent without anchoring it there.
+    """
+    if anchor.reference != reference:
+        return "stale"
+    status = os.fstat(fd)
+    if status.st_size == anchor.size and status.st_mtime_ns == anchor.mtime_ns:
+        return "same"
+    return "touched" if metadata_digest(fd, header or read_header(fd)) == anchor.metadata else "changed"
+
+
+def write_anchor(fd: int, anchor: Anchor | None) -> None:
+    """Puts `anchor` into the qcow2 open for reading and writing at `fd`, instead of any it has; None takes it out.
+
+    One write of the header. The file is one that nobody uses yet, or a copy that will take an image's place.
+    ImageFormatError when the image is no qcow2 of version 3 or has no room in its first cluster.
+    """
+    header = read_header(fd, format="qcow2")
+    details = header.details
+    assert isinstance(details, Qcow2Details)
+    if details.version < 3:
+        raise ImageFormatError(
+            "a qcow2 of version 2 has no room for an anchor", hint="`imgtool amend -o compat=1.1` makes it version 3"
+        )
+    head = os.pread(fd, details.cluster_size, 0)
+    kept = [(one.type, head[one.offset : one.offset + one.length]) for one in details.extensions]
+    kept = [(kind, data) for kind, data in kept if kind != EXT_ANCHOR]
+    if anchor is not None:
+        kept.append((EXT_ANCHOR, msgspec.json.encode(anchor)))
+    os.pwrite(fd, _compose(head, details, kept, header.backing or b""), 0)
+
+
+def _compose(head: bytes, details: Qcow2Details, extensions: list[tuple[int, bytes]], backing: bytes) -> bytes:
+    """The first cluster's used part: header, extensions, the end mark, the backing file's name."""
+    words = [
+        _EXTENSION.pack(kind, len(data)) + data + bytes(-len(data) % 8)
+        for kind, data in [*extensions, (EXT_END, b"")]
+    ]
+    body = head[: details.header_length] + b"".join(words)
+    place = len(body) if backing else 0
+    whole = bytearray(body + backing)
+    if len(whole) > details.cluster_size:
+        raise ImageFormatError("its first cluster has no room for an anchor")
+    whole[8:20] = _BACKING.pack(place, len(backing))
+    # What followed before is cleared as far as it was used, so that no half of an old name is left behind.
+    used = max((one.offset + one.length for one in details.extensions), default=0)
+    used = max(used, details.backing_offset + len(backing))
+    return bytes(whole) + bytes(max(0, min(used, details.cluster_size) - len(whole)))
