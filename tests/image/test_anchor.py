@@ -128,9 +128,7 @@ def test_taking_an_anchor_out_leaves_the_image_as_it_was(base: Path, overlay: Pa
         lambda overlay: qemu_img("bitmap", "--add", "-f", "qcow2", overlay, "b0"),
         lambda overlay: qemu_img("rebase", "-f", "qcow2", "-b", "", overlay),
         lambda overlay: qemu_img("commit", "-f", "qcow2", overlay),
-        lambda overlay: (
-            shutil.copy(overlay, overlay.with_name("copy")) and os.rename(f"{overlay.parent}/copy", overlay)
-        ),
+        lambda overlay: Path(shutil.copy(overlay, overlay.with_name("copy"))).rename(overlay),
     ],
     ids=["write", "resize", "snapshot", "amend", "bitmap", "flatten", "commit", "copy"],
 )
