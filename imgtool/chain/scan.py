@@ -14,6 +14,7 @@ from imgtool.chain.findings import Finding, finding
 from imgtool.chain.graph import Graph, Image
 from imgtool.chain.link import link
 from imgtool.chain.look import FORMAT_NAMES, OPEN_FLAGS, Identity, Looker, identity, is_image_name, tidy
+from imgtool.errors import ImageNotFoundError, ImageUnreadableError
 from imgtool.image.names import PathLike, printable
 
 TEMPORARY_PREFIX = ".imgtool-"
@@ -65,6 +66,21 @@ def survey(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format:
     found.follow()
     graph = link(found.images, found.findings(), found.node_of, only=asked if narrow and asked else None)
     return Survey(graph, tuple(dict.fromkeys(image.path for image in asked)))
+
+
+def check_asked(found: Survey) -> None:
+    """ImageNotFoundError or ImageUnreadableError for an image asked for of which there is nothing to show: it cannot
+    be looked at, and nothing refers to it."""
+    by_path = found.graph.by_path()
+    for path in found.asked:
+        image = by_path[path]
+        if image.children or image.data_file_of:
+            continue
+        for problem in image.findings:
+            if problem.code == "missing":
+                raise ImageNotFoundError(problem.message, path=path, hint="no image refers to it either")
+            if problem.code in ("unreadable", "not-a-file"):
+                raise ImageUnreadableError(problem.message, path=path)
 
 
 def absolute(path: PathLike) -> str:

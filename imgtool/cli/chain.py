@@ -11,7 +11,6 @@ import click
 from imgtool.cli.context import Context, output_option, pass_context
 from imgtool.cli.lazy import Entry, LazyGroup
 from imgtool.cli.options import FILE_NAME, file_argument, format_option
-from imgtool.errors import ImageNotFoundError, ImageUnreadableError
 
 if TYPE_CHECKING:
     from imgtool.chain.draw import Line, Style
@@ -59,25 +58,11 @@ def show(context: Context, images: tuple[str, ...], stores: tuple[str, ...], for
     Headers are read without starting QEMU; nothing is locked or changed. Defects are shown beside the images they
     concern, and do not change the exit status.
     """
-    from imgtool.chain.scan import survey
+    from imgtool.chain.scan import check_asked, survey
 
     found = survey(images, store=stores, format=format_)
     check_asked(found)
     answer(context, found)
-
-
-def check_asked(found: Survey) -> None:
-    """Raises for an image asked for of which there is nothing to show: not readable, and referred to by none."""
-    by_path = found.graph.by_path()
-    for path in found.asked:
-        image = by_path[path]
-        if image.children or image.data_file_of:
-            continue
-        for problem in image.findings:
-            if problem.code == "missing":
-                raise ImageNotFoundError(problem.message, path=path, hint="no image refers to it either")
-            if problem.code in ("unreadable", "not-a-file"):
-                raise ImageUnreadableError(problem.message, path=path)
 
 
 def answer(context: Context, found: Survey) -> None:

@@ -1,0 +1,152 @@
+"""`imgtool overlay …`: making and listing overlays."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from imgtool.cli.context import Context, dry_run_option, output_option, pass_context
+from imgtool.cli.lazy import Entry, LazyGroup
+from imgtool.cli.options import FILE_NAME, SIZE, file_argument, force_option, option_map, options_option
+
+if TYPE_CHECKING:
+    from imgtool.chain.graph import Image
+
+SECTIONS = {
+    "Commands": {
+        "new": Entry("imgtool.cli.overlay:new", "Make an overlay of a base."),
+        "list": Entry("imgtool.cli.overlay:list_", "List the overlays of a base."),
+    },
+}
+
+
+@click.group(cls=LazyGroup, sections=SECTIONS)
+def overlay() -> None:
+    """Make and list overlays."""
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool overlay new base.qcow2\n"
+    "  imgtool overlay new base.qcow2 vms/web.qcow2 --size 40G\n"
+    "  imgtool overlay new -F raw disk.img test.qcow2\n"
+    '  vm=$(imgtool overlay new base.qcow2 /var/lib/vms) && imgtool boot "$vm"'
+)
+@file_argument("base", metavar="BASE")
+@file_argument("path", metavar="[OVERLAY]", required=False)
+@click.option("--absolute", is_flag=True, help="Name BASE by its absolute path, not relative to the overlay.")
+@click.option("--size", type=SIZE, metavar="SIZE", help="The size of its disk.  [default: that of BASE]")
+@click.option("-F", "--backing-format", metavar="FORMAT", help="The format of BASE; without it, its header decides.")
+@options_option("Options of the qcow2 format, as in qemu-img create.")
+@click.option("--allow-smaller", is_flag=True, help="Let the overlay's disk be smaller than that of BASE.")
+@force_option("Make it even while something writes to BASE, or the chain is deep.")
+@dry_run_option
+@output_option()
+@pass_context
+def new(
+    context: Context,
+    base: str,
+    path: str | None,
+    absolute: bool,
+    size: int | None,
+    backing_format: str | None,
+    options: tuple[str, ...],
+    allow_smaller: bool,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Make a qcow2 overlay of BASE at OVERLAY, and print its path.
+
+    Without OVERLAY, or when it is a directory, a name is made up: disk-overlay-1.qcow2 beside disk.qcow2. The format
+    of BASE is always written into the overlay.
+    """
+    from imgtool.operations.overlay import OverlayRequest
+
+    request = OverlayRequest(
+        base,
+        path,
+        absolute=absolute,
+        size=size,
+        options=option_map(options),
+        base_format=backing_format,
+        allow_smaller=allow_smaller,
+        force=force,
+    )
+    if dry_run:
+        from imgtool.cli.plan import emit_plan
+
+        emit_plan(context, request.plan(context.programs.find("qemu-img")))
+        return
+    made = request.make(context.qemu_img)
+    if context.json:
+        from imgtool.cli.output import to_json
+
+        click.echo(to_json(made))
+    else:
+        echo_path(made.path)
+
+
+@click.command(
+    name="list",
+    epilog="\b\nExamples:\n"
+    "  imgtool overlay list base.qcow2\n"
+    "  imgtool overlay list base.qcow2 --all --store ~/vms --output json | jq -r '.[].path'",
+)
+@file_argument("base", metavar="BASE")
+@click.option(
+    "--store",
+    "stores",
+    type=FILE_NAME,
+    metavar="DIR",
+    multiple=True,
+    help="Look in this directory and below, too. May be repeated.",
+)
+@click.option("-a", "--all", "deep", is_flag=True, help="Overlays of overlays, too.")
+@output_option()
+@pass_context
+def list_(context: Context, base: str, stores: tuple[str, ...], deep: bool) -> None:
+    """List the images that name BASE as their backing file, as far as they lie in the directories of its chain or of
+    --store."""
+    from imgtool.cli.output import emit
+    from imgtool.operations.overlay import list_overlays
+
+    found = list_overlays(base, store=stores, deep=deep)
+    if found or context.json:
+        emit(context, found, human(found))
+    else:
+        from imgtool.cli.output import remark
+
+        remark(context, "no overlays found")
+
+
+def human(overlays: list[Image]) -> Iterator[str]:
+    from imgtool.chain.draw import relative
+    from imgtool.cli.render import short_size, table
+
+    def size(count: int | None) -> str:
+        return "-" if count is None else short_size(count)
+
+    rows = [
+        (
+            relative(image.path, os.getcwd()),
+            size(image.virtual_size),
+            size(image.actual_size),
+            "" if image.in_use is None else f"in use for {'writing' if image.in_use == 'write' else 'reading'}",
+        )
+        for image in overlays
+    ]
+    return table(("overlay", "size", "on disk", ""), rows, right=(1, 2))
+
+
+def echo_path(path: str) -> None:
+    """A path for a script to use, byte for byte; for a terminal, which may not see every byte, escaped."""
+    if sys.stdout.isatty():
+        from imgtool.image.names import printable
+
+        click.echo(printable(path))
+    else:
+        click.echo(os.fsencode(path))
