@@ -5,6 +5,7 @@
         NAME/
             vm.json       State
             qemu.pid      QEMU's identity, written by the process that becomes QEMU
+            *.pid         those of the programs beside it (swtpm, virtiofsd, passt), which end with it
             *.sock        QMP, guest agent, serial ports, helpers
             *.log         serial ports, QEMU's stderr; these alone survive the VM
 
@@ -57,11 +58,6 @@ class HeldImage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     writable: bool
 
 
-class HelperProcess(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    name: str
-    process: ProcessId
-
-
 class State(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What is known of a VM beside what QEMU itself answers."""
 
@@ -77,7 +73,6 @@ class State(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     machine: Machine
     argv: tuple[str, ...] = ()
     images: tuple[HeldImage, ...] = ()
-    helpers: tuple[HelperProcess, ...] = ()
     leftovers: tuple[str, ...] = ()
     """Files and folders outside the directory that are to go with the VM."""
 
@@ -111,11 +106,7 @@ class Vm:
 
     def qemu(self) -> ProcessId | None:
         """QEMU's process, alive or not."""
-        try:
-            with open(self.file(PID_FILE), "rb") as file:
-                return parse_pid_file(file.read())
-        except OSError:
-            return None
+        return _read_pid_file(self.file(PID_FILE))
 
     @property
     def running(self) -> bool:
@@ -148,8 +139,13 @@ class Vm:
         return changed
 
 
-def parse_pid_file(content: bytes) -> ProcessId | None:
+def _read_pid_file(path: str) -> ProcessId | None:
     """What `imgtool.qemu.system.start` records: /proc/self/stat, or the bare pid where there is no /proc."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError:
+        return None
     return ProcessId(int(content), None) if content.strip().isdigit() else parse_stat(content)
 
 
@@ -350,16 +346,18 @@ def _sweep(root: str) -> list[tuple[Vm, State]]:
 
 
 def _clear(vm: Vm, state: State | None) -> None:
-    same_boot = state is None or state.boot == boot_identity()
-    processes = [vm.qemu(), *(helper.process for helper in (state.helpers if state else ()))]
-    for process in processes:
-        if process is not None and same_boot:
-            end_process(process)
+    entries = os.listdir(vm.path) if os.path.isdir(vm.path) else []
+    if state is None or state.boot == boot_identity():
+        # QEMU first: what runs beside it mostly ends by itself then.
+        for name in sorted(entries, key=lambda name: name != PID_FILE):
+            process = _read_pid_file(vm.file(name)) if name.endswith(".pid") else None
+            if process is not None:
+                end_process(process)
     for leftover in state.leftovers if state else ():
         _remove(leftover)
-    for entry in os.scandir(vm.path) if os.path.isdir(vm.path) else ():
-        if not entry.name.endswith(".log"):
-            _remove(entry.path)
+    for name in entries:
+        if not name.endswith(".log"):
+            _remove(vm.file(name))
 
 
 def end_process(process: ProcessId, grace: float = 3.0) -> bool:

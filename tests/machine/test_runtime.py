@@ -114,11 +114,8 @@ def test_a_launcher_that_is_starting_keeps_the_name(root: str) -> None:
 
 def test_helpers_end_with_their_vm(root: str, running: Running) -> None:
     vm = running("web")
-    helper = start(["/bin/sleep", "60"], detached=True)
+    helper = start(["/bin/sleep", "60"], detached=True, record=vm.file("swtpm.pid"))
     running.processes.append(helper)
-    process = ProcessId.of(helper.pid)
-    assert process is not None
-    vm.update(helpers=(runtime.HelperProcess(name="swtpm", process=process),))
     running.processes[0].end()
     assert names(root) == []
     assert helper.wait(20) is not None

@@ -1,0 +1,202 @@
+"""The QEMU guest agent, at the host's end of its virtio-serial port.
+
+Source: QEMU's qga/qapi-schema.json. The channel is a stream that no one resets: answers to a client that gave up may
+still lie in it, so each session begins with guest-sync-delimited, which says where its own answers start.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from imgtool.errors import MachineError
+from imgtool.image.names import printable, printable_lines
+
+_DELIMITER = b"\xff"
+_POLL = 0.1
+
+SYNC_SECONDS = 5.0
+CALL_SECONDS = 20.0
+
+
+class AgentUnavailable(MachineError):  # noqa: N818 - says what is so
+    """The agent does not answer: not installed, not started yet, or no channel to it."""
+
+    code = "agent-unavailable"
+
+
+class AgentError(MachineError):
+    """The agent refused a command, in its own words."""
+
+    code = "agent"
+
+
+class Executed(NamedTuple):
+    """A command that ended in the guest."""
+
+    status: int
+    """Its exit status, or 128 + N when signal N ended it, as a shell says it."""
+    stdout: bytes
+    stderr: bytes
+    truncated: bool
+    """The agent keeps 16 MiB of each stream and drops the rest."""
+
+
+class Agent:
+    """A session with a guest agent. Only one at a time makes sense: see `session`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._received = b""
+
+    def sync(self, *, seconds: float = SYNC_SECONDS) -> None:
+        """Makes sure that the agent listens and that the next answer is the answer to the next question."""
+        mark = int.from_bytes(os.urandom(4), "big")
+        request = {"execute": "guest-sync-delimited", "arguments": {"id": mark}}
+        deadline = time.monotonic() + seconds
+        # The leading 0xFF makes the agent's parser forget half a request that someone left there.
+        self._send(_DELIMITER + _encode(request), deadline)
+        while True:
+            self._read_until(_DELIMITER, deadline)
+            answer = self._read_line(deadline)
+            if answer.get("return") == mark:
+                return
+
+    def call(self, command: str, arguments: Mapping[str, Any] | None = None, *, seconds: float = CALL_SECONDS) -> Any:
+        """What the agent returns. AgentError when it refuses, AgentUnavailable when it does not answer in time."""
+        request: dict[str, Any] = {"execute": command}
+        if arguments:
+            request["arguments"] = dict(arguments)
+        deadline = time.monotonic() + seconds
+        self._send(_encode(request), deadline)
+        answer = self._read_line(deadline)
+        if "error" in answer:
+            words = printable_lines(str(answer["error"].get("desc", "?")))
+            raise AgentError(f"the guest agent refused {command}: {words}")
+        return answer.get("return")
+
+    def tell(self, command: str, arguments: Mapping[str, Any]) -> None:
+        """Sends a command that is answered by nothing when it works (`guest-shutdown`)."""
+        self._send(_encode({"execute": command, "arguments": dict(arguments)}), time.monotonic() + CALL_SECONDS)
+
+    def execute(self, argv: Sequence[str], *, stdin: bytes = b"", seconds: float | None = None) -> Executed:
+        """Runs `argv` in the guest and waits for its end; with `seconds`, AgentError when that takes longer. The
+        agent cannot end what it started: then it runs on."""
+        arguments: dict[str, Any] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
+        if stdin:
+            arguments["input-data"] = base64.b64encode(stdin).decode()
+        pid = self.call("guest-exec", arguments)["pid"]
+        deadline = None if seconds is None else time.monotonic() + seconds
+        pause = 0.01
+        while True:
+            answer = self.call("guest-exec-status", {"pid": pid})
+            if answer["exited"]:
+                return _executed(answer)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise AgentError(
+                    f"{printable(argv[0])} still runs in the guest after {seconds:g} s, as process {pid}"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL * 5)
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        try:
+            self._socket.settimeout(max(0.01, deadline - time.monotonic()))
+            self._socket.sendall(data)
+        except OSError as error:
+            raise AgentUnavailable(f"the guest agent cannot be reached: {error.strerror or error}") from None
+
+    def _read_until(self, end: bytes, deadline: float) -> bytes:
+        while end not in self._received:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _silent()
+            self._socket.settimeout(left)
+            try:
+                piece = self._socket.recv(1 << 16)
+            except TimeoutError:
+                raise _silent() from None
+            except OSError as error:
+                raise AgentUnavailable(f"the guest agent was lost: {error.strerror}") from None
+            if not piece:
+                raise AgentUnavailable("the guest agent's channel was closed")
+            self._received += piece
+        found, _, self._received = self._received.partition(end)
+        return found
+
+    def _read_line(self, deadline: float) -> dict[str, Any]:
+        line = self._read_until(b"\n", deadline)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise AgentUnavailable("what answers on the guest agent's channel is no guest agent")
+        return answer
+
+
+@contextmanager
+def session(path: str, *, seconds: float = SYNC_SECONDS) -> Iterator[Agent]:
+    """A synchronised session on the unix socket `path`, while no other imgtool has one (QEMU would let it wait in
+    silence). AgentUnavailable when the agent does not answer within `seconds`."""
+    deadline = time.monotonic() + seconds
+    with _alone(path, deadline), socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.settimeout(seconds)
+            connection.connect(path)
+        except OSError as error:
+            raise AgentUnavailable(
+                f"there is no channel to a guest agent: {error.strerror or error}",
+                hint="boot with --agent, and qemu-guest-agent running in the guest",
+            ) from None
+        agent = Agent(connection)
+        agent.sync(seconds=max(0.05, deadline - time.monotonic()))
+        yield agent
+
+
+@contextmanager
+def _alone(path: str, deadline: float) -> Iterator[None]:
+    import fcntl
+
+    try:
+        fd = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise AgentUnavailable(f"there is no channel to a guest agent: {error.strerror}") from None
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise AgentUnavailable("another imgtool is talking to the guest agent") from None
+                time.sleep(_POLL / 2)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _encode(request: Mapping[str, Any]) -> bytes:
+    return json.dumps(request).encode() + b"\n"
+
+
+def _silent() -> AgentUnavailable:
+    return AgentUnavailable(
+        "the guest agent does not answer",
+        hint="is qemu-guest-agent installed and running in the guest, and has the guest come so far?",
+    )
+
+
+def _executed(answer: Mapping[str, Any]) -> Executed:
+    return Executed(
+        status=answer["exitcode"] if "exitcode" in answer else 128 + answer.get("signal", 0),
+        stdout=base64.b64decode(answer.get("out-data", "")),
+        stderr=base64.b64decode(answer.get("err-data", "")),
+        truncated=bool(answer.get("out-truncated") or answer.get("err-truncated")),
+    )

@@ -1,0 +1,135 @@
+"""Learning from the outside world what compiling a machine needs: `Host`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Literal
+
+from imgtool.errors import ProgramError
+from imgtool.machine.accelerator import Choice, choose
+from imgtool.machine.config import Machine
+from imgtool.machine.host import Disk, Host, HugepageMount, Uefi
+from imgtool.qemu.capabilities import Capabilities, capabilities
+from imgtool.qemu.programs import Programs
+
+QEMU = "qemu-system-x86_64"
+
+_BRIDGE_HELPERS = (
+    "/usr/lib/qemu/qemu-bridge-helper",
+    "/usr/libexec/qemu-bridge-helper",
+    "/usr/local/libexec/qemu-bridge-helper",
+)
+_VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
+
+
+def learn_accelerator(machine: Machine, found: Capabilities) -> Choice:
+    """The accelerator `machine` gets: the one it names, unproven, or what `auto` stands for here. ProgramError when
+    this QEMU was built without the named one."""
+    if machine.accel in (None, "auto"):
+        return choose(found)
+    assert machine.accel is not None
+    if machine.accel not in found.accelerators:
+        raise ProgramError(
+            f"{found.program} was built without {machine.accel}",
+            hint=f"it has: {', '.join(found.accelerators)}; --accel auto takes what works",
+        )
+    return Choice(accelerator=machine.accel, host_cpu=machine.accel != "tcg", proofs=())
+
+
+def learn_host(
+    machine: Machine,
+    programs: Programs,
+    *,
+    runtime_dir: str,
+    scratch_dir: str | None,
+    console: Literal["stdio", "socket", "none"],
+    disks: Mapping[str, Disk],
+    seed: str | None = None,
+    uefi: Uefi | None = None,
+    qemu: str = QEMU,
+) -> tuple[Host, Choice]:
+    """`Host` for `machine` here, and how its accelerator was chosen."""
+    found = capabilities(programs.find(qemu))
+    choice = learn_accelerator(machine, found)
+    total, free = memory()
+    host = Host(
+        qemu=found.program,
+        capabilities=found,
+        accelerator=choice.accelerator,  # type: ignore[arg-type]
+        runtime_dir=runtime_dir,
+        scratch_dir=scratch_dir,
+        console=console,
+        disks=dict(disks),
+        seed=seed,
+        uefi=uefi,
+        hugepages=hugepages(machine),
+        memory_total=total,
+        memory_free=free,
+        bridge_helper=_first(_BRIDGE_HELPERS),
+        passt=shutil.which("passt"),
+        swtpm=shutil.which("swtpm"),
+        virtiofsd=shutil.which("virtiofsd") or _first(_VIRTIOFSD),
+    )
+    return host, choice
+
+
+def memory() -> tuple[int | None, int | None]:
+    """The host's memory in bytes: all of it, and what programs can still get. None where that is not known."""
+    if not sys.platform.startswith("linux"):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
+        except (ValueError, OSError):
+            return None, None
+    with open("/proc/meminfo") as file:
+        return parse_meminfo(file.read())
+
+
+def parse_meminfo(text: str) -> tuple[int | None, int | None]:
+    """MemTotal and MemAvailable of /proc/meminfo, in bytes."""
+    values = {}
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words:
+            values[name] = int(words[0]) * 1024
+    return values.get("MemTotal"), values.get("MemAvailable")
+
+
+def hugepages(machine: Machine) -> HugepageMount | None:
+    """The hugetlbfs mount for `machine`: the one at the path it names, or the one with the page size it names, else
+    the first. None when it wants no hugepages, or there is no such mount."""
+    wanted = machine.hugepages
+    if wanted is None or not sys.platform.startswith("linux"):
+        return None
+    for mount in hugepage_mounts():
+        if wanted.path is not None and os.path.realpath(wanted.path) != os.path.realpath(mount.path):
+            continue
+        if wanted.page_size in (None, mount.page_size):
+            return mount
+    return None
+
+
+def hugepage_mounts() -> list[HugepageMount]:
+    with open("/proc/self/mounts") as file:
+        lines = [line.split() for line in file]
+    found = []
+    for _, path, kind, *_ in lines:
+        if kind == "hugetlbfs":
+            size = os.statvfs(path).f_bsize
+            found.append(HugepageMount(path=path, page_size=size, free=_free_hugepages(size)))
+    return found
+
+
+def _free_hugepages(size: int) -> int | None:
+    try:
+        with open(f"/sys/kernel/mm/hugepages/hugepages-{size // 1024}kB/free_hugepages") as file:
+            return int(file.read()) * size
+    except (OSError, ValueError):
+        return None
+
+
+def _first(paths: tuple[str, ...]) -> str | None:
+    return next((path for path in paths if os.access(path, os.X_OK)), None)
