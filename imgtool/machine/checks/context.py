@@ -1,0 +1,36 @@
+"""What every check is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+from imgtool.errors import ConfigError, UsageError
+from imgtool.machine.board import Board
+from imgtool.machine.config import Machine
+from imgtool.machine.host import Host
+from imgtool.machine.layout import Placed
+
+T = TypeVar("T")
+
+Problems = Iterator[ConfigError]
+
+
+class Context(NamedTuple):
+    machine: Machine
+    host: Host
+    board: Board
+    drives: list[Placed]
+    """Empty when they have no layout, which is then a problem of its own."""
+    force: bool = False
+
+
+def attempt(make: Callable[[], T], problems: list[ConfigError]) -> T | None:
+    """What `make` returns; None, and the error kept in `problems`, when it raises one."""
+    try:
+        return make()
+    except ConfigError as error:
+        problems.append(error)
+    except UsageError as error:
+        problems.append(ConfigError(error.message, hint=error.hint))
+    return None

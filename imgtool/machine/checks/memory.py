@@ -1,0 +1,178 @@
+"""Memory, hugepages, NUMA."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from imgtool.errors import ConfigError
+from imgtool.machine.checks.context import Context, Problems, attempt
+from imgtool.machine.compile.memory import cpu_range, host_nodes, memory_size, node_sizes
+from imgtool.machine.smp import topology
+from imgtool.sizes import format_size
+
+_MOST_SLOTS = 256
+"""QEMU: ACPI_MAX_RAM_SLOTS."""
+_PAGE = 4096
+
+
+def check_memory(context: Context) -> Problems:
+    memory, size = context.machine.memory, memory_size(context.machine)
+    if size == 0:
+        yield ConfigError("--memory 0 leaves the guest nothing to run in", hint="--memory 1G suits most guests")
+    elif size % _PAGE:
+        yield ConfigError(f"--memory {size} bytes is not a whole number of 4 KiB pages", hint="write it with M or G")
+    if memory.maxmem is not None:
+        yield from _maxmem(context, size, memory.maxmem)
+    elif memory.slots:
+        yield ConfigError(
+            f"--memory slots={memory.slots} without maxmem: slots are for memory plugged in later",
+            hint=f"say how far it may grow, such as maxmem={format_size(size * 2)}",
+        )
+    total = context.host.memory_total
+    if total is not None and size > total and not context.force:
+        yield ConfigError(
+            f"--memory {format_size(size)} is more than this host has: {format_size(total >> 20 << 20)}",
+            hint="--force starts it all the same, with swap as its memory",
+        )
+
+
+def _maxmem(context: Context, size: int, most: int) -> Problems:
+    slots = context.machine.memory.slots
+    if most < size:
+        yield ConfigError(
+            f"--memory {format_size(size)} is more than its maxmem, {format_size(most)}",
+            hint="maxmem is the larger one",
+        )
+    elif most > size and not slots:
+        yield ConfigError(
+            f"--memory maxmem={format_size(most)} without slots: memory could never be plugged in",
+            hint="slots=N says how many modules may be added, such as slots=4",
+        )
+    if slots is not None and slots > _MOST_SLOTS:
+        yield ConfigError(f"--memory slots={slots}: a machine has at most {_MOST_SLOTS} slots")
+    if most > size and not context.board.hotplug_memory:
+        yield ConfigError(
+            f"machine {context.board.name} cannot plug memory in while it runs", hint="leave maxmem and slots out"
+        )
+
+
+def check_hugepages(context: Context) -> Problems:
+    pages, mount = context.machine.hugepages, context.host.hugepages
+    if pages is None:
+        return
+    if pages.path is None and mount is None:
+        yield ConfigError(
+            "--hugepages: this host has no hugetlbfs mount",
+            hint="mount one: mount -t hugetlbfs none /dev/hugepages; then reserve pages: sysctl vm.nr_hugepages=512",
+        )
+    page_size = pages.page_size or (mount.page_size if mount else None)
+    if pages.page_size is not None and pages.page_size & (pages.page_size - 1):
+        yield ConfigError(f"--hugepages page-size={pages.page_size} is no power of two", hint="x86 has 2M and 1G")
+        return
+    if mount is not None and pages.page_size not in (None, mount.page_size):
+        yield ConfigError(
+            f"the pages of {mount.path} are {format_size(mount.page_size)}, not {format_size(pages.page_size or 0)}",
+            hint=f"mount another: mount -t hugetlbfs -o pagesize={format_size(pages.page_size or 0)} none /mnt/huge",
+        )
+    if page_size is None:
+        return
+    for size in _parts(context):
+        if size % page_size:
+            yield ConfigError(
+                f"memory of {format_size(size)} is not a whole number of {format_size(page_size)} hugepages",
+                hint=f"say --memory {format_size(-(-size // page_size) * page_size)}",
+            )
+    size = memory_size(context.machine)
+    if mount is not None and mount.free is not None and mount.free < size and pages.prealloc is not False:
+        yield ConfigError(
+            f"only {format_size(mount.free)} of hugepages are free, and the machine's memory is {format_size(size)}",
+            hint=f"reserve more: sysctl vm.nr_hugepages={-(-size // page_size)}",
+        )
+
+
+def _parts(context: Context) -> list[int]:
+    """The pieces that memory backends are made of."""
+    if not context.machine.numa.nodes:
+        return [memory_size(context.machine)]
+    return attempt(lambda: node_sizes(context.machine), []) or []
+
+
+def check_numa(context: Context) -> Problems:
+    numa = context.machine.numa
+    if not numa.nodes:
+        if numa.distances or numa.cpus:
+            yield ConfigError(
+                "--numa dist and cpu speak of nodes, but there is none", hint="add --numa node,cpus=…,mem=…"
+            )
+        return
+    if not context.board.numa:
+        yield ConfigError(f"machine {context.board.name} has no NUMA", hint="take --machine q35")
+    problems: list[ConfigError] = []
+    attempt(lambda: node_sizes(context.machine), problems)
+    yield from problems
+    numbers = [at if node.nodeid is None else node.nodeid for at, node in enumerate(numa.nodes)]
+    twice = [number for number, times in Counter(numbers).items() if times > 1]
+    if twice:
+        yield ConfigError(f"NUMA node {twice[0]} is there twice", hint="give each a nodeid= of its own")
+    elif sorted(numbers) != list(range(len(numbers))):
+        yield ConfigError(f"NUMA nodes are numbered from 0 without gaps, not {sorted(numbers)}")
+    yield from _cpus(context)
+    yield from _policies(context)
+    yield from _distances(context, set(numbers))
+
+
+def _cpus(context: Context) -> Problems:
+    found = attempt(lambda: topology(context.machine.smp), [])
+    nodes = context.machine.numa.nodes
+    if found is None or not any(node.cpus for node in nodes) or context.machine.numa.cpus:
+        return
+    owner: dict[int, int] = {}
+    for at, node in enumerate(nodes):
+        for text in node.cpus:
+            problems: list[ConfigError] = []
+            numbers = attempt(lambda text=text: cpu_range(text), problems)  # type: ignore[misc]
+            yield from problems
+            if numbers is not None and numbers[-1] >= found.maxcpus:
+                yield ConfigError(
+                    f"NUMA node {at} has CPU {numbers[-1]}, but the machine's CPUs are 0 to {found.maxcpus - 1}",
+                    hint="raise --smp, or mend cpus=",
+                )
+                return
+            for number in numbers or ():
+                if owner.setdefault(number, at) != at:
+                    yield ConfigError(f"CPU {number} is in NUMA node {owner[number]} and in node {at}")
+                    return
+    left = [number for number in range(found.maxcpus) if number not in owner]
+    if left:
+        yield ConfigError(
+            f"CPU {left[0]} is in no NUMA node" + (f" (nor are {len(left) - 1} more)" if len(left) > 1 else ""),
+            hint="every CPU up to maxcpus belongs to a node",
+        )
+
+
+def _policies(context: Context) -> Problems:
+    for at, node in enumerate(context.machine.numa.nodes):
+        if node.policy not in (None, "default") and not node.host_nodes:
+            yield ConfigError(f"NUMA node {at}: policy={node.policy} needs host-nodes=", hint="such as host-nodes=0")
+        if node.policy == "default" and node.host_nodes:
+            yield ConfigError(f"NUMA node {at}: policy=default takes no host-nodes", hint="policy=bind does")
+        problems: list[ConfigError] = []
+        attempt(lambda node=node: host_nodes(node), problems)  # type: ignore[misc]
+        yield from problems
+
+
+def _distances(context: Context, numbers: set[int]) -> Problems:
+    for item in context.machine.numa.distances:
+        missing = {item.src, item.dst} - numbers
+        if missing:
+            yield ConfigError(f"--numa dist speaks of node {min(missing)}, which is not there")
+        elif item.src == item.dst and item.val != 10:
+            yield ConfigError(f"a NUMA node's distance to itself is 10, not {item.val}")
+        elif item.src != item.dst and not 10 < item.val <= 255:
+            yield ConfigError(
+                f"--numa dist val={item.val}: the distance of two nodes is 11 to 255",
+                hint="20 is twice as far as a node's own memory, 255 is out of reach",
+            )
+    for place in context.machine.numa.cpus:
+        if place.node_id not in numbers:
+            yield ConfigError(f"--numa cpu speaks of node {place.node_id}, which is not there")

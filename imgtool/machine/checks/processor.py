@@ -1,0 +1,121 @@
+"""Machine type, accelerator, CPU, topology."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from imgtool.errors import ConfigError
+from imgtool.image.names import printable
+from imgtool.machine.board import known_machine
+from imgtool.machine.checks.context import Context, Problems, attempt
+from imgtool.machine.options.text import nearest
+from imgtool.machine.smp import topology
+
+_CPU_PROPERTIES = (
+    "check enforce kvm l3-cache legacy-cache host-cache-info host-phys-bits lmce migratable min-level model-id pmu "
+    "phys-bits start-powered-off stepping family model vendor tcg-cpuid level xlevel fill-mtrr-mask"
+)
+"""Properties that may also be written +name; not among the CPUID flags that QEMU lists."""
+
+
+def check_identity(context: Context) -> Problems:
+    machine = context.machine
+    if machine.name is not None and (not machine.name.strip() or printable(machine.name) != machine.name):
+        yield ConfigError(
+            f"--name {printable(machine.name)!r} is no name", hint="use letters, digits, dots and dashes"
+        )
+    if machine.uuid is not None:
+        try:
+            uuid.UUID(machine.uuid)
+        except ValueError:
+            yield ConfigError(
+                f"--uuid {printable(machine.uuid)} is no UUID",
+                hint="it has 32 hexadecimal digits: 550e8400-e29b-41d4-a716-446655440000",
+            )
+    own = {
+        "-daemonize": "start it in the background with `imgtool boot -d`",
+        "-pidfile": "`imgtool vm show` has the pid",
+    }
+    for argument in machine.arguments:
+        name = "-" + argument.lstrip("-")
+        if name in own and argument.startswith("-"):
+            yield ConfigError(f"{name} takes the VM out of imgtool's hands", hint=own[name])
+
+
+def check_machine(context: Context) -> Problems:
+    problems: list[ConfigError] = []
+    attempt(lambda: known_machine(context.machine, context.host), problems)
+    yield from problems
+    wanted, compiled = context.machine.accel, context.host.capabilities.accelerators
+    if wanted not in (None, "auto") and wanted not in compiled:
+        yield ConfigError(
+            f"this QEMU was built without {wanted}",
+            hint=f"it has {', '.join(compiled)}; --accel auto takes what works",
+        )
+
+
+def check_cpu(context: Context) -> Problems:
+    cpu, capabilities = context.machine.cpu, context.host.capabilities
+    names = [model.name for model in capabilities.cpu_models]
+    if cpu.model == "host" and context.host.accelerator == "tcg":
+        yield ConfigError(
+            "--cpu host shows the guest the real CPU, which TCG only imitates",
+            hint="--cpu max has all that TCG can do; --cpu host needs KVM or HVF",
+        )
+    elif cpu.model is not None and cpu.model not in ("host", "max") and names and cpu.model not in names:
+        yield ConfigError(
+            f"this QEMU has no CPU model {printable(cpu.model)!r}",
+            hint=_closest(cpu.model, names) + "`--cpu help` lists them all",
+        )
+    yield from _features(context)
+
+
+def _closest(word: str, names: list[str]) -> str:
+    by_lower = {name.lower(): name for name in names}
+    close = nearest(word, by_lower)
+    return f"did you mean {by_lower[close]}? " if close else ""
+
+
+def _features(context: Context) -> Problems:
+    known = {name.replace("_", "-").lower() for name in context.host.capabilities.cpu_features}
+    signs: dict[str, str] = {}
+    for feature in context.machine.cpu.features:
+        sign, name = feature[0], feature[1:].replace("_", "-").lower()
+        if signs.setdefault(name, sign) != sign:
+            yield ConfigError(f"--cpu both adds and removes {name}", hint=f"keep one of +{name} and -{name}")
+        if (
+            not known
+            or name in known
+            or name in _CPU_PROPERTIES.split()
+            or re.match(r"(hv|x|vmx|svm|kvm|xen|amx)-", name)
+        ):
+            continue
+        close = nearest(name, known)
+        if close is not None:
+            yield ConfigError(f"--cpu: there is no CPU feature {printable(name)!r}", hint=f"did you mean {close}?")
+
+
+def check_smp(context: Context) -> Problems:
+    problems: list[ConfigError] = []
+    found = attempt(lambda: topology(context.machine.smp), problems)
+    yield from problems
+    known = context.host.capabilities.machine(context.board.name)
+    if found is None:
+        return
+    if known is not None and found.maxcpus > known.cpu_max:
+        others = [m for m in context.host.capabilities.machines if m.cpu_max >= found.maxcpus and m.alias]
+        more = f"{others[0].alias} has up to {others[0].cpu_max}" if others else f"say --smp {known.cpu_max}"
+        yield ConfigError(
+            f"{found.maxcpus} CPUs are more than machine {context.board.name} has: {known.cpu_max}", hint=more
+        )
+    elif known is not None and found.maxcpus > found.cpus and not known.hotpluggable_cpus:
+        yield ConfigError(
+            f"machine {context.board.name} cannot plug CPUs in while it runs, so maxcpus is cpus",
+            hint=f"say --smp {found.maxcpus}, or take --machine q35",
+        )
+    for level, has in (("dies", context.board.dies), ("clusters", context.board.clusters)):
+        if getattr(found, level) > 1 and not has:
+            yield ConfigError(
+                f"machine {context.board.name} has no {level} in its topology", hint=f"leave {level}= out of --smp"
+            )

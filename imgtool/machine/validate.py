@@ -1,0 +1,94 @@
+"""What is wrong with a configuration, said before any process starts.
+
+Every problem is a ConfigError with what is wrong and what to do about it. Nothing is changed silently: what imgtool
+would have to guess at is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from imgtool.errors import ConfigError
+from imgtool.machine.argv import compile_argv
+from imgtool.machine.board import board
+from imgtool.machine.checks import devices, memory, network, processor, slots, start, storage
+from imgtool.machine.checks.context import Context, Problems, attempt
+from imgtool.machine.compile.display import display_type
+from imgtool.machine.compile.memory import memory_size
+from imgtool.machine.config import Machine
+from imgtool.machine.host import Host
+from imgtool.machine.layout import layout
+from imgtool.sizes import format_size
+
+CHECKS: tuple[Callable[[Context], Problems], ...] = (
+    processor.check_identity,
+    processor.check_machine,
+    processor.check_cpu,
+    processor.check_smp,
+    memory.check_memory,
+    memory.check_hugepages,
+    memory.check_numa,
+    storage.check_drives,
+    slots.check_slots,
+    start.check_firmware,
+    start.check_tpm,
+    start.check_boot,
+    start.check_kernel,
+    network.check_networks,
+    devices.check_display,
+    devices.check_vga,
+    devices.check_ports,
+    devices.check_virtio,
+    devices.check_watchdog,
+    devices.check_shares,
+    devices.check_rtc_audio,
+    devices.check_cloud_init,
+    devices.check_safety,
+)
+
+
+def problems(machine: Machine, host: Host, *, force: bool = False) -> list[ConfigError]:
+    """Everything that is wrong with `machine` on `host`; empty when it can be started. `force` lets pass what only
+    might go wrong: more memory than the host has."""
+    found: list[ConfigError] = []
+    drives = attempt(lambda: layout(machine, host), found) or []
+    context = Context(machine, host, board(machine, host), drives, force)
+    for check in CHECKS:
+        found += check(context)
+    if not found:
+        attempt(lambda: compile_argv(machine, host), found)
+    return found
+
+
+def validate(machine: Machine, host: Host, *, force: bool = False) -> None:
+    """Raises the first of the `problems`, and in its hint says how many more there are."""
+    found = problems(machine, host, force=force)
+    if not found:
+        return
+    first = found[0]
+    if len(found) > 1:
+        rest = "; ".join(error.message for error in found[1:])
+        raise ConfigError(first.message, hint=f"{first.hint or ''}\nalso: {rest}".strip(), path=first.path)
+    raise first
+
+
+def warnings(machine: Machine, host: Host) -> list[str]:
+    """What is allowed and yet worth a word."""
+    found = []
+    known = host.capabilities.machine(machine.machine.type)
+    if known is not None and known.deprecated:
+        found.append(f"machine {known.name} is deprecated: a later QEMU will not have it")
+    model = host.capabilities.cpu_model(machine.cpu.model or "")
+    if model is not None and model.deprecated:
+        found.append(f"CPU model {model.name} is deprecated: a later QEMU will not have it")
+    size, free = memory_size(machine), host.memory_free
+    if free is not None and size > free:
+        found.append(
+            f"the machine's memory is {format_size(size)}, and the host has only {format_size(free >> 20 << 20)} free"
+        )
+    display = machine.display
+    if display_type(machine, host) in ("vnc", "spice") and display.password is False:
+        outside = display.address not in (None, "127.0.0.1", "::1", "localhost")
+        if outside and display.path is None:
+            found.append(f"anyone who reaches {display.address} can use the machine's screen: it asks no password")
+    return found
