@@ -220,6 +220,21 @@ def test_info_opens_a_data_file_in_qemu_5_2_alone(qemu: Qemu) -> None:
     assert qemu.img("check", "-f", "qcow2", qemu / "image.qcow2").status == 1
 
 
+def test_a_relative_data_file_name_starts_at_the_working_directory(
+    qemu: Qemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("a", "b"):
+        (qemu / folder).mkdir()
+    image = qemu / "a/image.qcow2"
+    monkeypatch.chdir(qemu / "b")
+    qemu.good("create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", image, "1M")
+    assert sorted(path.name for path in qemu.directory.rglob("*.*")) == ["data.raw", "image.qcow2"]
+    assert (qemu / "b/data.raw").exists()
+    qemu.good("check", "-f", "qcow2", image)
+    monkeypatch.chdir(qemu / "a")
+    assert qemu.img("check", "-f", "qcow2", image).status == 1
+
+
 def test_a_raw_disk_with_the_magic_of_qcow2_is_taken_for_one_unless_the_format_is_given(qemu: Qemu) -> None:
     base = qemu.base()
     probed = json.loads(qemu.good("info", "--output=json", base))
