@@ -1,0 +1,115 @@
+"""What a name leads to, and the small parsers all names share."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Literal, NamedTuple, NoReturn
+
+import msgspec
+
+from imgtool.errors import ImageFormatError
+from imgtool.image.names import printable
+
+Kind = Literal["file", "json", "protocol"]
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a name leads. A tree of block nodes (`json:`, `blkverify:`) has its leaves in `children`."""
+
+    text: str
+    """The name as written, non-UTF-8 bytes as lone surrogates. The leaf of a tree has a name made up for it."""
+    kind: Kind
+    protocol: str | None
+    """QEMU's driver: `file`, `nbd`, `https`, `vvfat`, `host_device`, …; for a tree of one leaf that leaf's, for one
+    of several the driver that joins them."""
+    path: str | None = None
+    """The absolute local path, when what is meant is a file, device or directory of this host; for a tree of several
+    leaves that of the file at the end of its `file` branches."""
+    format: str | None = None
+    """The format that a `json:` tree names; None where the name says nothing about it."""
+    host: str | None = None
+    port: int | None = None
+    socket: str | None = None
+    """The absolute path of a unix socket."""
+    export: str | None = None
+    """What is asked of the server: an NBD export, the path below a URL's host, target and LUN, pool and image …"""
+    user: str | None = None
+    role: str = "file"
+    """For a leaf of a tree: what it is to its parent (`file`, `backing`, `data-file`, `raw`, `children.0`, …)."""
+    children: tuple[Reference, ...] = ()
+    """The leaves below a tree of more than one."""
+
+    @property
+    def leaves(self) -> tuple[Reference, ...]:
+        """Every file, device or server that opening this would touch."""
+        return self.children or (self,)
+
+
+def refuse(text: str, why: str) -> NoReturn:
+    """ImageFormatError: QEMU could not make sense of this name either."""
+    raise ImageFormatError(f"{_shortened(text)} is no usable reference: {why}")
+
+
+def _shortened(text: str) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= 200 else f"{shown[:200]}…"
+
+
+def protocol_of(text: str) -> str | None:
+    """The part before a colon that comes before any slash; None for a plain file name."""
+    head, colon, _ = text.partition(":")
+    return head if colon and "/" not in head else None
+
+
+def local(path: str) -> str:
+    """A path that QEMU opens as it stands: below the current directory when it is relative. Its `..` stay, since
+    symlinks may be before them."""
+    return path if path.startswith("/") else os.path.join(os.getcwd(), path)
+
+
+class Url(NamedTuple):
+    user: str | None
+    host: str | None
+    port: int | None
+    path: str
+    """Unescaped, with its leading slash."""
+    query: dict[str, str]
+
+
+_URL = re.compile(r"[^:/?#]+://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#.*)?", re.DOTALL)
+_AUTHORITY = re.compile(
+    r"(?:(?P<user>[^@]*)@)?(?P<host>\[[0-9A-Za-z:.%]*\]|[^\[\]:@]*)(?::(?P<port>[0-9]*))?", re.DOTALL
+)
+_ESCAPES = re.compile(rb"%([0-9A-Fa-f]{2})")
+MAX_PORT = 65535
+
+
+def unescape(text: str) -> str:
+    """`text` with its %XX bytes put in."""
+    if "%" not in text:
+        return text
+    return os.fsdecode(_ESCAPES.sub(lambda match: bytes.fromhex(match[1].decode()), os.fsencode(text)))
+
+
+def parse_url(text: str) -> Url:
+    """The parts of `scheme://[user@][host][:port][/path][?query]`. ImageFormatError for what is no such URL."""
+    match = _URL.fullmatch(text)
+    authority = match and _AUTHORITY.fullmatch(match["authority"])
+    if not match or not authority:
+        refuse(text, "it is no URL")
+    port = int(authority["port"][:9]) if authority["port"] else None
+    if port is not None and port > MAX_PORT:
+        refuse(text, "its port is no port")
+    query = {}
+    for pair in (match["query"] or "").split("&"):
+        name, _, value = pair.partition("=")
+        if name:
+            query[unescape(name)] = unescape(value)
+    return Url(
+        user=unescape(authority["user"]) if authority["user"] else None,
+        host=unescape(authority["host"].strip("[]")) or None,
+        port=port,
+        path=unescape(match["path"]),
+        query=query,
+    )
