@@ -13,7 +13,7 @@ import stat
 from imgtool.chain.findings import finding
 from imgtool.chain.graph import Backing, BackingKind, DataFile, Image
 from imgtool.errors import ImageFormatError
-from imgtool.image.header import Header, read_header, read_snapshots
+from imgtool.image.header import Header, Qcow2Details, read_header, read_snapshots
 from imgtool.image.locks import lock_state
 from imgtool.image.names import printable
 from imgtool.image.reference import parse
@@ -27,7 +27,8 @@ RAW_NAMES = (".raw", ".img", ".iso")
 FORMAT_NAMES = (".qcow2", ".qcow", ".qed", ".vmdk", ".vdi", ".vhd", ".vpc", ".vhdx", ".luks")
 """Names that promise a format with a magic number."""
 
-_LOCAL_PROTOCOLS = frozenset(("file", "host_device", "host_cdrom"))
+LOCAL_PROTOCOLS = frozenset(("file", "host_device", "host_cdrom"))
+"""Protocols whose path is an image on this host, and not, say, a directory that vvfat makes one of."""
 
 Identity = int
 """Which file it is, whatever its name: device and inode, or a block device's own number, in one integer."""
@@ -114,6 +115,8 @@ class Looker:
             self._note_backing(image, header, directory)
         if header.data_file is not None:
             _note_data_file(image, header.data_file, directory)
+        elif isinstance(header.details, Qcow2Details) and header.details.external_data:
+            image.add(finding("data-file-missing", "it has an external data file, but does not name it"))
         if header.snapshots:
             try:
                 image.snapshots = read_snapshots(fd, header)
@@ -156,7 +159,7 @@ class Looker:
 def _resolve(name: bytes, format: str | None, directory: str) -> Backing:
     reference = parse(name, directory=directory)
     path = reference.path
-    if path is not None and reference.protocol not in _LOCAL_PROTOCOLS:
+    if path is not None and reference.protocol not in LOCAL_PROTOCOLS:
         path = None
     return Backing(
         reference=reference.text,

@@ -14,7 +14,8 @@ from imgtool.chain.findings import Finding, finding
 from imgtool.chain.graph import Graph, Image
 from imgtool.chain.link import link
 from imgtool.chain.look import FORMAT_NAMES, OPEN_FLAGS, Identity, Looker, identity, is_image_name, tidy
-from imgtool.errors import ImageNotFoundError, ImageUnreadableError
+from imgtool.errors import ImageNotFoundError, ImageUnreadableError, UsageError
+from imgtool.image.header import FORMATS
 from imgtool.image.names import PathLike, printable
 
 TEMPORARY_PREFIX = ".imgtool-"
@@ -43,6 +44,8 @@ def scan(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format: s
 
 def survey(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format: str | None = None) -> Survey:
     """As `scan`, and which nodes were asked for."""
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"{format!r} is no image format", hint=f"one of {', '.join(FORMATS)}")
     found = Store()
     trees: list[str] = []
     asked: list[Image] = []

@@ -7,15 +7,18 @@ crashes on chains of over a thousand images. Headers are read natively here, and
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 
 from imgtool.chain.findings import Finding, finding
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH, UNUSABLE
-from imgtool.chain.look import Identity, Looker
+from imgtool.chain.look import LOCAL_PROTOCOLS, Identity, Looker, identity
 from imgtool.chain.scan import absolute
 from imgtool.errors import ChainError, ImageError, ImageFormatError, ImageNotFoundError, ImageUnreadableError
+from imgtool.image.header import FORMATS
 from imgtool.image.names import PathLike, printable
+from imgtool.image.reference import parse
 
 _HARD_LIMIT = 100_000
 """Images a walk looks at before it gives up on a chain that only ever grows deeper."""
@@ -45,7 +48,7 @@ def walk(path: PathLike, *, format: str | None = None) -> list[Image]:
             remote.children = [image.path]
             chain.append(remote)
             break
-        parent, file = looker.at(backing.path, format=backing.format if backing.format in _READ_AS_NAMED else None)
+        parent, file = looker.at(backing.path, format=backing.format if backing.format in FORMATS else None)
         if file is not None and file in seen:
             image.parent = seen[file]
             image.add(_circle(image, seen[file]))
@@ -56,10 +59,6 @@ def walk(path: PathLike, *, format: str | None = None) -> list[Image]:
     for depth, node in enumerate(reversed(chain)):
         node.depth = depth
     return chain
-
-
-_READ_AS_NAMED = frozenset(("raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "luks"))
-"""Formats whose reader can be chosen by name; of any other the bytes must tell."""
 
 
 def guard(
@@ -89,6 +88,7 @@ def guard(
                 path=top.path,
                 hint=f"`imgtool rebase -u -b BASE -F FORMAT {printable(last.path)}` would open the circle",
             )
+    _check_leaves(chain, opens_parents=opens_parents)
     if max_depth is not None and len(chain) > max_depth:
         raise ChainError(
             f"the backing chain of {printable(top.path)} is {len(chain)} images deep; {max_depth} are safe",
@@ -107,6 +107,39 @@ _TOP_ERRORS: dict[str, type[ImageError]] = {
     "malformed": ImageFormatError,
 }
 _TOP_HINTS = {"not-a-file": "only regular files and block devices hold images"}
+
+
+def _check_leaves(chain: list[Image], *, opens_parents: bool) -> None:
+    """The files of a `json:` tree of several: none of them may lead back into the chain, or be what blocks."""
+    top, last = chain[0], chain[-1]
+    if len(chain) < 2 or last.path.startswith("/") or last.children == ():
+        return
+    child = chain[-2]
+    try:
+        leaves = parse(os.fsencode(last.path), directory=os.path.dirname(child.path)).leaves
+    except ImageFormatError:
+        return  # `_check_parents` says so
+    files = {_identity_at(image.path) for image in chain[:-1]} - {None}
+    for leaf in leaves:
+        if leaf.path is None or leaf.protocol not in LOCAL_PROTOCOLS:
+            continue
+        below = walk(leaf.path, format=leaf.format if leaf.format in FORMATS else None)
+        turns = any(found.code in ("cycle", "self-reference") for found in below[-1].findings)
+        if turns or any(_identity_at(image.path) in files for image in below):
+            raise ChainError(
+                f"the backing chain of {printable(top.path)} never ends: {printable(leaf.path)} leads back into it",
+                path=top.path,
+                hint=f"`imgtool rebase -u -b BASE -F FORMAT {printable(child.path)}` would open the circle",
+            )
+        if opens_parents:
+            _check_parents([child, *below])
+
+
+def _identity_at(path: str) -> Identity | None:
+    try:
+        return identity(os.stat(path))
+    except (OSError, ValueError):
+        return None
 
 
 def _check_parents(chain: list[Image]) -> None:

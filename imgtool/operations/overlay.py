@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 
 from imgtool.chain.graph import Image
@@ -12,6 +13,7 @@ from imgtool.chain.scan import absolute as absolute_path
 from imgtool.chain.scan import check_asked, survey
 from imgtool.chain.walk import guard
 from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, ImgtoolError, RefusedError, UsageError
+from imgtool.image.header import FORMATS
 from imgtool.image.locks import holders
 from imgtool.image.names import PathLike, printable
 from imgtool.operations.plan import Plan, Touched
@@ -57,13 +59,15 @@ class OverlayRequest:
         self.data_file = self.options.pop("data_file", None)
         self.size = size
         check_input(self.base, what="base")
-        chain = guard(self.base, format=base_format, max_depth=FORCED_DEPTH if force else MAX_DEPTH - 1)
+        known = base_format if base_format in FORMATS else None  # QEMU has formats that are not read natively
+        chain = guard(self.base, format=known, max_depth=FORCED_DEPTH if force else MAX_DEPTH - 1)
         if not force:
             _refuse_written(chain)
         self._refuse_smaller(chain[0], allow_smaller)
         self.depth = len(chain)
         self.base_format = base_format or chain[0].format or "raw"
         self._place(overlay)
+        absolute = absolute or stat.S_ISBLK(os.stat(self.base).st_mode)  # /dev is nowhere near
         self.reference = reference_to(self.base, self.directory, absolute=absolute)
 
     def _place(self, overlay: PathLike | None) -> None:

@@ -320,6 +320,13 @@ def test_a_data_file_that_is_no_file_is_a_finding(images: Images) -> None:
     assert codes(node(scan([owner]), owner)) == ["data-file-unusable"]
 
 
+def test_a_data_file_that_is_not_named_is_a_finding(images: Images) -> None:
+    owner = images / "owner.qcow2"
+    images.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", owner, "1M")
+    owner.write_bytes(owner.read_bytes().replace(b"DATA", b"DATB", 1))
+    assert codes(node(scan([owner]), owner)) == ["data-file-missing"]
+
+
 def test_what_is_wrong_with_a_backing_format_is_found(images: Images) -> None:
     images.base("base.qcow2")
     images.base("plain.img", format="raw")

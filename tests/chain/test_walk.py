@@ -91,6 +91,24 @@ def test_a_cycle_through_a_json_reference_is_refused(images: Images) -> None:
         guard(path)
 
 
+def test_a_cycle_through_a_tree_of_several_files_is_refused(images: Images) -> None:
+    other = images.base("other.img", format="raw")
+    leaf = images.overlay("leaf.qcow2", "top.qcow2", size="1M")
+
+    def tree(path: Path) -> str:
+        test = f'{{"driver":"qcow2","file":{{"driver":"file","filename":"{path}"}}}}'
+        return f'json:{{"driver":"blkverify","raw":{{"driver":"file","filename":"{other}"}},"test":{test}}}'
+
+    top = images.overlay("top.qcow2", tree(leaf), format="blkverify", size="1M")
+    with pytest.raises(ChainError, match="never ends"):
+        guard(top, opens_parents=False)
+    harmless = images.overlay("harmless.qcow2", tree(images.base("base.qcow2")), format="blkverify", size="1M")
+    assert len(guard(harmless)) == 2
+    (images / "base.qcow2").unlink()
+    with pytest.raises(ChainError, match="does not exist"):
+        guard(harmless)
+
+
 def test_a_missing_parent_matters_only_to_what_opens_it(images: Images) -> None:
     images.overlay("middle.qcow2", "gone.qcow2", size="1M")
     top = images.overlay("top.qcow2", "middle.qcow2", size="1M")
@@ -113,6 +131,7 @@ def test_a_data_file_that_would_block_is_refused(images: Images) -> None:
     images.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", top, "1M")
     assert guard(top)
     (images / "data.raw").unlink()
+    assert guard(top, opens_parents=False)
     with pytest.raises(ChainError, match="does not exist"):
         guard(top)
     os.mkfifo(images / "data.raw")

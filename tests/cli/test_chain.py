@@ -125,6 +125,7 @@ def test_a_directory_without_images_is_no_error(images: Images, imgtool: Imgtool
 
 def test_without_an_image_it_is_used_wrongly(imgtool: Imgtool) -> None:
     assert imgtool("chain", "show").status == 2
+    assert imgtool("chain", "show", "-f", "gif", "disk").status == 2
 
 
 def test_a_cycle_is_shown_and_ends(images: Images, imgtool: Imgtool) -> None:
