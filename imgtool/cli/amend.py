@@ -1,0 +1,97 @@
+"""`imgtool amend -o OPTIONS IMAGE`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
+from imgtool.cli.images import (
+    emit_command,
+    explained,
+    open_image,
+    print_option_help,
+    qemu_img,
+    say,
+    touched,
+    wants_help,
+)
+from imgtool.cli.options import (
+    cache_option,
+    file_argument,
+    force_option,
+    format_option,
+    image_opts_option,
+    object_option,
+    option_map,
+    options_option,
+)
+from imgtool.cli.progress import progress
+from imgtool.errors import UsageError
+from imgtool.image.names import printable
+from imgtool.image.qapi import to_builtins
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool amend -o compat=1.1 old.qcow2\n"
+    "  imgtool amend -o lazy_refcounts=on,refcount_bits=16 disk.qcow2\n"
+    "  imgtool amend -f qcow2 -o help"
+)
+@file_argument(required=False)
+@options_option("What to change; -o help lists what can be.")
+@format_option()
+@cache_option("The cache mode for writing.  [default: writeback]")
+@image_opts_option
+@object_option
+@force_option("Allow what QEMU calls unsafe: erasing the last key of a LUKS image.")
+@progress_option
+@quiet_option
+@dry_run_option
+@output_option()
+@pass_context
+def amend(
+    context: Context,
+    image: str | None,
+    options: tuple[str, ...],
+    format_: str | None,
+    cache: str | None,
+    image_opts: bool,
+    objects: tuple[str, ...],
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Change the options that an image was made with, as far as its format allows: a qcow2's compatibility level,
+    the keys of an encrypted image. For the backing file there is `rebase`, for the size `resize`.
+    """
+    chosen = option_map(options)
+    if wants_help(chosen):
+        format = format_ or (None if image is None else open_image(image).format)
+        print_option_help(context, format or "qcow2", amend=True)
+        return
+    if image is None:
+        raise UsageError("the name of the image is missing", hint="`imgtool amend --help` shows how it is used")
+    if not chosen:
+        raise UsageError("nothing is to be changed", hint="name it: -o compat=1.1; -o help lists what can be")
+    opened = open_image(image, format=format_, image_opts=image_opts)
+    arguments: dict[str, Any] = {"format": opened.format, "cache": cache, "force": force, "objects": objects}
+    program = qemu_img(context)
+    if dry_run:
+        from imgtool.qemu import img_argv
+
+        argv = img_argv.amend(program.program, opened.source, chosen, **arguments)
+        emit_command(context, argv, [touched(opened.source, "write")])
+        return
+    with (
+        explained(context, formats=[format_], option_format=opened.format, options=chosen, amend=True),
+        progress(context, "amend") as show,
+    ):
+        changed = program.amend(opened.source, chosen, progress=show, **arguments)
+
+    def lines() -> Iterator[str]:
+        done = ", ".join(f"{printable(key)}={printable(str(value))}" for key, value in chosen.items())
+        yield f"{opened.name}: {done}"
+
+    say(context, to_builtins(changed), lines())

@@ -1,0 +1,244 @@
+"""`imgtool convert SOURCE… TARGET`"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+import click
+
+from imgtool.cli.context import (
+    Context,
+    dry_run_option,
+    output_option,
+    pass_context,
+    progress_option,
+    quiet_option,
+)
+from imgtool.cli.create import made_lines, parent_of
+from imgtool.cli.images import (
+    Opened,
+    check_name,
+    emit_command,
+    explained,
+    open_image,
+    print_option_help,
+    qemu_img,
+    say,
+    snapshot_known,
+    touched,
+    wants_help,
+)
+from imgtool.cli.options import (
+    FILE_NAME,
+    SIZE,
+    cache_option,
+    file_argument,
+    force_option,
+    force_share_option,
+    format_option,
+    image_opts_option,
+    object_option,
+    option_map,
+    options_option,
+    rate_limit_option,
+    source_cache_option,
+    timeout_option,
+)
+from imgtool.cli.output import warn
+from imgtool.cli.progress import progress
+from imgtool.errors import ImageExistsError, ImageInUseError, UsageError
+from imgtool.image.names import absolute, printable, printable_lines
+from imgtool.image.qapi import to_builtins
+from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_options
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool convert -f raw -O qcow2 disk.img disk.qcow2\n"
+    "  imgtool convert -O qcow2 -c -o compression_type=zstd -m 16 -W disk.qcow2 small.qcow2\n"
+    "  imgtool convert -O raw -l before-upgrade disk.qcow2 old.img\n"
+    "  imgtool convert -O qcow2 -B base.qcow2 -F qcow2 disk.qcow2 overlay.qcow2\n"
+    "  imgtool convert -n -O raw disk.qcow2 /dev/vg/disk"
+)
+@file_argument("names", metavar="SOURCE… TARGET", nargs=-1, required=False)
+@format_option("The sources' format; without it, their headers decide.")
+@click.option("-O", "--target-format", metavar="FORMAT", help="The new image's format.  [default: raw]")
+@click.option(
+    "-B",
+    "--backing",
+    type=FILE_NAME,
+    metavar="FILE",
+    help="Write only what differs from this image, as an overlay of it. The name starts in the target's directory.",
+)
+@click.option("-F", "--backing-format", metavar="FORMAT", help="The backing file's; without it, its header decides.")
+@options_option("The target format's own options; -o help lists them.")
+@click.option("-c", "--compress", "compressed", is_flag=True, help="Compress the data (qcow2, qcow, vmdk).")
+@click.option("-l", "--snapshot", metavar="SNAPSHOT", help="Copy this internal snapshot, by name or ID.")
+@click.option("-S", "--sparse-size", type=SIZE, metavar="SIZE", help="How many zeros in a row are left out.")
+@click.option("-m", "--num-coroutines", type=click.IntRange(1, 16), metavar="N", help="Work on N parts at once.")
+@click.option(
+    "-W", "--out-of-order", is_flag=True, help="Write parts as they are ready: faster, order not repeatable."
+)
+@rate_limit_option
+@cache_option("The cache mode for the target.  [default: writeback]")
+@source_cache_option
+@click.option("-C", "--copy-offload", is_flag=True, help="Let the storage copy, where it can.")
+@click.option("-n", "--skip-creation", is_flag=True, help="The target exists and is written in place.")
+@click.option("--target-is-zero", is_flag=True, help="With -n: the target holds only zeros.")
+@click.option("--bitmaps", is_flag=True, help="Copy the persistent bitmaps too.")
+@click.option("--skip-broken-bitmaps", is_flag=True, help="With --bitmaps: leave out those that are in use.")
+@click.option("--salvage", is_flag=True, help="Where a source cannot be read, write zeros and go on.")
+@force_share_option("Read sources that are in use. A copy made while a machine writes is torn: that needs --force.")
+@image_opts_option
+@click.option("--target-image-opts", is_flag=True, help="TARGET is driver=…,file.filename=…; needs -n.")
+@object_option
+@force_option("Replace an existing target.")
+@timeout_option
+@progress_option
+@quiet_option
+@dry_run_option
+@output_option()
+@pass_context
+def convert(
+    context: Context,
+    /,
+    names: tuple[str, ...],
+    format_: str | None,
+    target_format: str | None,
+    backing: str | None,
+    backing_format: str | None,
+    options: tuple[str, ...],
+    snapshot: str | None,
+    image_opts: bool,
+    target_image_opts: bool,
+    force_share: bool,
+    force: bool,
+    timeout: float | None,
+    dry_run: bool,
+    **others: Any,
+) -> None:
+    """Copy images into a new one: into another format, compressed, as an overlay, or one snapshot of it. Several
+    SOURCEs are put one after another.
+
+    The target is made under a hidden name, brought to disk, and renamed: killed at any moment, it is there whole or
+    not at all. A block device, or any target with -n, is written in place.
+    """
+    chosen = option_map(options)
+    output_format = target_format or "raw"
+    if wants_help(chosen):
+        print_option_help(context, output_format)
+        return
+    if len(names) < 2:
+        raise UsageError("convert needs an image to read and a name for the new one", hint="SOURCE… TARGET")
+    target: Source = ImageOpts(names[-1]) if target_image_opts else absolute(names[-1])
+    if target_image_opts and target_format is not None:
+        raise UsageError(
+            "-O and --target-image-opts exclude each other", hint="write driver=FORMAT among the options"
+        )
+    backing = chosen.pop("backing_file", backing)
+    backing_format = chosen.pop("backing_fmt", backing_format)
+    sources = [open_image(name, format=format_, image_opts=image_opts) for name in names[:-1]]
+    _check_sources(sources, snapshot, force_share, force)
+    parent = None
+    if isinstance(target, str):
+        if not others["skip_creation"]:
+            check_name(context, target, target_format, "-O")
+        _check_target(target, sources, force=force, in_place=others["skip_creation"])
+        parent = parent_of(target, backing, backing_format, as_is=False, unsafe=False) if backing else None
+    elif backing:
+        raise UsageError("-B is for a target that is a file")
+    arguments = others | {
+        "format": _common_format(sources),
+        "output_format": output_format,
+        "backing": parent.reference if parent else None,
+        "backing_format": parent.format if parent else None,
+        "options": chosen,
+        "snapshot": snapshot_param(snapshot),
+        "force_share": force_share,
+        "cache": others["cache"] or "writeback",
+    }
+    program = qemu_img(context, timeout)
+    places = [source.source for source in sources]
+    if dry_run:
+        _plan(context, program.program, places, target, parent.path if parent else None, arguments)
+        return
+    formats = [format_, output_format, parent.format if parent else None]
+    with (
+        explained(context, formats=formats, option_format=output_format, options=chosen),
+        progress(context, "convert") as show,
+    ):
+        made = program.convert(places, target, overwrite=force, progress=show, **arguments)
+    if made.notes:
+        warn(context, printable_lines(made.notes))
+    say(context, to_builtins(made), made_lines(printable(names[-1]), made))
+
+
+def snapshot_param(text: str | None) -> str | SnapshotParam | None:
+    """What `-l` says: a name or an ID, or `snapshot.id=…,snapshot.name=…`."""
+    if text is None or not text.startswith(("snapshot.id=", "snapshot.name=")):
+        return text
+    given = parse_options(text)
+    unknown = set(given) - {"snapshot.id", "snapshot.name"}
+    if unknown:
+        raise UsageError(f"{printable(text)!r} names no snapshot", hint="write -l NAME, or -l snapshot.id=N")
+    return SnapshotParam(given.get("snapshot.id"), given.get("snapshot.name"))
+
+
+def _common_format(sources: list[Opened]) -> str | None:
+    """The one format of all sources; qemu-img takes one -f for them all."""
+    formats = {source.format for source in sources}
+    if len(formats) > 1:
+        listed = ", ".join(f"{source.name} is {source.format}" for source in sources)
+        raise UsageError(f"images of several formats cannot be put together: {listed}", hint="convert them first")
+    return formats.pop()
+
+
+def _check_sources(sources: list[Opened], snapshot: str | None, force_share: bool, force: bool) -> None:
+    for source in sources:
+        if snapshot is not None and isinstance(snapshot_param(snapshot), str):
+            snapshot_known(source, snapshot)
+        if force_share and not force and source.top is not None and source.top.in_use == "write":
+            raise ImageInUseError(
+                f"{source.place} is being written: a copy of it would be torn",
+                path=source.path,
+                hint="copy an internal snapshot (-l), or stop the machine; --force copies it all the same",
+            )
+
+
+def _check_target(target: str, sources: list[Opened], *, force: bool, in_place: bool) -> None:
+    """Refuses before any work what would be refused after it."""
+    try:
+        status = os.stat(target)
+    except (OSError, ValueError):
+        return
+    for source in sources:
+        for image in source.chain:
+            if os.path.exists(image.path) and os.path.samestat(status, os.stat(image.path)):
+                what = "is read" if image is source.top else f"is what {source.name} stands on"
+                raise UsageError(f"{printable(target)} cannot be the target: it {what}", path=target)
+    if in_place or force or stat.S_ISBLK(status.st_mode):
+        return
+    raise ImageExistsError(
+        f"{printable(target)} exists already", path=target, hint="choose another name, or --force to replace it"
+    )
+
+
+def _plan(
+    context: Context,
+    program: str,
+    sources: list[Source],
+    target: Source,
+    parent: str | None,
+    arguments: dict[str, Any],
+) -> None:
+    from imgtool.qemu import img_argv
+
+    in_place = arguments["skip_creation"] or isinstance(target, ImageOpts)
+    exists = not isinstance(target, ImageOpts) and os.path.lexists(os.fsdecode(target))
+    images = [touched(target, "write" if in_place else "replace" if exists else "create")]
+    images += [touched(source, "read") for source in sources]
+    images += [touched(parent, "read")] if parent else []
+    notes = [] if in_place else ["written under a hidden name first, brought to disk, then renamed"]
+    emit_command(context, img_argv.convert(program, sources, target, **arguments), images, notes=notes)

@@ -1,0 +1,233 @@
+"""`imgtool create IMAGE [SIZE]`"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
+from imgtool.cli.images import (
+    check_name,
+    emit_command,
+    explained,
+    print_option_help,
+    qemu_img,
+    say,
+    touched,
+    wants_help,
+)
+from imgtool.cli.options import (
+    FILE_NAME,
+    SIZE,
+    file_argument,
+    force_option,
+    object_option,
+    option_map,
+    options_option,
+    timeout_option,
+)
+from imgtool.cli.output import remark
+from imgtool.cli.render import size as shown_size
+from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError, UsageError
+from imgtool.image.header import FORMATS
+from imgtool.image.names import absolute, printable
+from imgtool.image.qapi import to_builtins
+from imgtool.qemu.img_argv import Backing, Verbatim
+
+if TYPE_CHECKING:
+    from imgtool.chain.graph import Image
+    from imgtool.qemu.results import Created
+
+
+class Parent(NamedTuple):
+    """The backing file of an image to be made."""
+
+    reference: Backing
+    """As it shall stand in the image."""
+    format: str
+    path: str | None
+    """Where it is; None when it is no file here or need not exist."""
+    virtual_size: int | None
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool create -f qcow2 disk.qcow2 10G\n"
+    "  imgtool create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2\n"
+    "  imgtool create -f qcow2 -o cluster_size=2M,compression_type=zstd disk.qcow2 1T\n"
+    "  imgtool create -f vmdk -o help"
+)
+@file_argument(required=False)
+@click.argument("size", type=SIZE, metavar="[SIZE]", required=False)
+@click.option("-f", "--format", "format_", metavar="FORMAT", help="The new image's format.  [default: raw]")
+@click.option(
+    "-b",
+    "--backing",
+    type=FILE_NAME,
+    metavar="FILE",
+    help="Make an overlay of this image. A relative name starts in the new image's directory.",
+)
+@click.option("-F", "--backing-format", metavar="FORMAT", help="The backing file's; without it, its header decides.")
+@click.option(
+    "--backing-as-is", is_flag=True, help="-b is QEMU's own reference (nbd://…, json:…), not a file's name."
+)
+@click.option("-u", "--unsafe", is_flag=True, help="Do not look at the backing file; it may be missing.")
+@options_option("The format's own options; -o help lists them.")
+@object_option
+@force_option("Replace an existing file; make an overlay smaller than its backing file.")
+@timeout_option
+@quiet_option
+@dry_run_option
+@output_option()
+@pass_context
+def create(
+    context: Context,
+    image: str | None,
+    size: int | None,
+    format_: str | None,
+    backing: str | None,
+    backing_format: str | None,
+    backing_as_is: bool,
+    unsafe: bool,
+    options: tuple[str, ...],
+    objects: tuple[str, ...],
+    force: bool,
+    timeout: float | None,
+    dry_run: bool,
+) -> None:
+    """Make an image whose disk is SIZE bytes (10G, 512M, …), or an overlay of another image.
+
+    Whatever exists under that name is kept, unless --force is given. The image appears under its name only when it
+    is complete.
+    """
+    format = format_ or "raw"
+    chosen = option_map(options)
+    if wants_help(chosen):
+        print_option_help(context, format)
+        return
+    if image is None:
+        raise UsageError("the name of the image is missing", hint="`imgtool create --help` shows how it is used")
+    backing = chosen.pop("backing_file", backing)
+    backing_format = chosen.pop("backing_fmt", backing_format)
+    if "size" in chosen:
+        size = SIZE.convert(chosen.pop("size"), None, None)
+    path = absolute(image)
+    check_name(context, path, format_, "-f")
+    parent = None
+    if backing:
+        parent = parent_of(path, backing, backing_format, as_is=backing_as_is, unsafe=unsafe)
+        _check_overlay(path, parent, size, force)
+    program = qemu_img(context, timeout)
+    arguments: dict[str, Any] = {
+        "format": format,
+        "backing": parent.reference if parent else None,
+        "backing_format": parent.format if parent else None,
+        "unsafe_backing": unsafe,
+        "options": chosen,
+        "objects": objects,
+    }
+    formats = [format, parent.format if parent else None]
+    if dry_run:
+        _plan(context, program.program, path, size, parent, arguments, force)
+        return
+    with explained(context, formats=formats, option_format=format, options=chosen):
+        made = program.create(path, size, overwrite=force, **arguments)
+    if parent and backing_format is None:
+        remark(context, f"the backing file's format is {parent.format}, by its header")
+    say(context, to_builtins(made), made_lines(printable(image), made))
+
+
+def parent_of(
+    path: str, backing: str, format: str | None, *, as_is: bool, unsafe: bool, above: str | None = None
+) -> Parent:
+    """The backing file `backing` of the image at `path`, looked at unless it is no file here or `unsafe`.
+
+    RefusedError when it stands on the existing image `above`.
+    """
+    if as_is or unsafe:
+        if format is None:
+            raise UsageError("a backing file that is not looked at needs its format named", hint="name it with -F")
+        return Parent(Verbatim(backing) if as_is else backing, format, None, None)
+    from imgtool.chain.walk import guard
+
+    place = os.path.normpath(os.path.join(os.path.dirname(path), backing))
+    try:
+        chain = guard(place, format=format if format in FORMATS else None)
+    except ImageNotFoundError as error:
+        error.message = f"the backing file {printable(backing)} does not exist: there is no {printable(place)}"
+        near = absolute(backing)
+        if near != place and os.path.exists(near):
+            there = os.path.relpath(near, os.path.dirname(path))
+            error.hint = f"the name starts in the image's own directory: -b {printable(there)}"
+        else:
+            error.hint = "-u makes the image without looking"
+        raise
+    if above is not None:
+        _refuse_circle(above, place, chain)
+    top = chain[0]
+    return Parent(backing, format or top.format or "raw", top.path, top.virtual_size)
+
+
+def _refuse_circle(path: str, place: str, chain: list[Image]) -> None:
+    for image in chain:
+        if os.path.exists(image.path) and os.path.samefile(image.path, path):
+            how = "is the image itself" if image is chain[0] else "stands on it"
+            raise RefusedError(
+                f"{printable(path)} cannot have the backing file {printable(place)}, which {how}", path=path
+            )
+
+
+def _check_overlay(path: str, parent: Parent, size: int | None, force: bool) -> None:
+    if parent.path is not None and os.path.exists(path) and os.path.samefile(parent.path, path):
+        raise RefusedError("the image would be its own backing file, and be gone", path=path)
+    if force or size is None or parent.virtual_size is None or size >= parent.virtual_size:
+        return
+    raise RefusedError(
+        f"the overlay would have {shown_size(size)}, its backing file has {shown_size(parent.virtual_size)}: "
+        "the end of the disk would be cut off",
+        path=path,
+        hint="leave the size out to have the backing file's; --force makes it all the same",
+    )
+
+
+def _plan(
+    context: Context,
+    program: str,
+    path: str,
+    size: int | None,
+    parent: Parent | None,
+    arguments: dict[str, Any],
+    force: bool,
+) -> None:
+    from imgtool.qemu import img_argv
+
+    if size is None and parent is None:
+        raise UsageError(f"{printable(path)}: an image without a backing file needs a size")
+    exists = os.path.lexists(path)
+    if exists and not force:
+        raise ImageExistsError(
+            f"{printable(path)} exists already", path=path, hint="choose another name, or --force to replace it"
+        )
+    argv = img_argv.create(program, path, size, **arguments)
+    images = [touched(path, "replace" if exists else "create")]
+    if parent is not None and parent.path is not None:
+        images.append(touched(parent.path, "read"))
+    emit_command(context, argv, images, notes=["written under a hidden name first, then renamed"])
+
+
+def made_lines(name: str, made: Created) -> Iterator[str]:
+    """One line that says what there is now."""
+    info = made.info
+    if info is None:
+        yield f"made {name}"
+        return
+    text = f"made {name}: {info.format}, {shown_size(info.virtual_size)}"
+    if info.backing_filename is not None:
+        text += f", on {printable(info.backing_filename)}"
+    yield text
+    others = [file for file in made.written if file != made.path]
+    if others:
+        yield f"with {', '.join(printable(file) for file in others)}"

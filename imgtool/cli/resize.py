@@ -1,0 +1,123 @@
+"""`imgtool resize IMAGE SIZE`"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
+from imgtool.cli.images import (
+    Opened,
+    emit_command,
+    explained,
+    open_image,
+    qemu_img,
+    refuse_with_children,
+    say,
+    touched,
+)
+from imgtool.cli.options import (
+    file_argument,
+    force_option,
+    format_option,
+    image_opts_option,
+    object_option,
+)
+from imgtool.cli.render import size as shown_size
+from imgtool.errors import RefusedError
+from imgtool.image.qapi import to_builtins
+from imgtool.sizes import parse_resize
+
+_NEGATIVE = re.compile(r"-[0-9.][0-9.]*[bkmgtpe]?", re.IGNORECASE)
+
+
+class ResizeCommand(click.Command):
+    """Takes `-1G` for the size that it is."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" not in args:
+            sizes = [word for word in args if _NEGATIVE.fullmatch(word)]
+            if sizes:
+                args = [*(word for word in args if word not in sizes), "--", *sizes]
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=ResizeCommand,
+    epilog="\b\nExamples:\n"
+    "  imgtool resize disk.qcow2 +10G\n"
+    "  imgtool resize disk.qcow2 20G\n"
+    "  imgtool resize --shrink disk.qcow2 -1G",
+)
+@file_argument()
+@click.argument("size", metavar="[+|-]SIZE")
+@format_option()
+@click.option("--shrink", is_flag=True, help="Allow the end of the disk to be cut off.")
+@click.option("--preallocation", metavar="MODE", help="How the added space is made: off, metadata, falloc, full.")
+@image_opts_option
+@object_option
+@force_option("Although other images stand on it.")
+@quiet_option
+@dry_run_option
+@output_option()
+@pass_context
+def resize(
+    context: Context,
+    image: str,
+    size: str,
+    format_: str | None,
+    shrink: bool,
+    preallocation: str | None,
+    image_opts: bool,
+    objects: tuple[str, ...],
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Make the disk SIZE bytes, or larger by +SIZE, or smaller by -SIZE.
+
+    Partitions and file systems inside stay as they are: make them larger afterwards, or smaller before.
+    """
+    parse_resize(size, 1 << 62)  # what is no size is said before anything is looked at
+    opened = open_image(image, format=format_, image_opts=image_opts)
+    refuse_with_children(opened, force=force, doing="resizing")
+    program = qemu_img(context)
+    if opened.top is not None and opened.top.virtual_size is not None:
+        current = opened.top.virtual_size
+    else:
+        current = program.info(opened.source, format=opened.format, objects=objects).virtual_size
+    wanted = parse_resize(size, current)
+    _check(opened, current, wanted, shrink)
+    arguments: dict[str, Any] = {
+        "format": opened.format,
+        "shrink": shrink,
+        "preallocation": preallocation,
+        "objects": objects,
+    }
+    if dry_run:
+        from imgtool.qemu import img_argv
+
+        note = f"from {shown_size(current)} to {shown_size(wanted)}"
+        argv = img_argv.resize(program.program, opened.source, wanted, **arguments)
+        emit_command(context, argv, [touched(opened.source, "write")], notes=[note])
+        return
+    with explained(context, formats=[format_]):
+        changed = program.resize(opened.source, wanted, **arguments)
+
+    def lines() -> Iterator[str]:
+        before, after = changed.before.virtual_size, changed.after.virtual_size
+        yield f"{opened.name}: {shown_size(before)} before, {shown_size(after)} now"
+
+    say(context, to_builtins(changed), lines())
+
+
+def _check(opened: Opened, current: int, wanted: int, shrink: bool) -> None:
+    if wanted < current and not shrink:
+        raise RefusedError(
+            f"{opened.place} has {shown_size(current)}; "
+            f"making it {shown_size(wanted)} would cut off {shown_size(current - wanted)} of its end",
+            path=opened.path,
+            hint="make its partitions and file systems smaller first, then use --shrink",
+        )

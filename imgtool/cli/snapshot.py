@@ -1,0 +1,171 @@
+"""`imgtool snapshot -l|-c|-a|-d IMAGE`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
+from imgtool.cli.images import (
+    Opened,
+    emit_command,
+    explained,
+    open_image,
+    qemu_img,
+    refuse_with_children,
+    say,
+    snapshot_known,
+    touched,
+)
+from imgtool.cli.options import (
+    file_argument,
+    force_option,
+    force_share_option,
+    format_option,
+    image_opts_option,
+    object_option,
+)
+from imgtool.cli.output import emit
+from imgtool.errors import CommandError, RefusedError, UsageError
+from imgtool.image.names import printable
+from imgtool.image.qapi import SnapshotInfo, to_builtins
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from imgtool.qemu.results import Changed
+
+Snapshots = list[SnapshotInfo]
+"""The document of `snapshot -l --output json`."""
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool snapshot -l disk.qcow2\n"
+    "  imgtool snapshot -c before-upgrade disk.qcow2\n"
+    "  imgtool snapshot -a before-upgrade disk.qcow2\n"
+    "  imgtool snapshot -d before-upgrade disk.qcow2"
+)
+@file_argument()
+@click.option("-l", "--list", "list_", is_flag=True, help="List the snapshots: done when nothing else is asked.")
+@click.option("-c", "--create", metavar="NAME", help="Keep the disk as it is now under this name.")
+@click.option("-a", "--apply", metavar="SNAPSHOT", help="Set the disk back to this one; what it is now is lost.")
+@click.option("-d", "--delete", metavar="SNAPSHOT", help="Delete this one.")
+@format_option()
+@force_share_option("List the snapshots even while a virtual machine writes the image: done anyway.")
+@image_opts_option
+@object_option
+@force_option("With -a: although other images stand on it. With -c: a second one of the same name.")
+@quiet_option
+@dry_run_option
+@output_option()
+@pass_context
+def snapshot(
+    context: Context,
+    image: str,
+    list_: bool,
+    create: str | None,
+    apply: str | None,
+    delete: str | None,
+    format_: str | None,
+    force_share: bool,
+    image_opts: bool,
+    objects: tuple[str, ...],
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """List, make, apply or delete snapshots that are stored inside the image (qcow2). A SNAPSHOT is named by its
+    name or its ID.
+    """
+    asked: list[tuple[Literal["create", "apply", "delete"], str]] = []
+    if create is not None:
+        asked.append(("create", create))
+    if apply is not None:
+        asked.append(("apply", apply))
+    if delete is not None:
+        asked.append(("delete", delete))
+    if len(asked) + list_ > 1:
+        raise UsageError("-l, -c, -a and -d exclude each other", hint="one of them at a time")
+    opened = open_image(image, format=format_, image_opts=image_opts, opens_parents=bool(asked))
+    if not asked:
+        _list(context, opened, format_, objects)
+        return
+    verb, name = asked[0]
+    _check(opened, verb, name, force)
+    if verb == "delete":
+        name = _deletable(opened, name)
+    program = qemu_img(context)
+    if dry_run:
+        from imgtool.qemu import img_argv
+
+        argv = img_argv.snapshot(program.program, opened.source, verb, name, format=opened.format, objects=objects)
+        emit_command(context, argv, [touched(opened.source, "write")])
+        return
+    methods = {
+        "create": program.snapshot_create,
+        "apply": program.snapshot_apply,
+        "delete": program.snapshot_delete,
+    }
+    with explained(context, formats=[format_]):
+        try:
+            changed = methods[verb](opened.source, name, format=opened.format, objects=objects)
+        except CommandError as error:
+            if opened.format not in (None, "qcow2") and error.hint is None:
+                error.hint = "only qcow2 images hold snapshots; `imgtool convert -O qcow2` makes one"
+            raise
+    say(context, to_builtins(changed), _changed(opened, verb, name, changed))
+
+
+def _list(context: Context, opened: Opened, format_: str | None, objects: tuple[str, ...]) -> None:
+    with explained(context, formats=[format_]):
+        found = qemu_img(context).snapshot_list(opened.source, format=opened.format, objects=objects)
+
+    def lines() -> Iterator[str]:
+        from imgtool.cli.describe import snapshot_table
+
+        if found:
+            yield from snapshot_table(found)
+        else:
+            yield f"{opened.name} has no snapshots"
+
+    emit(context, to_builtins(found), lines())
+
+
+def _check(opened: Opened, verb: str, name: str, force: bool) -> None:
+    if verb != "create":
+        snapshot_known(opened, name)
+    elif not force and opened.top is not None and any(one.name == name for one in opened.top.snapshots):
+        raise RefusedError(
+            f"{opened.place} has a snapshot {printable(name)!r} already",
+            path=opened.path,
+            hint="choose another name, or delete it first: imgtool snapshot -d …; --force makes a second one",
+        )
+    if verb == "apply":
+        refuse_with_children(opened, force=force, doing="applying a snapshot")
+
+
+def _deletable(opened: Opened, wanted: str) -> str:
+    """The name to delete `wanted` by: qemu-img deletes by name only, and the first that has it."""
+    known = opened.top.snapshots if opened.top is not None else ()
+    if not known or any(one.name == wanted for one in known):
+        return wanted
+    name = next(one.name for one in known if one.id == wanted)
+    if sum(one.name == name for one in known) > 1:
+        raise RefusedError(
+            f"{opened.place} has several snapshots {printable(name)!r}, and qemu-img deletes by name",
+            path=opened.path,
+            hint=f"-d {printable(name)} deletes the first of them",
+        )
+    return name
+
+
+def _changed(opened: Opened, verb: str, name: str, changed: Changed) -> Iterator[str]:
+    done = {"create": "made", "apply": "applied", "delete": "deleted"}[verb]
+    count = len(changed.after.snapshots or ())
+    yield (
+        f"{opened.name}: snapshot {printable(name)} {done}, {count} now"
+        if verb != "apply"
+        else (f"{opened.name}: set back to snapshot {printable(name)}")
+    )

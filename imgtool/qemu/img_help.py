@@ -1,0 +1,30 @@
+"""What this qemu-img can do, from its own help: its formats, and the options of each."""
+
+from __future__ import annotations
+
+import re
+
+from imgtool.qemu.process import Limits
+from imgtool.qemu.programs import Programs
+
+_LIMITS = Limits(seconds=10)
+_OPTION = re.compile(r"^  (?P<name>\S+?)=<[^>]*>.*$", re.MULTILINE)
+
+
+def formats(programs: Programs) -> tuple[str, ...]:
+    """The formats and protocols of `qemu-img --help`; empty when it lists none."""
+    done = programs.runner([programs.find("qemu-img"), "--help"], limits=_LIMITS)
+    text = done.stdout.decode(errors="replace")
+    # One long line up to QEMU 9, a paragraph of its own after an empty line from 10 on.
+    found = re.search(r"^Supported (?:image )?formats:\s*(?P<names>[^\n]+(?:\n[ \t]+\S[^\n]*)*)", text, re.MULTILINE)
+    return tuple(found["names"].split()) if found else ()
+
+
+def option_help(programs: Programs, format: str, *, amend: bool = False) -> dict[str, str]:
+    """Option → the line that explains it, for `create` (and `convert`) or `amend` of an image in `format`; empty
+    when it has none, or qemu-img does not know the format."""
+    verb = "amend" if amend else "create"
+    argv = [programs.find("qemu-img"), verb, "-f", format, "-o", "help"]
+    # amend answers and exits with 1 in some versions; what is on stdout is the answer either way
+    text = programs.runner(argv, limits=_LIMITS).stdout.decode(errors="replace")
+    return {match["name"]: match[0].strip() for match in _OPTION.finditer(text)}
