@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from imgtool.errors import ImageFormatError
-from imgtool.image.formats.qcow2 import EXT_END, Extension, Qcow2Details
+from imgtool.image.formats.qcow2 import EXT_BACKING_FORMAT, EXT_END, Extension, Qcow2Details
 from imgtool.image.header import Header, read_header
 
 EXT_ANCHOR = 0x494D4741
@@ -112,8 +112,25 @@ def compare(anchor: Anchor, reference: bytes, fd: int, header: Header | None = N
 def write_anchor(fd: int, anchor: Anchor | None) -> None:
     """Puts `anchor` into the qcow2 open for reading and writing at `fd`, instead of any it has; None takes it out.
 
-    One write of the header. The file is one that nobody uses yet, or a copy that will take an image's place.
-    ImageFormatError when the image is no qcow2 of version 3 or has no room in its first cluster.
+    One write of the header. The file is one that nobody uses yet, or a copy that will take an image's place; an image
+    that is there already gets its new head by `edited_head` and a journal.
+    """
+    os.pwrite(fd, edited_head(fd, anchor=anchor), 0)
+
+
+KEEP: Final = "keep"
+
+
+def edited_head(
+    fd: int,
+    *,
+    anchor: Anchor | Literal["keep"] | None = KEEP,
+    backing: tuple[bytes, str] | Literal["keep"] = KEEP,
+) -> bytes:
+    """The first bytes that the qcow2 open at `fd` needs to carry `anchor` (None: none) and to name `backing`: the
+    reference and the format of its backing file. All else stays, and so does the rest of the file.
+
+    ImageFormatError when the image is no qcow2 of version 3 or its first cluster has no room.
     """
     header = read_header(fd, format="qcow2")
     details = header.details
@@ -123,26 +140,33 @@ def write_anchor(fd: int, anchor: Anchor | None) -> None:
             "a qcow2 of version 2 has no room for an anchor", hint="`imgtool amend -o compat=1.1` makes it version 3"
         )
     head = os.pread(fd, details.cluster_size, 0)
-    kept = [(one.type, head[one.offset : one.offset + one.length]) for one in details.extensions]
-    kept = [(kind, data) for kind, data in kept if kind != EXT_ANCHOR]
-    if anchor is not None:
-        kept.append((EXT_ANCHOR, msgspec.json.encode(anchor)))
-    os.pwrite(fd, _compose(head, details, kept, header.backing or b""), 0)
+    extensions = [(one.type, head[one.offset : one.offset + one.length]) for one in details.extensions]
+    name = header.backing or b""
+    if anchor != KEEP:
+        extensions = [(kind, data) for kind, data in extensions if kind != EXT_ANCHOR]
+        if anchor is not None:
+            extensions.append((EXT_ANCHOR, msgspec.json.encode(anchor)))
+    if backing != KEEP:
+        name, format = backing
+        extensions = [(kind, data) for kind, data in extensions if kind != EXT_BACKING_FORMAT]
+        extensions.insert(0, (EXT_BACKING_FORMAT, format.encode()))
+    return _compose(head, details, extensions, name, len(header.backing or b""))
 
 
-def _compose(head: bytes, details: Qcow2Details, extensions: list[tuple[int, bytes]], backing: bytes) -> bytes:
+def _compose(
+    head: bytes, details: Qcow2Details, extensions: list[tuple[int, bytes]], name: bytes, old_name_bytes: int
+) -> bytes:
     """The first cluster's used part: header, extensions, the end mark, the backing file's name."""
     words = [
         _EXTENSION.pack(kind, len(data)) + data + bytes(-len(data) % 8)
         for kind, data in [*extensions, (EXT_END, b"")]
     ]
     body = head[: details.header_length] + b"".join(words)
-    place = len(body) if backing else 0
-    whole = bytearray(body + backing)
+    whole = bytearray(body + name)
     if len(whole) > details.cluster_size:
-        raise ImageFormatError("its first cluster has no room for an anchor")
-    whole[8:20] = _BACKING.pack(place, len(backing))
-    # What followed before is cleared as far as it was used, so that no half of an old name is left behind.
+        raise ImageFormatError("its first cluster has no room for that")
+    whole[8:20] = _BACKING.pack(len(body) if name else 0, len(name))
+    # What was used before is cleared, so that no half of an old name is left behind.
     used = max((one.offset + one.length for one in details.extensions), default=0)
-    used = max(used, details.backing_offset + len(backing))
-    return bytes(whole) + bytes(max(0, min(used, details.cluster_size) - len(whole)))
+    used = max(used, details.backing_offset + old_name_bytes)
+    return bytes(whole) + bytes(max(0, used - len(whole)))

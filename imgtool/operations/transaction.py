@@ -2,12 +2,8 @@
 
 Nothing that a user can see changes while new versions are prepared; dying there leaves hidden files that the next run
 takes away. When all is prepared and on disk the steps are written into the journal, and from then on the change will
-happen: whoever dies in the middle, the next run finds the journal and does the remaining steps (`recover`). A step is
-a rename, a hard link or an unlink, so each file reads as before it or as after. Callers order their steps so that
-every image also reads right between any two of them.
-
-A journal is `.imgtool-TOKEN.journal` beside the first file of the change, its lines JSON; the process that works on
-it holds flock(2) on it. It names its own inode, so that one that came in an archive is no journal.
+happen: whoever dies in the middle, the next run finds the journal and does the remaining steps
+(`imgtool.operations.journal`). Callers order their steps so that every image reads right between any two of them.
 """
 
 from __future__ import annotations
@@ -18,33 +14,14 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, ImageNotFoundError, RefusedError
 from imgtool.image.locks import forbid_writers
 from imgtool.image.names import printable
 from imgtool.operations.copying import copy_file
-
-_PREFIX, _SUFFIX = ".imgtool-", ".journal"
-
-Verb = Literal["replace", "place", "link", "remove"]
-
-
-class Step(NamedTuple):
-    """One change of one name. Doing it a second time does nothing.
-
-    replace: the file `source` takes the name `target`, whatever that was.
-    place: the same, where nothing has that name yet.
-    link: `target` becomes a further name of `source`.
-    remove: the name `target` goes, if it is still the file of inode `inode`.
-    """
-
-    verb: Verb
-    source: str
-    target: str
-    inode: int = 0
+from imgtool.operations.journal import PREFIX, SUFFIX, Step, finish, first_line, steps_record, sync
 
 
 class _Held(NamedTuple):
@@ -63,7 +40,7 @@ class Transaction:
         """`beside` is the first file the change is about; the journal lies in its directory."""
         self.directory = os.path.dirname(os.path.realpath(beside))
         self._token = secrets.token_hex(6)
-        self.journal = os.path.join(self.directory, f"{_PREFIX}{self._token}{_SUFFIX}")
+        self.journal = os.path.join(self.directory, f"{PREFIX}{self._token}{SUFFIX}")
         self._journal_fd = -1
         self._held: dict[str, _Held] = {}
         self._staged: list[str] = []
@@ -76,7 +53,7 @@ class Transaction:
                 self.journal, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
             fcntl.flock(self._journal_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(self._journal_fd, _first_line(os.fstat(self._journal_fd).st_ino) + b"\n")
+            os.write(self._journal_fd, first_line(os.fstat(self._journal_fd).st_ino) + b"\n")
         except OSError as error:
             self._close()
             raise _os_error(error, self.directory) from error
@@ -114,8 +91,8 @@ class Transaction:
         """A hidden file in the directory of `target`, on which its new version can be made; empty, or a copy of the
         file `copy_of` with its permissions."""
         folder = os.path.dirname(os.path.abspath(target))
-        staged = os.path.join(folder, f"{_PREFIX}{self._token}-{len(self._staged)}.tmp")
-        self._record({"stage": self._relative(staged)})
+        staged = os.path.join(folder, f"{PREFIX}{self._token}-{len(self._staged)}.tmp")
+        self._record({"stage": os.path.relpath(staged, self.directory)})
         self._staged.append(staged)
         try:
             self._create(staged, copy_of)
@@ -168,6 +145,11 @@ class Transaction:
         """The name `target` goes. When a step before it replaces `target`, nothing is removed."""
         self._steps.append(Step("remove", "", target, os.lstat(target).st_ino))
 
+    def patch(self, target: str, head: bytes) -> None:
+        """The file `target`, held before, gets `head` as its first bytes: a header that is to name another parent."""
+        assert target in self._held, "a file that is patched in place is held"
+        self._steps.append(Step("patch", "", target, os.lstat(target).st_ino, head))
+
     def commit(self) -> None:
         """Puts everything in place. After this returns it is on disk.
 
@@ -181,24 +163,16 @@ class Transaction:
                     _take_attributes(step.source, step.target)
             for staged in self._staged:
                 with contextlib.suppress(FileNotFoundError):
-                    _sync(staged)
+                    sync(staged)
             for directory in {os.path.dirname(staged) for staged in self._staged}:
-                _sync(directory)
-            words = [
-                {
-                    **step._asdict(),
-                    "source": self._relative(step.source) if step.source else "",
-                    "target": self._relative(step.target),
-                }
-                for step in self._steps
-            ]
-            self._record({"steps": words})
+                sync(directory)
+            self._record(steps_record(self._steps, self.directory))
             os.fsync(self._journal_fd)
-            _sync(self.directory)
+            sync(self.directory)
         except OSError as error:
             raise _os_error(error, self.directory) from error
         self._decided = True
-        _finish(self.journal, self._steps, self._staged)
+        finish(self.journal, self._steps, self._staged)
 
     def _check_unchanged(self, held: _Held) -> None:
         try:
@@ -218,9 +192,6 @@ class Transaction:
         except OSError as error:
             raise _os_error(error, self.journal) from error
 
-    def _relative(self, path: str) -> str:
-        return os.path.relpath(path, self.directory)
-
     def _close(self) -> None:
         for held in self._held.values():
             os.close(held.fd)
@@ -228,123 +199,6 @@ class Transaction:
         if self._journal_fd >= 0:
             os.close(self._journal_fd)
             self._journal_fd = -1
-
-
-def journals(directory: str) -> list[str]:
-    """The journals in `directory`, of running and of broken-off changes."""
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return []
-    return sorted(os.path.join(directory, n) for n in names if n.startswith(_PREFIX) and n.endswith(_SUFFIX))
-
-
-def recover(directory: str) -> list[str]:
-    """Finishes, or where nothing was decided undoes, the changes in `directory` whose process is gone. Returns the
-    paths that were finished. ImageError when a remaining step fails."""
-    finished: list[str] = []
-    for journal in journals(directory):
-        with _adopted(journal) as adopted:
-            if adopted:
-                steps, staged = _read(journal)
-                finished += [step.target for step in steps]
-                _finish(journal, steps, staged)
-    return finished
-
-
-@contextlib.contextmanager
-def _adopted(journal: str) -> Iterator[bool]:
-    """Whether the journal is ours now: its process is gone, and nobody else is recovering it."""
-    try:
-        fd = os.open(journal, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield _is_ours(fd)
-    finally:
-        os.close(fd)
-
-
-def _is_ours(fd: int) -> bool:
-    """Whether the journal was made here by this user, and has not been done with while we waited."""
-    status = os.fstat(fd)
-    made_here = status.st_size == 0 or os.pread(fd, 4096, 0).partition(b"\n")[0] == _first_line(status.st_ino)
-    return made_here and status.st_nlink == 1 and status.st_uid == os.geteuid()
-
-
-def _first_line(inode: int) -> bytes:
-    return json.dumps({"inode": inode}).encode()
-
-
-def _read(journal: str) -> tuple[list[Step], list[str]]:
-    """The steps that were decided (none when the process died before) and the staged files."""
-    directory = os.path.dirname(journal)
-
-    def whole(path: str) -> str:
-        return os.path.normpath(os.path.join(directory, path)) if path else ""
-
-    steps: list[Step] = []
-    staged: list[str] = []
-    with open(journal, "rb") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:  # the line it died in
-                break
-            if "stage" in record:
-                staged.append(whole(record["stage"]))
-            steps += [
-                Step(words["verb"], whole(words["source"]), whole(words["target"]), words["inode"])
-                for words in record.get("steps", ())
-            ]
-    return steps, staged
-
-
-def _finish(journal: str, steps: list[Step], staged: list[str]) -> None:
-    """Does the steps not done yet, then takes away what is left over and the journal, in this order."""
-    try:
-        for step in steps:
-            _do(step)
-            _sync(os.path.dirname(step.target))
-    except OSError as error:
-        raise ImageError(
-            f"the change was decided but not finished: {error.strerror}",
-            hint="the next imgtool command that changes an image here finishes it",
-            path=steps[0].target,
-        ) from error
-    for path in staged:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-    with contextlib.suppress(OSError):
-        os.unlink(journal)
-
-
-def _do(step: Step) -> None:
-    if step.verb == "replace":
-        with contextlib.suppress(FileNotFoundError):  # done by the run before
-            os.rename(step.source, step.target)
-    elif step.verb == "remove":
-        with contextlib.suppress(FileNotFoundError):
-            if os.lstat(step.target).st_ino == step.inode:
-                os.unlink(step.target)
-    elif os.path.lexists(step.source):
-        if not _same_file(step.source, step.target):
-            os.link(step.source, step.target, follow_symlinks=False)
-        if step.verb == "place":
-            os.unlink(step.source)
-
-
-def _same_file(path: str, other: str) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.lstat(other))
-    except FileNotFoundError:
-        return False
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
@@ -359,14 +213,6 @@ def _take_attributes(staged: str, target: str) -> None:
     with contextlib.suppress(OSError):
         for name in os.listxattr(target):
             os.setxattr(staged, name, os.getxattr(target, name))
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _os_error(error: OSError, path: str) -> ImageError:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, RefusedError
-from imgtool.operations.transaction import Transaction, journals, recover
+from imgtool.operations.journal import journals, recover
+from imgtool.operations.transaction import Transaction
 
 
 def hidden(directory: Path) -> list[str]:
@@ -129,7 +130,7 @@ DYING = """
 import os, sys
 from imgtool.operations import transaction
 deaths = int(sys.argv[1])
-real = {name: getattr(os, name) for name in ("rename", "link", "unlink", "fsync", "write")}
+real = {name: getattr(os, name) for name in ("rename", "link", "unlink", "fsync", "write", "pwrite")}
 count = 0
 def dying(name):
     def call(*args, **kwargs):
@@ -152,14 +153,16 @@ with transaction.Transaction(os.path.abspath("a")) as change:
     change.place(os.path.abspath("new"), new)
     change.link(os.path.abspath("c"), os.path.abspath("d"))
     change.remove(os.path.abspath("c"))
+    change.hold(os.path.abspath("e"))
+    change.patch(os.path.abspath("e"), b"E")
     change.commit()
 os._exit(0)
 """
 
 
 def test_dying_at_any_call_leaves_before_or_after_and_recovery_ends_it(tmp_path: Path) -> None:
-    before = {"a": "a before", "b": "b before", "c": "c before"}
-    after = {"a": "a after", "b": "b after", "d": "c before", "new": ""}
+    before = {"a": "a before", "b": "b before", "c": "c before", "e": "e before"}
+    after = {"a": "a after", "b": "b after", "d": "c before", "new": "", "e": "E before"}
     ends = set()
     for deaths in range(1, 200):
         store = tmp_path / str(deaths)
@@ -195,7 +198,7 @@ def test_a_journal_that_came_from_elsewhere_moves_nothing(tmp_path: Path) -> Non
     victim.write_text("precious")
     store = tmp_path / "store"
     store.mkdir()
-    steps = [{"verb": "remove", "source": "", "target": "../victim", "inode": victim.stat().st_ino}]
+    steps = [{"verb": "remove", "source": "", "target": "../victim", "inode": victim.stat().st_ino, "data": ""}]
     (store / ".imgtool-000000000000.journal").write_text(
         json.dumps({"inode": 12345}) + "\n" + json.dumps({"steps": steps}) + "\n"
     )
