@@ -1,9 +1,9 @@
 """Journals of changes that are decided: what `imgtool.operations.transaction` writes, and who finishes it.
 
 A journal is `.imgtool-TOKEN.journal` beside the first file of its change, its lines JSON; the process that works on
-it holds flock(2) on it. It names its own inode, so that one that came in an archive is no journal. A step is a rename,
-a hard link, an unlink, or one write that the journal holds whole: each file reads as before it or as after, and doing
-it twice is doing it once.
+it holds flock(2) on it. It names its own inode, so that one that came in an archive is no journal. A step is a
+rename, a hard link, an unlink, or one write that the journal holds whole: each file reads as before it or as after,
+and doing it twice is doing it once.
 """
 
 from __future__ import annotations
