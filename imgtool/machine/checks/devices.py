@@ -15,8 +15,8 @@ from imgtool.machine.options.text import suggestion
 from imgtool.machine.values.devices import CharDevice
 
 KEYMAPS = (
-    "ar bepo cz da de de-ch en-gb en-us es et fi fo fr fr-be fr-ca fr-ch hr hu is it ja lt lv mk nl no pl pt pt-br ru "
-    "sl sv th tr"
+    "ar bepo cz da de de-ch en-gb en-us es et fi fo fr fr-be fr-ca fr-ch hr hu is it ja lt lv mk nl no pl pt pt-br "
+    "ru sl sv th tr"
 )
 """What QEMU's pc-bios/keymaps holds."""
 

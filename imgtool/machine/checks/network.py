@@ -214,7 +214,8 @@ def _socket(name: str, network: Socket) -> Problems:
         return
     where = getattr(network, ways[0])
     host, colon, port = where.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 < int(port) <= 65535:
+    lowest = 0 if ways[0] == "listen" else 1
+    if not colon or not port.isdecimal() or not lowest <= int(port) <= 65535:
         yield ConfigError(f"{name}: {ways[0]}={printable(where)} has no port", hint=f"write {ways[0]}=127.0.0.1:4444")
     elif ways[0] == "mcast" and not (_is_address(host) and ip_address(host).is_multicast):
         yield ConfigError(f"{name}: {printable(host)} is no multicast address", hint="write mcast=230.0.0.1:4444")

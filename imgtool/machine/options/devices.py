@@ -63,7 +63,12 @@ def parse_watchdog(text: str) -> Watchdog:
 
 def parse_share(text: str) -> Share:
     """`PATH,tag=data,type=virtiofs,readonly=on`."""
-    return _simple("--share", Share, text, first="path", paths=("path",))
+    keys = [*scalars(Share), "security_model"]
+    found = [(key.replace("_", "-"), value) for key, value in pairs("--share", text, first="path", keys=keys)]
+    words = once("--share", found)
+    if "path" in words:
+        words["path"] = absolute(words["path"])
+    return build("--share", Share, words)
 
 
 def parse_rtc(text: str) -> Rtc:
