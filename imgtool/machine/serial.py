@@ -105,8 +105,11 @@ class Timeline:
                 self.mark(name, seconds)
 
     def mark(self, stage: str, seconds: float) -> None:
-        if all(mark.stage != stage for mark in self.marks):
+        if not self.reached(stage):
             self.marks.append(Mark(stage, seconds))
+
+    def reached(self, stage: str) -> bool:
+        return any(mark.stage == stage for mark in self.marks)
 
     @property
     def last(self) -> str | None:

@@ -1,0 +1,425 @@
+"""`imgtool boot`: a virtual machine from an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
+from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
+from imgtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from imgtool.machine.config import Machine
+    from imgtool.machine.launch import Started
+    from imgtool.machine.plan import Plan
+    from imgtool.machine.serial import Follower, Timeline
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+_FILES = ("fda", "fdb", "hda", "hdb", "hdc", "hdd", "cdrom", "kernel", "initrd", "dtb")
+
+_WORDS: tuple[tuple[str, str, str], ...] = (
+    ("name", "NAME", "What the VM is called.  [default: made from IMAGE]"),
+    ("uuid", "UUID", "The machine's UUID."),
+    ("machine", "TYPE[,PROP=…]", "Machine type and properties; `help` lists the types."),
+    ("cpu", "MODEL[,±FEATURE…]", "CPU model and features; `help` lists them."),
+    ("smp", "N|cpus=…", "CPUs and their topology: sockets=, dies=, cores=, threads=, maxcpus=."),
+    ("memory", "SIZE[,…]", "Memory (2G); slots= and maxmem= leave room for more.  [default: 1G]"),
+    ("boot", "ORDER|order=…", "Boot order: a floppy, c disk, d CD-ROM, n network; once=, menu=, …"),
+    ("append", "WORDS", "The kernel's command line."),
+    ("display", "TYPE[,…]", "none, gtk, sdl, curses, vnc, spice, egl-headless, dbus.  [default: none]"),
+    ("vga", "CARD", "std, cirrus, vmware, qxl, virtio, none."),
+    ("keymap", "LAYOUT", "Keyboard layout, such as de."),
+    ("vsock", "CID", "A vsock device with this context id."),
+    ("rtc", "BASE[,…]", "The clock: utc, localtime, or a date."),
+    ("audio", "DRIVER[,…]", "A sound card, model= and a host driver."),
+)
+"""Options that hold one option string: name, metavar, help."""
+
+_REPEATED: tuple[tuple[str, str, str], ...] = (
+    ("drive", "file=…[,…]", "A drive, with the keys of QEMU's -drive. May be repeated."),
+    (
+        "network",
+        "TYPE[,…]",
+        "user (hostfwd=tcp::2222-:22), bridge, tap, nat, passt, socket, …, none. May be repeated.",
+    ),
+    ("numa", "node,…", "A NUMA node (cpus=,mem=) or a distance (dist,src=,dst=,val=). May be repeated."),
+    ("serial", "PORT", "A serial port: stdio, pty, file, unix, tcp, null, none. May be repeated."),
+    ("parallel", "PORT", "A parallel port. May be repeated."),
+    ("share", "PATH[,…]", "A host folder in the guest: tag=, type=9p|virtiofs, readonly=on. May be repeated."),
+)
+
+_OPTIONAL: tuple[tuple[str, str, str], ...] = (
+    ("hugepages", "PATH", "Guest memory in huge pages."),
+    ("rng", "FILE", "A source of entropy."),
+    ("tpm", "MODEL[,…]", "A TPM 2.0, by swtpm."),
+    ("balloon", "[,…]", "A memory balloon."),
+    ("watchdog", "MODEL[,…]", "A watchdog, with action=."),
+)
+"""Options whose value may be left out."""
+
+
+def machine_options(command: F) -> F:
+    """Everything that describes the machine, each named as QEMU names it."""
+    for name, metavar, text in reversed((*_WORDS, *_REPEATED)):
+        repeated = any(name == known for known, _, _ in _REPEATED)
+        command = click.option(f"--{name}", metavar=metavar, multiple=repeated, help=text)(command)
+    for name, metavar, text in reversed(_OPTIONAL):
+        command = click.option(f"--{name}", metavar=metavar, is_flag=False, flag_value="", help=text)(command)
+    for name in reversed(_FILES):
+        command = click.option(f"--{name}", type=FILE_NAME, metavar="FILE", help=_FILE_HELP.get(name, ""))(command)
+    for name, text in (("agent", "A channel for the guest agent."), ("tablet", "A USB tablet as the pointer.")):
+        command = click.option(f"--{name}", is_flag=True, default=None, help=text)(command)
+    return command
+
+
+_FILE_HELP = {
+    "fda": "First floppy.",
+    "fdb": "Second floppy.",
+    "hda": "First hard disk of the machine's own bus.",
+    "hdb": "Second hard disk.",
+    "hdc": "Third hard disk.",
+    "hdd": "Fourth hard disk.",
+    "cdrom": "CD-ROM.",
+    "kernel": "Boot this kernel, not the disk's.",
+    "initrd": "Its initial RAM disk.",
+    "dtb": "Its device tree.",
+}
+
+
+def firmware_options(command: F) -> F:
+    command = click.option("--bios", type=FILE_NAME, metavar="FILE", help="A firmware image.")(command)
+    command = click.option("--uefi", is_flag=True, default=None, help="UEFI firmware (OVMF).")(command)
+    return click.option("--secure-boot", is_flag=True, default=None, help="UEFI with Secure Boot.")(command)
+
+
+def cloud_init_options(command: F) -> F:
+    for name, metavar, text, repeated in reversed(
+        (
+            ("cloud-init", "FILE", "User data for cloud-init.", False),
+            ("meta-data", "FILE", "Its meta data.", False),
+            ("network-config", "FILE", "Its network configuration.", False),
+            ("ssh-key", "FILE", "A public key that may log in. May be repeated.", True),
+            ("hostname", "NAME", "The guest's name.", False),
+            ("user", "NAME", "The user to make.  [default: your name]", False),
+        )
+    ):
+        command = click.option(f"--{name}", metavar=metavar, multiple=repeated, help=text)(command)
+    return command
+
+
+class BootCommand(click.Command):
+    """What stands after `--` is QEMU's, whether or not an IMAGE stands before it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[_ARGUMENTS] = tuple(args[at + 1 :])
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[-- QEMU ARGUMENTS…]"]
+
+
+_ARGUMENTS = "imgtool.cli.boot.arguments"
+
+
+@click.command(
+    cls=BootCommand,
+    epilog="\b\nExamples:\n"
+    "  imgtool boot disk.qcow2\n"
+    "  imgtool boot base.qcow2 --new-overlay test.qcow2 --memory 2G --smp 4\n"
+    "  imgtool boot disk.qcow2 --ephemeral --network user,hostfwd=tcp::2222-:22\n"
+    "  imgtool boot disk.qcow2 --kernel vmlinuz --initrd initrd --append 'root=/dev/vda console=ttyS0'\n"
+    "  imgtool boot -d cloud.qcow2 --ssh-key ~/.ssh/id_ed25519.pub --wait ssh\n"
+    "  imgtool boot disk.qcow2 -- -device edu\n"
+    "\n"
+    "The serial console is on the terminal: Ctrl-A X ends the VM, Ctrl-A C is QEMU's monitor, Ctrl-A H is help.\n"
+    "The exit status is 0 when the guest powered off or the VM was ended, else QEMU's own.",
+)
+@file_argument(required=False, metavar="[IMAGE]")
+@format_option("The format of IMAGE; without it, its header decides.")
+@click.option("--profile", type=FILE_NAME, metavar="FILE", help="A TOML file with any of these settings.")
+@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg", "hvf"]), help="auto proves kvm before it takes it.")
+@click.option("--ephemeral", is_flag=True, default=None, help="Throw away what the guest writes.")
+@click.option("--new-overlay", type=FILE_NAME, metavar="PATH", help="Make an overlay of IMAGE there, and boot that.")
+@machine_options
+@click.option("--nic-model", metavar="MODEL", help="The network card, where --network names none; `help` lists them.")
+@firmware_options
+@cloud_init_options
+@click.option("--sandbox/--no-sandbox", default=None, help="QEMU's own seccomp filter.  [default: on]")
+@click.option("--run-as", metavar="USER", help="The user QEMU becomes once it has opened everything.")
+@click.option("-d", "--detach", is_flag=True, help="Start it in the background and print its name.")
+@click.option(
+    "--wait", "wait_for", metavar="WHAT", help="With -d: until running, serial:REGEX, ssh, agent or cloud-init."
+)
+@click.option("--wait-timeout", type=click.FloatRange(min=0), default=300, metavar="SECONDS", help="[default: 300]")
+@click.option("--timeline", is_flag=True, help="Afterwards say when firmware, kernel, init… were reached.")
+@force_option("Boot it although others stand on it, or it is in use, or memory is short.")
+@dry_run_option
+@quiet_option
+@output_option()
+@pass_context
+def boot(
+    context: Context,
+    /,
+    image: str | None,
+    format_: str | None,
+    profile: str | None,
+    new_overlay: str | None,
+    detach: bool,
+    wait_for: str | None,
+    wait_timeout: float,
+    timeline: bool,
+    force: bool,
+    dry_run: bool,
+    **settings: Any,
+) -> int:
+    """Start a virtual machine from IMAGE.
+
+    It is the first disk (virtio). Every other setting is named as in QEMU; --profile reads them from a file.
+    """
+    if _help(context, settings):
+        return 0
+    if wait_for is not None and not detach:
+        raise UsageError("--wait is for a VM in the background", hint="add -d")
+    arguments = click.get_current_context().meta.get(_ARGUMENTS, ())
+    words = {**_profile(profile), **_words(settings, arguments)}
+    target = _overlay_target(image, new_overlay)
+    if dry_run:
+        _overlay(context, image, format_, target, force=force, dry_run=True)
+        shown = image if new_overlay is not None else target
+        _show(context, _machine(words, shown, format_), detach=detach, force=force or new_overlay is not None)
+        return 0
+    _overlay(context, image, format_, target, force=force, dry_run=False)
+    machine = _machine(words, target, None if new_overlay else format_)
+    if detach:
+        return _detached(context, machine, wait_for, wait_timeout, timeline=timeline, force=force)
+    return _foreground(context, machine, timeline=timeline, force=force)
+
+
+def _words(settings: Mapping[str, Any], arguments: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that were given, by their names in a profile."""
+    from imgtool.image.names import absolute
+
+    given = {name: value for name, value in settings.items() if value is not None and value != ()}
+    words: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in _FILES:
+            words[name] = absolute(value)
+        elif name in ("uefi", "secure_boot", "bios"):
+            where = absolute(value) if name == "bios" else value
+            words.setdefault("firmware", {})[name.replace("_", "-")] = where
+        elif name in ("sandbox", "run_as"):
+            words.setdefault("safety", {})[name.replace("_", "-")] = value
+        elif name in _CLOUD_INIT:
+            key, is_file = _CLOUD_INIT[name]
+            words.setdefault("cloud-init", {})[key] = _absolutes(value) if is_file else value
+        else:
+            words[name.replace("_", "-")] = list(value) if isinstance(value, tuple) else value
+    if arguments:
+        words["arguments"] = list(arguments)
+    return words
+
+
+_CLOUD_INIT = {
+    "cloud_init": ("user-data", True),
+    "meta_data": ("meta-data", True),
+    "network_config": ("network-config", True),
+    "ssh_key": ("ssh-key", True),
+    "hostname": ("hostname", False),
+    "user": ("user", False),
+}
+"""Option → (its key in the table `cloud-init`, whether it names files)."""
+
+
+def _absolutes(value: Any) -> Any:
+    from imgtool.image.names import absolute
+
+    return [absolute(item) for item in value] if isinstance(value, tuple) else absolute(value)
+
+
+def _profile(path: str | None) -> Mapping[str, Any]:
+    if path is None:
+        return {}
+    from imgtool.machine.profile import read_profile
+
+    return read_profile(path)
+
+
+def _machine(words: dict[str, Any], image: str | None, format_: str | None) -> Machine:
+    from imgtool.image.names import absolute
+    from imgtool.machine.options.words import from_words
+
+    if image is not None:
+        disk = {"file": absolute(image), "if": "virtio", **({"format": format_} if format_ else {})}
+        words = {**words, "drive": [disk, *words.get("drive", ())]}
+    elif format_ is not None:
+        raise UsageError("--format without an IMAGE")
+    if not words.keys() & {"drive", "kernel", "bios", "firmware", *_FILES, "network"}:
+        raise UsageError("nothing to boot from", hint="give an IMAGE, a --cdrom or a --kernel")
+    model = words.pop("nic-model", None)
+    machine = from_words(words)
+    return machine if model is None else _with_nic(machine, model)
+
+
+def _with_nic(machine: Machine, model: str) -> Machine:
+    from msgspec.structs import replace
+
+    from imgtool.machine.values.network import User
+
+    networks = (User(),) if machine.networks is None else machine.networks
+    return replace(
+        machine,
+        networks=tuple(network if network.model else replace(network, model=model) for network in networks),
+    )
+
+
+def _overlay_target(image: str | None, new_overlay: str | None) -> str | None:
+    if new_overlay is None:
+        return image
+    if image is None:
+        raise UsageError("--new-overlay needs the IMAGE it is to stand on")
+    return new_overlay
+
+
+def _overlay(
+    context: Context, image: str | None, format_: str | None, target: str | None, *, force: bool, dry_run: bool
+) -> None:
+    """Makes the overlay that --new-overlay asks for, or says how."""
+    if image is None or target is None or target is image:
+        return
+    from imgtool.cli.output import remark
+    from imgtool.operations.overlay import OverlayRequest
+
+    request = OverlayRequest(image, target, base_format=format_, force=force)
+    if not dry_run:
+        request.make(context.qemu_img)
+        return
+    if not context.json:
+        from imgtool.cli.plan import emit_plan
+
+        emit_plan(context, request.plan(context.programs.find("qemu-img")))
+        remark(context, "the machine is shown with the base in place of the overlay that is still to be made")
+
+
+def _show(context: Context, machine: Machine, *, detach: bool, force: bool) -> None:
+    from imgtool.cli.output import emit
+    from imgtool.machine.launch import describe
+    from imgtool.machine.plan import preview
+
+    plan = preview(machine, context.programs, detached=detach, force=force)
+    emit(context, describe(plan), _plan_lines(plan))
+
+
+def _plan_lines(plan: Plan) -> Iterator[str]:
+    from imgtool.cli.render import shell
+    from imgtool.image.names import printable
+
+    yield f"name    {plan.vm.name}"
+    yield f"accel   {plan.choice.accelerator}" + (f"  ({plan.choice.why})" if plan.choice.why else "")
+    yield f"cpus    {_topology(plan)}"
+    for path, disk in plan.host.disks.items():
+        chain = " → ".join(printable(link.path) for link in disk.chain[1:])
+        yield f"image   {printable(path)} ({disk.chain[0].format})" + (f" → {chain}" if chain else "")
+    for scratch in plan.command.scratch:
+        yield f"scratch {printable(scratch.path)} over {printable(scratch.backing)}"
+    for helper in plan.command.helpers:
+        yield f"run     {shell(helper.argv)}"
+    for text in plan.warnings:
+        yield f"warning {text}"
+    yield f"run     {shell(plan.command.argv)}"
+
+
+def _topology(plan: Plan) -> str:
+    """`4 of at most 8: sockets(1) × cores(4) × threads(2) = 8 logical CPUs`."""
+    from imgtool.machine.smp import topology
+
+    found = topology(plan.machine.smp)
+    plugged = "" if found.cpus == found.maxcpus else f", {found.cpus} of them plugged in at the start"
+    return f"{found.product} = {found.maxcpus} logical CPU{'s' if found.maxcpus > 1 else ''}{plugged}"
+
+
+def _foreground(context: Context, machine: Machine, *, timeline: bool, force: bool) -> int:
+    import time
+
+    from imgtool.cli.output import remark
+    from imgtool.machine.launch import run
+    from imgtool.machine.plan import prepare
+    from imgtool.machine.serial import Follower, Timeline
+
+    plan = prepare(machine, context.programs, detached=False, force=force)
+    _say(context, plan)
+    marks = Timeline()
+    follower = Follower(plan.vm.serial_log)
+
+    def look(started: Started) -> None:
+        _feed(marks, follower, time.monotonic() - started.begun)
+
+    ended = run(plan, context.programs, while_running=look if timeline else None)
+    if ended.said:
+        remark(context, ended.said, label="QEMU")
+    if timeline:
+        _echo_timeline(marks)
+    return ended.status
+
+
+def _feed(marks: Timeline, follower: Follower, seconds: float) -> None:
+    for line in follower.lines():
+        marks.see(line.text, seconds)
+
+
+def _echo_timeline(marks: Timeline) -> None:
+    for mark in marks.marks:
+        click.echo(f"{mark.seconds:8.2f} s  {mark.stage}", err=True)
+
+
+def _say(context: Context, plan: Plan) -> None:
+    """What a person should know before the guest takes over the terminal."""
+    from imgtool.cli.output import remark, warn
+
+    for text in plan.warnings:
+        warn(context, text)
+    if plan.machine.accel in (None, "auto") and plan.choice.accelerator == "tcg" and plan.choice.proofs:
+        remark(context, f"emulating (tcg): {plan.choice.proofs[0].accelerator}: {plan.choice.proofs[0].reason}")
+    if not plan.detached:
+        remark(context, f"the VM is {plan.vm.name}; Ctrl-A X ends it")
+
+
+def _detached(
+    context: Context, machine: Machine, wait_for: str | None, seconds: float, *, timeline: bool, force: bool
+) -> int:
+    from imgtool.cli.output import emit
+    from imgtool.machine.launch import launch
+    from imgtool.machine.plan import prepare
+    from imgtool.machine.readiness import parse_wait, wait_until
+    from imgtool.machine.serial import Timeline
+
+    condition = parse_wait(wait_for or "running")
+    plan = prepare(machine, context.programs, detached=True, force=force)
+    _say(context, plan)
+    started = launch(plan, context.programs)
+    started.process.close()
+    marks = Timeline()
+    try:
+        wait_until(plan.vm, condition, seconds=seconds, begun=started.begun, timeline=marks)
+    finally:
+        if timeline:
+            _echo_timeline(marks)
+        emit(context, {"name": plan.vm.name, "accelerator": plan.choice.accelerator}, [plan.vm.name])
+    return 0
+
+
+def _help(context: Context, settings: Mapping[str, Any]) -> bool:
+    """Answers `--machine help`, `--cpu help` and `--nic-model help`."""
+    asked = [name for name in ("machine", "cpu", "nic_model") if settings.get(name) == "help"]
+    if not asked:
+        return False
+    from imgtool.cli.boot_help import emit_help
+
+    emit_help(context, asked[0])
+    return True

@@ -1,0 +1,48 @@
+"""`imgtool boot --machine help` and the like: what this QEMU has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from imgtool.cli.context import Context
+from imgtool.cli.output import emit
+from imgtool.qemu.capabilities import Capabilities, capabilities
+
+
+def emit_help(context: Context, what: str) -> None:
+    """The choices for the option `what`: machine, cpu or nic_model."""
+    found = capabilities(context.programs.find("qemu-system-x86_64"))
+    if what == "machine":
+        emit(context, found.machines, _machines(found))
+    elif what == "cpu":
+        emit(context, {"models": found.cpu_models, "features": found.cpu_features}, _cpus(found))
+    else:
+        cards = [device for device in found.devices_in("Network") if device.user_creatable]
+        emit(context, cards, (f"{card.name:34} {card.description}".rstrip() for card in cards))
+
+
+def _machines(found: Capabilities) -> Iterator[str]:
+    for machine in sorted(found.machines, key=lambda machine: (machine.alias is None, machine.name)):
+        notes = [f"alias {machine.alias}"] if machine.alias else []
+        notes += ["default"] if machine.is_default else []
+        notes += ["deprecated"] if machine.deprecated else []
+        note = f" ({', '.join(notes)})" if notes else ""
+        yield f"{machine.name:20} {machine.description}, at most {machine.cpu_max} CPUs{note}"
+
+
+def _cpus(found: Capabilities) -> Iterator[str]:
+    for model in sorted(found.cpu_models, key=lambda model: model.name.lower()):
+        notes = [f"alias of {model.alias_of}"] if model.alias_of else []
+        notes += ["deprecated"] if model.deprecated else []
+        yield model.name + (f" ({', '.join(notes)})" if notes else "")
+    yield ""
+    yield "Features, each as +name or -name:"
+    yield from _filled(found.cpu_features)
+
+
+def _filled(words: Iterable[str], width: int = 100) -> Iterator[str]:
+    import textwrap
+
+    return iter(
+        textwrap.wrap(" ".join(words), width, break_on_hyphens=False, initial_indent="  ", subsequent_indent="  ")
+    )

@@ -1,0 +1,244 @@
+"""Starting a planned VM: what must be in place first, QEMU, and the moment from which it answers."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from imgtool.errors import CommandError, MachineError
+from imgtool.machine.console import restored
+from imgtool.machine.host import Command, Helper, Secret
+from imgtool.machine.plan import Plan, scratch_dir
+from imgtool.machine.runtime import PID_FILE, QEMU_LOG, Vm, release
+from imgtool.machine.seed import iso
+from imgtool.qemu.programs import Programs
+from imgtool.qemu.qemu_img import QemuImg
+from imgtool.qemu.qmp import Monitor, QmpUnreachable
+from imgtool.qemu.system import Process, start
+
+START_SECONDS = 60.0
+"""QEMU has so long to answer on its monitor; preallocating memory can take it a while."""
+
+_HELPER_SECONDS = 10.0
+_POLL = 0.02
+
+_FORESEEN = ("terminating on signal",)
+"""What QEMU says on stderr of an end that was asked for."""
+
+
+class Started(NamedTuple):
+    """A VM whose QEMU answers."""
+
+    vm: Vm
+    plan: Plan
+    process: Process
+    begun: float
+    """time.monotonic() when QEMU was started."""
+
+
+class Ended(NamedTuple):
+    """How QEMU ended by itself: its exit status, and what it had said on stderr."""
+
+    status: int
+    said: str
+
+
+def launch(plan: Plan, programs: Programs) -> Started:
+    """Starts the VM and returns once its QEMU answers over QMP. CommandError with QEMU's own words when it does not
+    come up; then nothing of it is left but logs."""
+    vm = plan.vm
+    process: Process | None = None
+    try:
+        _make_ready(plan, programs)
+        begun = time.monotonic()
+        process = start(
+            plan.command.argv,
+            detached=plan.detached,
+            terminal=not plan.detached,
+            stderr=vm.file(QEMU_LOG),
+            record=vm.file(PID_FILE),
+        )
+        _await_monitor(plan, process)
+        _forget_scratch(plan)
+        vm.update(phase="running")
+    except BaseException:
+        if process is not None:
+            process.end()
+            process.close()
+        release(vm)
+        raise
+    return Started(vm, plan, process, begun)
+
+
+def run(
+    plan: Plan,
+    programs: Programs,
+    *,
+    while_running: Callable[[Started], None] | None = None,
+) -> Ended:
+    """Runs the VM on the terminal until its QEMU ends, and leaves terminal and runtime directory as they were,
+    however that happens: an exception (SIGTERM to imgtool, Ctrl-C without a terminal) ends QEMU first.
+
+    `while_running` is called again and again, about ten times a second. CommandError when QEMU failed or crashed."""
+    with restored(0):
+        started = launch(plan, programs)
+        process = started.process
+        try:
+            while process.wait(None if while_running is None else 0.1) is None:
+                assert while_running is not None
+                while_running(started)
+            if while_running is not None:
+                while_running(started)
+            status = process.end()
+            if status == 1 or status < 0:
+                raise process.failure()
+            return Ended(status, _unforeseen(process.stderr()))
+        finally:
+            process.end()
+            process.close()
+            release(started.vm)
+
+
+def _unforeseen(stderr: bytes) -> str:
+    lines = stderr.decode(errors="surrogateescape").splitlines()
+    return "\n".join(line for line in lines if not any(words in line for words in _FORESEEN))
+
+
+def _make_ready(plan: Plan, programs: Programs) -> None:
+    vm, command = plan.vm, plan.command
+    if plan.seed is not None:
+        _write_private(plan.host.seed or "", iso(plan.seed))
+    _make_variables(plan, programs)
+    _make_scratch(plan, programs)
+    for secret in command.secrets:
+        _make_secret(secret)
+    for helper in command.helpers:
+        _start_helper(vm, helper, detached=plan.detached)
+
+
+def _make_variables(plan: Plan, programs: Programs) -> None:
+    """The VM's own copy of the UEFI variables, at its first start."""
+    uefi, firmware = plan.host.uefi, plan.firmware
+    if uefi is None or firmware is None or uefi.vars is None or firmware.template is None:
+        return
+    if os.path.exists(uefi.vars):
+        return
+    os.makedirs(os.path.dirname(uefi.vars), mode=0o700, exist_ok=True)
+    QemuImg(programs).convert(
+        firmware.template, uefi.vars, format=firmware.template_format, output_format=uefi.vars_format
+    )
+
+
+def _make_scratch(plan: Plan, programs: Programs) -> None:
+    command = plan.command
+    if not command.scratch:
+        return
+    folder = scratch_dir(plan.vm)
+    plan.vm.update(leftovers=(folder,))
+    try:
+        os.mkdir(folder, mode=0o700)
+    except FileExistsError:
+        status = os.lstat(folder)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise MachineError(f"{folder} is in the way", hint="set TMPDIR to a folder of yours") from None
+        shutil.rmtree(folder)
+        os.mkdir(folder, mode=0o700)
+    image = QemuImg(programs)
+    for scratch in command.scratch:
+        image.create(
+            scratch.path, scratch.size, format="qcow2", backing=scratch.backing, backing_format=scratch.backing_format
+        )
+
+
+def _forget_scratch(plan: Plan) -> None:
+    """QEMU has the files open; without names they vanish with it, whatever happens to whom."""
+    if plan.command.scratch:
+        shutil.rmtree(scratch_dir(plan.vm), ignore_errors=True)
+        plan.vm.update(leftovers=())
+
+
+def _make_secret(secret: Secret) -> None:
+    if not os.path.exists(secret.path):
+        # VNC looks at the first eight characters only.
+        _write_private(secret.path, secrets.token_urlsafe(6).encode())
+
+
+def _write_private(path: str, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+
+
+def _start_helper(vm: Vm, helper: Helper, *, detached: bool) -> None:
+    if helper.directory is not None:
+        os.makedirs(helper.directory, mode=0o700, exist_ok=True)
+    name = os.path.basename(helper.socket).removesuffix(".sock")
+    process = start(helper.argv, detached=detached, stderr=vm.file(f"{name}.log"), record=vm.file(f"{name}.pid"))
+    try:
+        deadline = time.monotonic() + _HELPER_SECONDS
+        while not os.path.exists(helper.socket):
+            if process.wait(_POLL) is not None:
+                raise process.failure()
+            if time.monotonic() > deadline:
+                process.end()
+                raise MachineError(f"{helper.name} did not make its socket within {_HELPER_SECONDS:g} s")
+    finally:
+        process.close()
+
+
+def _await_monitor(plan: Plan, process: Process) -> None:
+    """Returns when QEMU has opened everything and answers, or has ended with status 0 meanwhile (`-- -version`)."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        status = process.wait(_POLL)
+        if status is not None:
+            if status == 0 and not plan.detached:
+                return
+            raise _start_failure(plan, process)
+        try:
+            with Monitor.connect(plan.vm.qmp_socket, seconds=max(0.1, deadline - time.monotonic())) as monitor:
+                _give_secrets(plan.command, monitor)
+                return
+        except QmpUnreachable:
+            if time.monotonic() >= deadline:
+                process.end()
+                raise MachineError(f"QEMU did not answer within {START_SECONDS:g} s of its start") from None
+
+
+def _start_failure(plan: Plan, process: Process) -> CommandError:
+    error = process.failure()
+    if process.poll() == 0:
+        error.message = f"{plan.vm.name} ended as soon as it was started"
+    return error
+
+
+def _give_secrets(command: Command, monitor: Monitor) -> None:
+    for secret in command.secrets:
+        if secret.by_qmp:
+            with open(secret.path) as file:
+                monitor.execute("set_password", {"protocol": secret.protocol, "password": file.read()})
+
+
+def describe(plan: Plan) -> dict[str, object]:
+    """The plan for `--dry-run --output json`."""
+    return {
+        "name": plan.vm.name,
+        "accelerator": plan.choice.accelerator,
+        "accelerator-why": plan.choice.why,
+        "command": list(plan.command.argv),
+        "before": msgspec.to_builtins(
+            {
+                "scratch": plan.command.scratch,
+                "helpers": plan.command.helpers,
+                "secrets": plan.command.secrets,
+            }
+        ),
+        "machine": msgspec.to_builtins(plan.machine),
+    }

@@ -1,0 +1,142 @@
+"""Everything that is decided before a VM starts: its name, its images, its accelerator, its command line."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, NamedTuple
+
+from msgspec.structs import replace
+
+from imgtool.errors import ConfigError, ImageInUseError
+from imgtool.machine.accelerator import Choice
+from imgtool.machine.argv import compile_argv
+from imgtool.machine.compile.start import wants_uefi
+from imgtool.machine.config import Machine
+from imgtool.machine.disks import Learned, learn_disks, uses
+from imgtool.machine.firmware import Found, find_uefi
+from imgtool.machine.host import Command, Host
+from imgtool.machine.outside import QEMU, learn_host
+from imgtool.machine.runtime import Vm, check_name, claim, name_from, release, runtime_root
+from imgtool.machine.seed import Seed, seed
+from imgtool.machine.validate import validate, warnings
+from imgtool.qemu.capabilities import capabilities
+from imgtool.qemu.programs import Programs
+
+SEED = "seed.iso"
+VARIABLES = "uefi-vars.qcow2"
+
+
+class Plan(NamedTuple):
+    """A VM that may be started as it stands here."""
+
+    vm: Vm
+    machine: Machine
+    """With its name, and the places of what is kept for it."""
+    host: Host
+    choice: Choice
+    command: Command
+    seed: Seed | None
+    firmware: Found | None
+    detached: bool
+    warnings: tuple[str, ...]
+
+
+def preview(machine: Machine, programs: Programs, *, detached: bool, force: bool = False) -> Plan:
+    """The plan as it would be now. Claims nothing and changes nothing; raises what `prepare` would."""
+    learned = learn_disks(list(uses(machine)), force=force)
+    _raise_first(learned)
+    root = runtime_root()
+    name = name_from(_first_image(machine)) if machine.name is None else check_name(machine.name)
+    return _plan(machine, Vm(root, name), learned, programs, detached=detached, force=force)
+
+
+def prepare(machine: Machine, programs: Programs, *, detached: bool, force: bool = False) -> Plan:
+    """The plan, its name and images claimed: `imgtool.machine.launch.start` follows, or `release` of its `vm`.
+
+    Raises what `learn_disks`, `claim`, `learn_host`, validation and compiling raise; then nothing is left claimed.
+    """
+    learned = learn_disks(list(uses(machine)), force=force)
+    vm = claim(machine, name=machine.name, like=_first_image(machine), images=learned.held, detached=detached)
+    try:
+        _raise_first(learned)
+        plan = _plan(machine, vm, learned, programs, detached=detached, force=force)
+        vm.update(machine=plan.machine, argv=plan.command.argv)
+    except BaseException:
+        release(vm)
+        raise
+    return plan
+
+
+def _raise_first(learned: Learned) -> None:
+    error: ImageInUseError
+    for error in learned.in_use:
+        raise error
+
+
+def _first_image(machine: Machine) -> str | None:
+    return next((use.path for use in uses(machine)), machine.kernel)
+
+
+def _plan(machine: Machine, vm: Vm, learned: Learned, programs: Programs, *, detached: bool, force: bool) -> Plan:
+    machine = _with_places(replace(machine, name=vm.name), vm.name)
+    console: Literal["stdio", "socket"] = "socket" if detached else "stdio"
+    firmware = _firmware(machine, programs)
+    content = seed(machine.cloud_init, vm.name) if machine.cloud_init is not None else None
+    uefi = None
+    if firmware is not None:
+        own = machine.firmware.vars if firmware.template else None
+        uefi = replace(firmware.uefi, vars=own)
+    host, choice = learn_host(
+        machine,
+        programs,
+        runtime_dir=vm.path,
+        scratch_dir=scratch_dir(vm),
+        console=console,
+        disks=learned.disks,
+        seed=vm.file(SEED) if content is not None else None,
+        uefi=uefi,
+    )
+    validate(machine, host, force=force)
+    return Plan(
+        vm=vm,
+        machine=machine,
+        host=host,
+        choice=choice,
+        command=compile_argv(machine, host),
+        seed=content,
+        firmware=firmware,
+        detached=detached,
+        warnings=tuple(warnings(machine, host)),
+    )
+
+
+def scratch_dir(vm: Vm) -> str:
+    """Where this VM's thrown-away writes go: like QEMU's own snapshot=on in TMPDIR or /var/tmp, since the runtime
+    directory is small and in memory."""
+    return os.path.join(os.environ.get("TMPDIR") or "/var/tmp", f"imgtool-{os.getuid()}-{vm.name}")
+
+
+def data_dir(name: str) -> str:
+    """What is kept for the VM `name` from one start to the next: UEFI variables, TPM state."""
+    from platformdirs import user_data_dir
+
+    return os.path.join(user_data_dir("imgtool", appauthor=False), "vm", name)
+
+
+def _with_places(machine: Machine, name: str) -> Machine:
+    kept = data_dir(name)
+    if machine.tpm is not None and machine.tpm.state is None:
+        machine = replace(machine, tpm=replace(machine.tpm, state=os.path.join(kept, "tpm")))
+    if wants_uefi(machine) and machine.firmware.vars is None:
+        machine = replace(machine, firmware=replace(machine.firmware, vars=os.path.join(kept, VARIABLES)))
+    return machine
+
+
+def _firmware(machine: Machine, programs: Programs) -> Found | None:
+    if not wants_uefi(machine):
+        return None
+    found = capabilities(programs.find(QEMU))
+    kind = found.machine(machine.machine.type)
+    if kind is None:
+        raise ConfigError(f"this QEMU has no machine {machine.machine.type}", hint="`imgtool boot --machine help`")
+    return find_uefi(found.target, kind.name, secure_boot=bool(machine.firmware.secure_boot))

@@ -1,0 +1,145 @@
+"""Reaching a guest's SSH server: a forwarded port of the user network, or the guest's own address."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from imgtool.errors import MachineError
+from imgtool.machine import agent
+from imgtool.machine.host import AGENT_SOCKET
+from imgtool.machine.runtime import State, Vm
+from imgtool.machine.seed import login
+from imgtool.machine.values.network import Passt, User
+from imgtool.qemu.qmp import Monitor
+
+PORT = 22
+KNOWN_HOSTS = "known_hosts"
+
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+(?P<host>\S+)\s+(?P<port>\d+)\s+\S+\s+(?P<guest>\d+)\s")
+
+
+class NoWay(MachineError):  # noqa: N818 - says what is so
+    """No address is known at which the guest could be reached."""
+
+    code = "no-way"
+
+
+class Endpoint(NamedTuple):
+    host: str
+    port: int
+
+
+def endpoint(vm: Vm, state: State) -> Endpoint:
+    """Where the guest's port 22 is. On a user network that forwards none yet, one is forwarded now, from a free port
+    of the loopback address. NoWay when there is nothing to go by."""
+    networks = (User(),) if state.machine.networks is None else state.machine.networks
+    for place, network in enumerate(networks):
+        if isinstance(network, User):
+            return _user_forward(vm, network.id or f"net{place}")
+        if isinstance(network, Passt):
+            found = next((forward_of(text) for text in network.hostfwd if forward_of(text)), None)
+            if found is not None:
+                return found
+    if networks and state.machine.agent:
+        return Endpoint(_agent_address(vm), PORT)
+    raise NoWay(
+        f"there is no way to the guest of {vm.name}",
+        hint="a user network, or --agent with qemu-guest-agent in the guest, which tells its address",
+    )
+
+
+def forward_of(text: str) -> Endpoint | None:
+    """The host's end of a `hostfwd` that leads to port 22: `tcp:[addr]:port-[addr]:22`."""
+    match = re.fullmatch(r"tcp:(?P<host>[^:]*):(?P<port>\d+)-[^:]*:22", text)
+    return Endpoint(match["host"] or "127.0.0.1", int(match["port"])) if match else None
+
+
+def parse_forwards(text: str) -> Endpoint | None:
+    """The forward to port 22 in the monitor's `info usernet`."""
+    for match in _FORWARD.finditer(text):
+        if int(match["guest"]) == PORT:
+            host = match["host"]
+            return Endpoint("127.0.0.1" if host in ("*", "0.0.0.0") else host, int(match["port"]))
+    return None
+
+
+def _user_forward(vm: Vm, netdev: str) -> Endpoint:
+    with Monitor.connect(vm.qmp_socket) as monitor:
+        found = parse_forwards(_monitor_command(monitor, "info usernet"))
+        if found is not None:
+            return found
+        for _ in range(8):
+            port = _free_port()
+            # Another program may take the port first: QEMU then says so, and the next one is tried.
+            said = _monitor_command(monitor, f"hostfwd_add {netdev} tcp:127.0.0.1:{port}-:{PORT}")
+            if not said.strip():
+                return Endpoint("127.0.0.1", port)
+    raise NoWay(f"QEMU forwards no port to the guest of {vm.name}: {said.strip()}")
+
+
+def _monitor_command(monitor: Monitor, line: str) -> str:
+    """QMP has no command for the user network's forwards."""
+    return str(monitor.execute("human-monitor-command", {"command-line": line}))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _agent_address(vm: Vm) -> str:
+    try:
+        with agent.session(vm.file(AGENT_SOCKET)) as guest:
+            interfaces = guest.call("guest-network-get-interfaces")
+    except agent.AgentUnavailable as error:
+        raise NoWay(f"the guest of {vm.name} has not told its address: {error.message}", hint=error.hint) from None
+    for interface in interfaces:
+        for address in interface.get("ip-addresses", ()):
+            if address["ip-address-type"] == "ipv4" and not address["ip-address"].startswith("127."):
+                return str(address["ip-address"])
+    raise NoWay(f"the guest of {vm.name} has no address yet")
+
+
+def user_of(state: State) -> str | None:
+    """The user that imgtool's own cloud-init seed made, if it made one."""
+    wanted = state.machine.cloud_init
+    return login(wanted) if wanted is not None and (wanted.ssh_keys or wanted.user) else None
+
+
+def identities_of(state: State) -> list[str]:
+    """The private keys beside the public ones that the seed lets in."""
+    wanted = state.machine.cloud_init
+    keys = [path.removesuffix(".pub") for path in (wanted.ssh_keys if wanted else ()) if path.endswith(".pub")]
+    return [key for key in keys if os.path.exists(key)]
+
+
+def ssh_argv(
+    program: str,
+    place: Endpoint,
+    *,
+    known_hosts: str,
+    user: str | None = None,
+    identities: Sequence[str] = (),
+    options: Sequence[str] = (),
+    command: Sequence[str] = (),
+) -> list[str]:
+    """OpenSSH's command line. The guest's host key is taken at first sight and kept for the life of the VM alone: the
+    next VM behind this port is another host."""
+    return [
+        program,
+        *("-p", str(place.port)),
+        *(("-l", user) if user else ()),
+        *(word for identity in identities for word in ("-i", identity)),
+        *("-o", f"UserKnownHostsFile={known_hosts}"),
+        *("-o", "StrictHostKeyChecking=accept-new"),
+        *("-o", "LogLevel=ERROR"),
+        *options,
+        place.host,
+        *command,
+    ]
