@@ -132,13 +132,15 @@ def _cpus(context: Context) -> Problems:
             problems: list[ConfigError] = []
             numbers = attempt(lambda text=text: cpu_range(text), problems)  # type: ignore[misc]
             yield from problems
-            if numbers is not None and numbers[-1] >= found.maxcpus:
+            if numbers is None:
+                return
+            if numbers[-1] >= found.maxcpus:
                 yield ConfigError(
                     f"NUMA node {at} has CPU {numbers[-1]}, but the machine's CPUs are 0 to {found.maxcpus - 1}",
                     hint="raise --smp, or mend cpus=",
                 )
                 return
-            for number in numbers or ():
+            for number in numbers:
                 if owner.setdefault(number, at) != at:
                     yield ConfigError(f"CPU {number} is in NUMA node {owner[number]} and in node {at}")
                     return

@@ -1,0 +1,320 @@
+"""Combinations that make no sense: each gets one clear error, before any process starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from imgtool.errors import ConfigError, UsageError
+from imgtool.machine.host import Disk, Host, HugepageMount, Link, Uefi
+from imgtool.machine.options.words import from_words
+from imgtool.machine.validate import problems, validate, warnings
+
+MakeHost = Callable[..., Host]
+
+A, B, F = "/d/a.qcow2", "/d/b.raw", "/d/f.img"
+MIB = 1 << 20
+
+NONSENSE: list[tuple[dict[str, Any], str]] = [
+    # identity, machine, CPU
+    ({"uuid": "12"}, "--uuid 12 is no UUID"),
+    ({"name": " "}, "is no name"),
+    ({"name": "a\nb"}, "is no name"),
+    ({"arguments": ["-daemonize"]}, "-daemonize takes the VM out of imgtool's hands"),
+    ({"machine": "q53"}, "has no machine type 'q53'"),
+    ({"machine": "q35,accel=kvm"}, "accel is an option of its own"),
+    ({"accel": "hvf"}, "built without hvf"),
+    ({"cpu": "host"}, "which TCG only imitates"),
+    ({"cpu": "Skylake-Sever"}, "has no CPU model 'Skylake-Sever'"),
+    ({"cpu": "max,+avx22"}, "there is no CPU feature 'avx22'"),
+    ({"cpu": "max,+aes,-aes"}, "both adds and removes aes"),
+    # SMP
+    ({"smp": "sockets=32,cores=4,threads=2,maxcpus=128"}, "sockets(32) × cores(4) × threads(2) = 256 ≠ maxcpus(128)"),
+    ({"smp": "cpus=8,sockets=3,cores=2"}, "sockets(3) × cores(2) × threads(1) = 6 ≠ cpus(8)"),
+    ({"smp": "cpus=8,maxcpus=4"}, "cpus(8) is more than maxcpus(4)"),
+    ({"smp": "0"}, "cpus is at least 1"),
+    ({"smp": "256"}, "256 CPUs are more than machine pc has: 255"),
+    ({"smp": "289", "machine": "q35"}, "289 CPUs are more than machine q35 has: 288"),
+    ({"smp": "2,threads=2", "machine": "isapc", "network": "user,model=ne2k_isa"}, "more than machine isapc has: 1"),
+    ({"smp": "2,maxcpus=4", "machine": "microvm"}, "cannot plug CPUs in"),
+    ({"smp": "4,clusters=2"}, "has no clusters"),
+    ({"smp": "4,dies=2", "machine": "microvm"}, "has no dies"),
+    ({"smp": "4,socket=2"}, "--smp has no 'socket'"),
+    ({"smp": "cpus=four"}, "cpus is a number, not 'four'"),
+    # memory, hugepages
+    ({"memory": "0"}, "leaves the guest nothing"),
+    ({"memory": "1000b"}, "not a whole number of 4 KiB pages"),
+    ({"memory": "lots"}, "'lots' is not a size"),
+    ({"memory": "2G,maxmem=1G"}, "more than its maxmem"),
+    ({"memory": "2G,slots=2"}, "without maxmem"),
+    ({"memory": "2G,maxmem=4G"}, "without slots"),
+    ({"memory": "2G,maxmem=4G,slots=300"}, "at most 256 slots"),
+    ({"memory": "1G,maxmem=2G,slots=1", "machine": "microvm"}, "cannot plug memory in"),
+    ({"memory": "64G"}, "more than this host has: 16G"),
+    ({"memory": "1025M", "hugepages": True}, "not a whole number of 2M hugepages"),
+    ({"memory": "1G", "hugepages": "page-size=3M"}, "no power of two"),
+    ({"memory": "1G", "hugepages": "page-size=1G"}, "are 2M, not 1G"),
+    ({"memory": "8G", "hugepages": True}, "only 4G of hugepages are free"),
+    # NUMA
+    ({"numa": ["node,mem=512M", "node,mem=1G"], "memory": "1G"}, "mem(512M) + mem(1G) = 1536M ≠ memory(1G)"),
+    ({"numa": ["node,mem=1G", "node"], "memory": "1G"}, "nothing is left"),
+    ({"numa": ["node,nodeid=1", "node,nodeid=1"]}, "NUMA node 1 is there twice"),
+    ({"numa": ["node,nodeid=0", "node,nodeid=2"]}, "numbered from 0 without gaps"),
+    ({"numa": ["node,cpus=0-2", "node,cpus=2-3"], "smp": "4"}, "CPU 2 is in NUMA node 0 and in node 1"),
+    ({"numa": ["node,cpus=0-1", "node,cpus=2-4"], "smp": "4"}, "NUMA node 1 has CPU 4"),
+    ({"numa": ["node,cpus=0", "node,cpus=2-3"], "smp": "4"}, "CPU 1 is in no NUMA node"),
+    ({"numa": ["node,cpus=3-1"], "smp": "4"}, "'3-1' is no range"),
+    ({"numa": ["dist,src=0,dst=1,val=20"]}, "there is none"),
+    ({"numa": ["node", "node", "dist,src=0,dst=1,val=9"]}, "the distance of two nodes is 11 to 255"),
+    ({"numa": ["node", "node", "dist,src=0,dst=0,val=20"]}, "distance to itself is 10"),
+    ({"numa": ["node", "node", "dist,src=0,dst=7,val=20"]}, "node 7, which is not there"),
+    ({"numa": ["node,policy=bind"]}, "policy=bind needs host-nodes="),
+    ({"numa": ["node"], "machine": "microvm"}, "machine microvm has no NUMA"),
+    ({"numa": ["nod,cpus=1"]}, "--numa has no 'nod'"),
+    ({"numa": ["node,memdev=ram"]}, "memdev names a memory backend"),
+    # drives: places
+    ({"cdrom": B, "hdc": A}, "--cdrom and --hdc are the same place"),
+    ({"hdd": A, "machine": "microvm"}, "--hdd is an IDE disk, and machine microvm has no IDE"),
+    ({"fdb": F, "machine": "microvm"}, "no floppy controller"),
+    ({"drive": [f"{A},if=ide"], "machine": "microvm"}, "machine microvm has no IDE"),
+    ({"hda": A, "drive": [f"{B},if=ide,index=0"]}, "--hda and --drive #1 are both at if=ide, bus 0, unit 0"),
+    ({"drive": [f"{A},if=ide,index=4"]}, "has no bus 2, unit 0"),
+    ({"drive": [f"{A},if=ide,index=1,unit=1"]}, "index says bus and unit already"),
+    ({"drive": [f"{A},if=scsi,unit=9"]}, "has no bus 0, unit 9"),
+    ({"drive": [f"{A},if=virtio,addr=5", f"{B},if=virtio,addr=0x5"]}, "both in PCI slot 0x5"),
+    ({"drive": [f"{A},if=virtio,addr=zz"]}, "addr=zz is no PCI slot"),
+    ({"drive": [f"{A},if=virtio,addr=0"]}, "slot 0 is the host bridge's"),
+    ({"drive": [f"{A},if=virtio"], "machine": "isapc", "network": "none"}, "has no PCI bus, so no if=virtio"),
+    ({"drive": [f"{A},if=nvme"], "machine": "microvm"}, "has no PCI bus, so no if=nvme"),
+    ({"drive": [f"{A},if=mtd"]}, "has no MTD flash"),
+    ({"drive": [f"{A},if=pflash"], "machine": "microvm"}, "has no flash chips"),
+    ({"drive": [f"{A},if=pflash,index=1"]}, "second flash chip without the first"),
+    ({"drive": [f"{A},if=virtio,id=x", f"{B},if=virtio,id=x"]}, "both have id=x"),
+    ({"drive": [f"{A},if=virtio,id=1x"]}, "cannot be the name of a block node"),
+    ({"drive": [f"{A},if=virtio"], "hda": A}, "which --drive #1 has too"),
+    ({"drive": [f"{A},if=vritio"]}, "if cannot be 'vritio'"),
+    ({"drive": [f"{A},cahce=none"]}, "--drive has no 'cahce'"),
+    # drives: options
+    ({"drive": [f"{F},if=floppy,serial=1"]}, "if=floppy takes no serial="),
+    ({"drive": [f"{A},if=ide,addr=5"]}, "if=ide takes no addr="),
+    ({"drive": [f"{A},if=nvme,werror=stop"]}, "if=nvme takes no werror="),
+    ({"drive": [f"{A},if=virtio,trans=lba,cyls=1,heads=1,secs=1"]}, "if=virtio takes no trans="),
+    ({"drive": [f"{A},if=virtio,serial=123456789012345678901"]}, "more than 20 characters"),
+    ({"drive": [f"{A},if=ide,cyls=10"]}, "heads and secs missing"),
+    ({"drive": [f"{A},if=ide,cyls=10,heads=17,secs=1"]}, "heads=17 is more than 16"),
+    ({"drive": [f"{A},if=ide,trans=lba"]}, "translates a geometry"),
+    ({"drive": [f"{B},if=ide,media=cdrom,cyls=1,heads=1,secs=1"]}, "a CD-ROM has no geometry"),
+    ({"drive": [f"{A},if=virtio,media=cdrom"]}, "no if=virtio CD-ROM drive"),
+    ({"drive": ["if=virtio"]}, "a disk needs file="),
+    ({"drive": ["if=ide,media=cdrom,cache=none"]}, "an empty drive has no cache"),
+    ({"drive": [f"{B},if=ide,media=cdrom,readonly=off"]}, "a CD-ROM cannot be written"),
+    ({"drive": [f"{A},if=ide,readonly=on"]}, "an IDE disk cannot be read-only"),
+    ({"drive": [f"{A},if=virtio,readonly=on,snapshot=on"]}, "readonly=on allows none"),
+    ({"drive": [f"{A},if=virtio,readonly=on,copy-on-read=on"]}, "which is read-only"),
+    ({"drive": [f"{A},if=virtio,aio=native"]}, "aio=native needs the host's cache out of the way"),
+    ({"drive": [f"{A},if=virtio,detect-zeroes=unmap"]}, "detect-zeroes=unmap discards"),
+    ({"drive": [f"{A},if=virtio,bps=1,bps_rd=1"]}, "bps limits reads and writes together"),
+    ({"drive": [f"{A},if=virtio,iops_max=5"]}, "iops_max is a burst above iops"),
+    ({"drive": [f"{A},if=virtio,iops=9,iops_max=5"]}, "the burst iops_max=5 is below iops=9"),
+    ({"drive": [f"{A},if=virtio,bps=9,bps_max_length=5"]}, "the length of a burst"),
+    ({"drive": [f"{A},if=virtio,bps=9,iops_size=5"]}, "counts large requests for iops"),
+    ({"drive": ["/d/x,if=virtio"]}, "the format of /d/x is not known"),
+    ({"drive": [f"{A},if=virtio,format=qcow3"]}, "reads no format 'qcow3'"),
+    ({"drive": [f"{A},if=floppy"]}, "is no floppy"),
+    ({"drive": ["/d/odd,if=sd"]}, "a power of two, not 3M"),
+    # boot, kernel, firmware
+    ({"boot": "z"}, "'z' is no device"),
+    ({"boot": "once=cc"}, "has c twice"),
+    ({"boot": "d", "hda": A}, "the machine has no CD-ROM"),
+    ({"boot": "n", "network": "none"}, "the machine has no network"),
+    ({"boot": "splash-time=10"}, "with the boot menu only"),
+    ({"boot": "menu=on,splash-time=70000"}, "at most 65535"),
+    ({"boot": "menu=maybe"}, "menu is on or off"),
+    ({"drive": [f"{A},if=virtio,bootindex=1"], "network": "user,bootindex=1"}, "both have bootindex=1"),
+    ({"append": "quiet"}, "--append is the kernel's command line"),
+    ({"initrd": "/boot/initrd"}, "--initrd is loaded beside the kernel"),
+    ({"dtb": "/boot/dtb"}, "--dtb is handed to the kernel"),
+    ({"kernel": "/boot/k", "dtb": "/boot/dtb"}, "not by a device tree"),
+    ({"firmware": {"uefi": True, "bios": "/b"}}, "--bios and --uefi"),
+    ({"firmware": {"secure-boot": True}}, "needs a machine with SMM"),
+    ({"firmware": {"uefi": True}, "machine": "microvm"}, "has no flash chips"),
+    ({"firmware": {"secure-boot": True}, "machine": "q35"}, "has no Secure Boot"),
+    ({"firmware": {"vars": "/v"}}, "but no UEFI"),
+    ({"firmware": {"uefi": True}, "hda": A, "boot": "once=c"}, "read by SeaBIOS, not by UEFI"),
+    ({"firmware": {"uefi": True}, "drive": [f"{A},if=pflash"]}, "--uefi fills the flash chips"),
+    ({"tpm": True}, "swtpm, which imitates the chip"),
+    # networks
+    ({"network": "tun"}, "--network has no 'tun'"),
+    ({"network": ["none", "user"]}, "leaves no room"),
+    ({"network": "user,vhost=on"}, "--network user has no 'vhost'"),
+    ({"network": "tap,vhost=on,model=e1000"}, "vhost moves virtio packets"),
+    (
+        {"network": "user,hostfwd=tcp::2222-:22,hostfwd=tcp:127.0.0.1:2222-:23"},
+        "tcp port 2222 of the host is forwarded",
+    ),
+    (
+        {"network": ["user,hostfwd=tcp::2222-:22", "user,hostfwd=tcp::2222-:22"]},
+        "tcp port 2222 of the host is forwarded",
+    ),
+    ({"network": "user,hostfwd=2222:22"}, "is no forward"),
+    ({"network": "user,hostfwd=tcp::70000-:22"}, "a port is 1 to 65535"),
+    ({"network": "user,hostfwd=sctp::7000-:22"}, "carries tcp or udp"),
+    ({"network": "user,mac=01:00:5e:00:00:01"}, "is a multicast address"),
+    ({"network": "user,mac=52:54:00"}, "is no MAC address"),
+    ({"network": "user,mac=00:00:00:00:00:00"}, "nobody's address"),
+    ({"network": ["user,mac=52:54:00:00:00:01", "user,mac=52:54:00:00:00:01"]}, "two networks have mac="),
+    ({"network": ["user,id=a", "user,id=a"]}, "two networks have id=a"),
+    ({"network": ["tap,ifname=t0", "tap,ifname=t0"]}, "two networks have ifname=t0"),
+    ({"network": "user,queues=4"}, "queues=4 is for tap"),
+    ({"network": "tap,queues=4,model=e1000"}, "has one queue"),
+    ({"network": "user,model=e100"}, "no network card 'e100'"),
+    ({"network": "user,model=e1000", "machine": "microvm"}, "has no PCI bus for a e1000"),
+    ({"network": "user,model=virtio", "machine": "isapc"}, "no virtio card"),
+    ({"network": "user,ipv4=off,ipv6=off"}, "nothing is left"),
+    ({"network": "user,net=10.0.0.300"}, "is no subnet"),
+    ({"network": "user,dns=192.168.0.1"}, "outside of the guest's net"),
+    ({"network": "user,bootfile=x"}, "fetched over TFTP"),
+    ({"network": "nat,net=lab"}, "no network 'lab'"),
+    ({"network": "passt"}, "passt was not found"),
+    ({"network": "tap,ifname=abcdefghijklmnop"}, "cannot be an interface"),
+    ({"network": "socket"}, "says how to reach the other guest"),
+    ({"network": "socket,listen=:1,connect=a:1"}, "listen and connect"),
+    ({"network": "socket,mcast=10.0.0.1:5"}, "no multicast address"),
+    ({"network": "socket,udp=10.0.0.1:5"}, "localaddr= receives"),
+    ({"network": "stream"}, "needs addr.type="),
+    ({"network": "stream,addr.type=unix"}, "needs addr.path="),
+    ({"network": "stream,server=on,reconnect=5,addr.type=unix,addr.path=/s"}, "does not reconnect"),
+    ({"network": "dgram"}, "needs local.type="),
+    ({"network": "vhost-user,path=/" + "x" * 120}, "at most 107 bytes"),
+    # display, ports
+    ({"display": "vnc=:60000"}, "VNC display 60000 would be TCP port 65900"),
+    ({"display": "vnc=:x"}, "is no address"),
+    ({"display": "gtk2"}, "type cannot be 'gtk2'"),
+    ({"display": "sdl"}, "this QEMU has no sdl display"),
+    ({"display": "none,gl=on"}, "--display none has no gl"),
+    ({"display": "vnc,password=off,password-file=/p"}, "a password file, but no password"),
+    ({"vga": "std", "machine": "microvm"}, "has no VGA card"),
+    ({"vga": "qxl", "machine": "isapc"}, "sits on PCI"),
+    ({"vga": "vmware"}, "built without --vga vmware"),
+    ({"keymap": "ed"}, "no keymap 'ed'"),
+    ({"serial": ["stdio"], "parallel": ["stdio"]}, "two ports are on the terminal"),
+    ({"serial": ["null", "null"], "machine": "microvm"}, "2 serial ports, but machine microvm has 1"),
+    ({"parallel": ["null"], "machine": "microvm"}, "no parallel ports"),
+    ({"serial": ["stdoi"]}, "--serial has no 'stdoi'"),
+    ({"serial": ["tcp:localhost"]}, "has no port"),
+    ({"serial": ["stdio"], "display": "curses"}, "both want the terminal"),
+    # devices
+    ({"rng": "period=5"}, "is the time that max-bytes counts for"),
+    ({"agent": True, "machine": "isapc"}, "--agent is a virtio device"),
+    ({"tablet": True, "machine": "microvm"}, "--tablet needs USB"),
+    ({"vsock": "2"}, "cid is at least 3"),
+    ({"watchdog": "i6300esb", "machine": "microvm"}, "sits on PCI"),
+    ({"watchdog": "diag288"}, "has no watchdog diag288"),
+    ({"share": ["/a/x", "/b/x"]}, "two shares have the tag x"),
+    ({"share": ["/a,type=virtiofs"]}, "virtiofsd was not found"),
+    ({"rtc": "yesterday"}, "is no date"),
+    ({"audio": "pulse"}, "no audio driver 'pulse'"),
+    ({"audio": "pa,model=es1370"}, "no es1370 sound card"),
+    ({"audio": "pa,path=/x"}, "writes no file"),
+    ({"cloud-init": ""}, "--cloud-init says nothing"),
+    ({"cloud-init": "/u,user=me"}, "which would be in user-data too"),
+    ({"cloud-init": "hostname=a_b"}, "is no host name"),
+    ({"safety": {"run-as": "Some One"}}, "is no user"),
+]
+
+
+@pytest.fixture(scope="module")
+def host(make_host: MakeHost) -> Host:
+    found = make_host(
+        memory_total=16 << 30,
+        hugepages=HugepageMount(path="/dev/hugepages", page_size=2 * MIB, free=4 << 30),
+        uefi=Uefi(code="/ovmf/code.fd", vars="/ovmf/vars.qcow2"),
+    )
+    odd = Disk(chain=(Link(path="/d/odd", format="raw"),), size=3 * MIB)
+    return replace(found, disks={**found.disks, "/d/odd": odd})
+
+
+def complaints(words: dict[str, Any], host: Host) -> list[ConfigError | UsageError]:
+    try:
+        return list(problems(from_words(words), host))
+    except UsageError as error:
+        return [error]
+
+
+def test_the_table_of_nonsense_is_long() -> None:
+    assert len(NONSENSE) >= 60
+    assert len({repr(words) for words, _ in NONSENSE}) == len(NONSENSE)
+
+
+@pytest.mark.parametrize(("words", "message"), NONSENSE, ids=[message for _, message in NONSENSE])
+def test_nonsense_gets_one_clear_error(words: dict[str, Any], message: str, host: Host) -> None:
+    found = complaints(words, host)
+    assert [message in error.message for error in found] == [True], [error.message for error in found]
+    assert found[0].exit_status == 2
+
+
+def test_nearly_every_error_says_what_to_do(host: Host) -> None:
+    bare = [error.message for words, _ in NONSENSE for error in complaints(words, host) if not error.hint]
+    assert len(bare) < len(NONSENSE) // 6, bare
+
+
+GOOD: list[dict[str, Any]] = [
+    {},
+    {"hda": A, "cdrom": B, "boot": "dc"},
+    {"drive": [f"{A},if=virtio,readonly=on", f"{A},if=virtio,readonly=on"]},
+    {"drive": [f"{A},if=virtio", f"{A},if=virtio"], "ephemeral": True},
+    {"network": ["user,hostfwd=tcp::2222-:22,hostfwd=udp::2222-:22", "user,hostfwd=tcp:10.0.0.1:2222-:22"]},
+    {"smp": "cpus=2,maxcpus=8", "numa": ["node,cpus=0-3", "node,cpus=4-7"]},
+    {"memory": "8G", "hugepages": "prealloc=off"},
+    {"cpu": "max,+hv-relaxed,+x-odd,-vmx,pmu=on"},
+    {"display": "vnc=unix:/x"},
+    {"machine": "isapc", "hda": A, "fda": F},
+    {"machine": "microvm", "drive": [A], "kernel": "/k", "append": "quiet"},
+    {"cloud-init": "user=me,ssh-key=/k.pub,hostname=web"},
+]
+
+
+@pytest.mark.parametrize("words", GOOD, ids=str)
+def test_what_makes_sense_passes(words: dict[str, Any], host: Host) -> None:
+    assert [error.message for error in complaints(words, host)] == []
+
+
+def test_force_lets_a_machine_have_more_memory_than_the_host(host: Host) -> None:
+    machine = from_words({"memory": "64G"})
+    assert problems(machine, host, force=True) == []
+
+
+def test_the_first_problem_is_raised_and_the_others_named(host: Host) -> None:
+    with pytest.raises(ConfigError, match="--uuid x is no UUID") as caught:
+        validate(from_words({"uuid": "x", "append": "quiet"}), host)
+    assert "also: --append is the kernel's command line" in (caught.value.hint or "")
+
+
+def test_networks_that_qemu_7_2_brought_are_refused_before_it(make_host: MakeHost) -> None:
+    host = make_host((5, 2), passt="/usr/bin/passt")
+    found = complaints({"network": "dgram,local.type=unix,local.path=/l"}, host)
+    assert [error.message for error in found] == [
+        "--network dgram: this QEMU has no dgram network; QEMU 7.2 brought it"
+    ]
+    assert len(complaints({"network": "passt"}, host)) == 1
+
+
+def test_a_sandbox_that_was_asked_for_and_is_not_there_is_an_error(make_host: MakeHost) -> None:
+    host = make_host()
+    bare = replace(host, capabilities=replace(host.capabilities, options={}))
+    assert ["seccomp" in error.message for error in complaints({"safety": {"sandbox": True}}, bare)] == [True]
+    assert complaints({}, bare) == []
+
+
+def test_what_is_allowed_yet_unwise_is_a_warning(make_host: MakeHost) -> None:
+    host = make_host(memory_free=MIB << 6)
+    machine = from_words({"machine": "pc-i440fx-1.4", "display": "vnc=0.0.0.0:1,password=off", "memory": "128M"})
+    assert problems(machine, host) == []
+    assert warnings(machine, host) == [
+        "machine pc-i440fx-1.4 is deprecated: a later QEMU will not have it",
+        "the machine's memory is 128M, and the host has only 64M free",
+        "anyone who reaches 0.0.0.0 can use the machine's screen: it asks no password",
+    ]
