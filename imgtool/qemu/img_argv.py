@@ -28,6 +28,15 @@ class ImageOpts(NamedTuple):
         """The option string of `options`, whose values may hold any character."""
         return cls(join_options(options))
 
+    @classmethod
+    def of_chain(cls, images: Sequence[tuple[str, str]]) -> ImageOpts:
+        """A chain spelled out as (path, format), the overlay first: the headers' own backing files are not opened."""
+        options: dict[str, OptionValue] = {}
+        for depth, (path, format) in enumerate(images):
+            prefix = "backing." * depth
+            options |= {f"{prefix}driver": format, f"{prefix}file.driver": "file", f"{prefix}file.filename": path}
+        return cls.of(options)
+
 
 Source = PathLike | ImageOpts
 
@@ -163,11 +172,14 @@ def convert(
     objects: Sequence[str] = (),
     progress: bool = False,
 ) -> list[str]:
-    """qemu-img's own default for `-t` is unsafe: after exit 0 a power loss gives wrong bytes. Hence writeback."""
+    """qemu-img's own default for `-t` is unsafe: after exit 0 a power loss gives wrong bytes. Hence writeback. The
+    backing format goes among the options: `-F` is there from QEMU 6.1 on only."""
     if not sources:
         raise UsageError("convert needs an image to read")
     argv = [program, "convert", *_objects(objects), *["-p"] * progress, "-t", cache, *_given("-T", source_cache)]
-    argv += [*_backing("-B", backing, backing_format), *_options(options), *_snapshot(snapshot), *["-c"] * compressed]
+    below = _backing("-B", backing, backing_format)
+    named = {"backing_fmt": backing_format} if backing_format is not None else {}
+    argv += [*below[:2], *_options(options, extra=named), *_snapshot(snapshot), *["-c"] * compressed]
     argv += [*_given("-S", sparse_size), *_given("-m", num_coroutines), *["-W"] * out_of_order]
     argv += [*_given("-r", rate_limit), *["-C"] * copy_offload, *["-n"] * skip_creation]
     argv += ["--target-is-zero"] * target_is_zero + ["--bitmaps"] * bitmaps
@@ -352,11 +364,16 @@ def _given(flag: str, value: object) -> list[str]:
     return [] if value is None else [flag, str(value)]
 
 
-def _options(options: Mapping[str, OptionValue], instead: str = "backing and backing_format") -> list[str]:
+def _options(
+    options: Mapping[str, OptionValue],
+    instead: str = "backing and backing_format",
+    extra: Mapping[str, OptionValue] = {},
+) -> list[str]:
     for key in ("backing_file", "backing_fmt"):
         if key in options:
             raise UsageError(f"{key} cannot be given among the options", hint=f"use {instead} for the backing file")
-    return ["-o", join_options(options)] if options else []
+    whole = {**options, **extra}
+    return ["-o", join_options(whole)] if whole else []
 
 
 def _backing(flag: str, backing: Backing | None, backing_format: str | None) -> list[str]:

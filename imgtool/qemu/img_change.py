@@ -69,6 +69,19 @@ class Changing(ImgBase):
             base_after=None if place is None else self._info(place, base_format, ()),
         )
 
+    def commit_chain(
+        self,
+        chain: ImageOpts,
+        *,
+        base: PathLike | None = None,
+        keep: bool = False,
+        cache: Cache | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """As `commit`, for a chain whose images were named one by one (`ImageOpts.of_chain`)."""
+        argv = img_argv.commit(self.program, chain, base=base, keep=keep, cache=cache, progress=progress is not None)
+        self._change(argv, chain, progress=progress)
+
     def snapshot_create(
         self, image: Source, name: str, *, format: str | None = None, objects: Sequence[str] = ()
     ) -> Changed:
@@ -84,7 +97,7 @@ class Changing(ImgBase):
     def snapshot_delete(
         self, image: Source, snapshot: str, *, format: str | None = None, objects: Sequence[str] = ()
     ) -> Changed:
-        """Deletes `snapshot` (a name or an ID)."""
+        """Deletes the snapshot of that name; unlike `snapshot_apply`, qemu-img takes no ID here."""
         return self._snapshot(image, "delete", snapshot, format, objects)
 
     def rebase(
