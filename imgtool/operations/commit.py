@@ -1,0 +1,218 @@
+"""Commit: an overlay's data goes into its backing file, or one further down, and whoever else stands on that is not
+hurt.
+
+qemu-img writes the base in place: killed half-way, the base reads neither as before nor as after, and every sibling
+of the overlay silently reads something else. Here a copy of the base takes the data and then the base's place; where
+the file system shares blocks the copy costs nothing. Seen with QEMU 5.2, 7.2 and 10.0: `commit` follows the backing
+file that the image options name instead of the one in the header.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from imgtool.chain.graph import Image
+from imgtool.errors import RefusedError
+from imgtool.image.names import PathLike, printable
+from imgtool.operations.anchoring import follow
+from imgtool.operations.around import Around, names, refuse_in_use, refuse_not_a_file, refuse_sealed
+from imgtool.operations.plan import Plan, Touched
+from imgtool.operations.transaction import Transaction
+from imgtool.qemu import img_argv
+from imgtool.qemu.img_argv import ImageOpts, Verbatim
+from imgtool.qemu.qemu_img import QemuImg
+
+Progress = Callable[[float], None]
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What a commit did."""
+
+    path: str
+    """The overlay."""
+    base: str
+    """The image that holds its data now."""
+    base_size_before: int
+    """Bytes of the base's disk; a larger overlay makes it grow."""
+    base_size_after: int
+    emptied: bool
+    preserved: tuple[str, ...] = ()
+    """The other overlays of the base, which were given what they would have lost."""
+
+
+class CommitRequest:
+    """A commit that may be made: everything about it was looked at and allowed, nothing was changed."""
+
+    def __init__(
+        self,
+        overlay: PathLike,
+        *,
+        base: PathLike | None = None,
+        format: str | None = None,
+        keep: bool = False,
+        preserve_siblings: bool = False,
+        force: bool = False,
+        store: Iterable[PathLike] = (),
+        settle: bool = True,
+    ) -> None:
+        """See `commit`."""
+        around = Around(overlay, format=format, store=store, settle=settle)
+        self.overlay = around.image
+        self.keep = keep
+        self.below = self._path_to(around, base)
+        self.base = self.below[-1]
+        self.siblings: list[Image] = []
+        refuse_sealed(self.base)
+        for image in (self.overlay, self.base):
+            refuse_not_a_file(image)
+        refuse_in_use([self.overlay, *self.below], why="committing would change a disk under a running machine")
+        hurt = self._others(around)
+        if hurt and preserve_siblings:
+            refuse_in_use(hurt, why="it cannot be given what it would lose")
+            for image in hurt:
+                refuse_not_a_file(image)
+            self.siblings = hurt
+        elif hurt and not force:
+            self._refuse(hurt)
+        self.above = around.children(self.overlay)
+        refuse_in_use(self.above, why=f"it stands on {printable(self.overlay.path)}")
+
+    def _path_to(self, around: Around, base: PathLike | None) -> list[Image]:
+        """The images from the overlay's parent down to the one that will be written."""
+        parent = around.parent
+        if parent is None:
+            raise RefusedError(
+                f"{printable(self.overlay.path)} has no backing file to commit into", path=self.overlay.path
+            )
+        if base is None:
+            return [parent]
+        path = os.path.abspath(os.fsdecode(base))
+        below = around.chain_below()
+        for index, image in enumerate(below):
+            if path in image.all_names or (os.path.exists(path) and os.path.samefile(path, image.path)):
+                return below[: index + 1]
+        raise RefusedError(
+            f"{printable(self.overlay.path)} does not stand on {printable(path)}",
+            hint=f"it stands on {names(below)}",
+            path=self.overlay.path,
+        )
+
+    def _others(self, around: Around) -> list[Image]:
+        """The images beside the way down that read what will change: overlays of the base, and, since they stand on
+        it, the images between and their other overlays."""
+        hurt: list[Image] = []
+        above = self.overlay.path
+        for image in reversed(self.below):
+            hurt += [one for one in around.children(image, but=[above]) if one.path != above]
+        way = {image.path for image in self.below} | {above}
+        return [image for image in hurt if image.path not in way]
+
+    def _refuse(self, hurt: list[Image]) -> None:
+        raise RefusedError(
+            f"{names(hurt)} also {'stands' if len(hurt) == 1 else 'stand'} on {printable(self.base.path)} "
+            "and would read what is committed",
+            hint=f"--preserve-siblings keeps what they read; `imgtool convert -O qcow2 "
+            f"{printable(self.overlay.path)} NEW.qcow2` leaves the base alone; --force changes them",
+            path=self.overlay.path,
+        )
+
+    def plan(self, program: str) -> Plan:
+        base, overlay = self.base, self.overlay
+        argv = img_argv.commit(program, self._open_on(overlay.path, base.path), keep=self.keep)
+        commands = [argv, *(self._rebase_argv(program, image.path, base.path) for image in self.siblings)]
+        images = [Touched(path=image.path, action="replace", bytes=image.actual_size) for image in self.siblings]
+        images.append(Touched(path=base.path, action="replace", bytes=base.actual_size))
+        images.append(Touched(path=overlay.path, action="read" if self.keep else "replace"))
+        notes = ["the commands work on copies beside the images, which then take the images' places"]
+        if (overlay.virtual_size or 0) > (base.virtual_size or 0):
+            notes.append(f"{printable(base.path)} grows to {overlay.virtual_size} bytes")
+        if len(self.below) > 1:
+            notes.append(f"{names(self.below[:-1])} will read the committed data as well")
+        return Plan(commands=tuple(map(tuple, commands)), images=tuple(images), notes=tuple(notes))
+
+    def _open_on(self, overlay: str, base: str) -> ImageOpts:
+        """The overlay open with the chain it has, but with `base` where the base was."""
+        below = [(base if image is self.base else image.path, image.format or "raw") for image in self.below]
+        return ImageOpts.of_chain([(overlay, self.overlay.format or "qcow2"), *below])
+
+    def _rebase_argv(self, program: str, sibling: str, base: str) -> list[str]:
+        return img_argv.rebase(program, sibling, backing=base, backing_format=self.base.format, format="qcow2")
+
+    def make(self, qemu_img: QemuImg, *, progress: Progress | None = None) -> Commit:
+        """Commits. Whatever happens, every image afterwards reads as before it or as after."""
+        with Transaction(self.base.path) as change:
+            for image in (self.overlay, *self.below, *self.siblings):
+                change.hold(image.path)
+            base = change.stage(self.base.path, copy_of=self.base.path)
+            overlay = change.stage(self.overlay.path, copy_of=self.overlay.path)
+            qemu_img.commit_chain(
+                self._open_on(overlay, base),
+                base=base if len(self.below) > 1 else None,
+                keep=self.keep,
+                cache="writeback",
+                progress=progress,
+            )
+            # First those who would lose something, so that at no moment anybody reads what is not his.
+            for sibling in self.siblings:
+                change.replace(sibling.path, self._preserved(change, qemu_img, sibling, base))
+            change.replace(self.base.path, base)
+            self._settle_overlay(change, overlay, base)
+            change.commit()
+        after = qemu_img.info(self.base.path, format=self.base.format).virtual_size
+        return Commit(
+            path=self.overlay.path,
+            base=self.base.path,
+            base_size_before=self.base.virtual_size or 0,
+            base_size_after=after,
+            emptied=not self.keep,
+            preserved=tuple(image.path for image in self.siblings),
+        )
+
+    def _settle_overlay(self, change: Transaction, overlay: str, base: str) -> None:
+        """The emptied overlay takes its place, and everyone above it remembers what he stands on now."""
+        direct = len(self.below) == 1
+        if self.keep:
+            if direct:
+                follow(change, self.overlay.path, base)
+            return
+        if direct:
+            follow(change, self.overlay.path, base, staged=overlay)
+        change.replace(self.overlay.path, overlay)
+        for image in self.above:
+            follow(change, image.path, overlay)
+
+    def _preserved(self, change: Transaction, qemu_img: QemuImg, sibling: Image, base: str) -> str:
+        """A copy of `sibling` that reads the same on the new base as it does on the old one."""
+        assert sibling.backing is not None
+        format = self.base.format or "raw"
+        copy = change.stage(sibling.path, copy_of=sibling.path)
+        qemu_img.rebase(copy, backing=base, backing_format=format, format=sibling.format, cache="writeback")
+        reference = Verbatim(sibling.backing.reference)
+        qemu_img.rebase(copy, backing=reference, backing_format=format, format=sibling.format, unsafe=True)
+        follow(change, sibling.path, base, staged=copy)
+        return copy
+
+
+def commit(
+    overlay: PathLike,
+    *,
+    base: PathLike | None = None,
+    keep: bool = False,
+    preserve_siblings: bool = False,
+    force: bool = False,
+    store: Sequence[PathLike] = (),
+    qemu_img: QemuImg | None = None,
+) -> Commit:
+    """Puts the data of `overlay` into its backing file, or into `base` further down, and empties it unless `keep`.
+
+    RefusedError when other images stand on what is written: with `preserve_siblings` they are first given what they
+    would lose, with `force` they change. They are looked for in the directories of the chain and in `store`.
+    RefusedError too for a read-only base; ImageInUseError when a program writes one of the images.
+    """
+    request = CommitRequest(
+        overlay, base=base, keep=keep, preserve_siblings=preserve_siblings, force=force, store=store
+    )
+    return request.make(qemu_img or QemuImg())
