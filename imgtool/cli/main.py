@@ -38,6 +38,8 @@ SECTIONS = {
     },
     "Machines": {
         "boot": Entry("imgtool.cli.boot:boot", "Start a virtual machine from an image."),
+        "vm": Entry("imgtool.cli.vm:vm", "See and steer the VMs that run."),
+        "net": Entry("imgtool.cli.net:net", "Make and show networks for machines."),
     },
     "About imgtool": {
         "schema": Entry("imgtool.cli.schema:schema", "Print the JSON Schema of a document imgtool writes or reads."),

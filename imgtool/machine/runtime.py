@@ -261,8 +261,8 @@ def check_images(wanted: Sequence[HeldImage], held: Sequence[tuple[str, Sequence
                 raise ImageInUseError(
                     f"the image {how} the VM {name}",
                     path=image.path,
-                    hint=f"`imgtool vm stop {name}` ends it; --ephemeral or --new-overlay boots beside it, where the "
-                    "image is only read",
+                    hint=f"`imgtool vm stop {name}` ends it"
+                    + ("" if other.writable else "; --ephemeral or --new-overlay boots beside it, without writing"),
                 )
 
 

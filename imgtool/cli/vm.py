@@ -1,0 +1,383 @@
+"""`imgtool vm …`: VMs that run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from imgtool.cli.context import Context, output_option, pass_context, quiet_option
+from imgtool.cli.lazy import Entry, LazyGroup
+from imgtool.cli.options import FILE_NAME
+
+if TYPE_CHECKING:
+    from imgtool.machine.control import Status
+    from imgtool.machine.runtime import State, Vm
+
+SECTIONS = {
+    "Commands": {
+        "list": Entry("imgtool.cli.vm:list_", "List the VMs that run."),
+        "show": Entry("imgtool.cli.vm:show", "Say what a VM is and has."),
+        "wait": Entry("imgtool.cli.vm:wait", "Wait until a guest is ready."),
+        "console": Entry("imgtool.cli.vm:console", "Join a VM's serial console."),
+        "ssh": Entry("imgtool.cli.vm:ssh", "Log in to a guest, or run a command there."),
+        "exec": Entry("imgtool.cli.vm:exec_", "Run a command in a guest through its agent."),
+        "log": Entry("imgtool.cli.vm:log", "Show what a VM's serial console said."),
+        "screenshot": Entry("imgtool.cli.vm:screenshot", "Write what a VM's screen shows to a file."),
+        "stop": Entry("imgtool.cli.vm:stop", "Ask a guest to power off, and see to it that it ends."),
+        "kill": Entry("imgtool.cli.vm:kill", "End a VM at once."),
+        "reset": Entry("imgtool.cli.vm:reset", "Press the reset button."),
+        "pause": Entry("imgtool.cli.vm:pause", "Stop a VM's CPUs."),
+        "resume": Entry("imgtool.cli.vm:resume", "Let a paused VM go on."),
+        "set-cpus": Entry("imgtool.cli.vm:set_cpus", "Plug CPUs in."),
+    },
+}
+
+
+@click.group(cls=LazyGroup, sections=SECTIONS)
+def vm() -> None:
+    """See and steer the VMs that run."""
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from imgtool.machine.runtime import vms
+
+    return [one.name for one, _ in vms() if one.name.startswith(incomplete)]
+
+
+name_argument = click.argument("name", shell_complete=_complete)
+
+
+@click.command("list")
+@output_option()
+@pass_context
+def list_(context: Context, /) -> None:
+    """List the VMs that run, those of other terminals included."""
+    from imgtool.cli.output import emit
+    from imgtool.machine.control import status
+    from imgtool.machine.runtime import vms
+
+    found = [status(one, state) for one, state in vms()]
+    emit(context, found, _table(found))
+
+
+def _table(found: list[Status]) -> Iterator[str]:
+    if not found:
+        return
+    width = max(len(one.name) for one in found)
+    for one in found:
+        yield f"{one.name:{width}}  {one.status:11}  {_summary(one)}".rstrip()
+
+
+def _summary(one: Status) -> str:
+    from imgtool.image.names import printable
+    from imgtool.sizes import format_size
+
+    parts = [f"pid {one.pid}"] if one.pid else []
+    if one.cpus is not None and one.memory is not None:
+        parts += [f"{one.cpus} CPU{'s' if one.cpus > 1 else ''}", format_size(one.memory), str(one.accelerator)]
+    parts += [printable(drive.file) for drive in one.drives[:1] if drive.file]
+    return ", ".join(parts)
+
+
+@click.command()
+@name_argument
+@output_option()
+@pass_context
+def show(context: Context, /, name: str) -> None:
+    """Say what the VM NAME is: its state, its parts, its files, the command it was started with."""
+    from imgtool.cli.output import emit
+    from imgtool.machine.control import status
+    from imgtool.machine.runtime import find
+
+    one, state = find(name)
+    found = status(one, state)
+    emit(context, found, _description(found))
+
+
+def _description(one: Status) -> Iterator[str]:
+    import datetime
+
+    from imgtool.cli.render import shell
+    from imgtool.image.names import printable
+    from imgtool.sizes import format_size
+
+    yield f"name       {one.name}"
+    yield f"status     {one.status}"
+    yield f"pid        {one.pid}"
+    yield f"started    {datetime.datetime.fromtimestamp(one.created).isoformat(' ', 'seconds')}"
+    if one.cpus is not None and one.memory is not None:
+        yield f"cpus       {one.cpus} ({one.accelerator})"
+        yield f"memory     {format_size(one.memory)}"
+    for drive in one.drives:
+        how = ", read-only" if drive.read_only else ""
+        yield f"drive      {drive.device}: {printable(drive.file or 'empty')} ({drive.format}{how})"
+    if one.display:
+        yield f"vnc        {one.display}"
+    yield f"directory  {one.directory}"
+    yield f"command    {shell(one.command)}"
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool vm wait web --for ssh\n"
+    "  imgtool vm wait web --for 'serial:login: $' --timeout 60"
+)
+@name_argument
+@click.option(
+    "--for", "what", default="running", metavar="WHAT", help="running, serial:REGEX, ssh, agent, cloud-init, ended."
+)
+@click.option("--timeout", type=click.FloatRange(min=0), default=300, metavar="SECONDS", help="[default: 300]")
+@pass_context
+def wait(_: Context, /, name: str, what: str, timeout: float) -> None:
+    """Wait until the guest of NAME is ready, or has ended.
+
+    Ready is what the guest itself says: that a port opens proves nothing. On a time-out the error tells how far the
+    guest came and how its serial console ends.
+    """
+    from imgtool.machine.readiness import NotReady, parse_wait, wait_until
+    from imgtool.machine.runtime import find
+
+    one, state = find(name)
+    if what != "ended":
+        wait_until(one, parse_wait(what), seconds=timeout)
+        return
+    qemu = one.qemu() if state.phase == "running" else None
+    if qemu is not None and not qemu.wait(timeout):
+        raise NotReady(f"{name} still runs after {timeout:g} s")
+
+
+@click.command()
+@name_argument
+@pass_context
+def console(context: Context, /, name: str) -> None:
+    """Join the serial console of NAME. Ctrl-A X leaves it; the VM runs on."""
+    from imgtool.cli.output import remark
+    from imgtool.errors import MachineError
+    from imgtool.machine.console import attach
+    from imgtool.machine.control import console_is_free
+    from imgtool.machine.runtime import find
+
+    one, state = find(name)
+    if not state.detached:
+        raise MachineError(f"the console of {name} is the terminal where it was started")
+    if not console_is_free(one, "serial0"):
+        raise MachineError(f"someone is at the console of {name} already")
+    remark(context, f"at the console of {name}; Ctrl-A X leaves it")
+    how = attach(one.file("serial0.sock"))
+    remark(context, f"left the console of {name}" if how == "left" else f"{name} has ended")
+
+
+@click.command(
+    epilog="\b\nExamples:\n  imgtool vm ssh web\n  imgtool vm ssh web --user debian -- uname -a",
+)
+@name_argument
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND…]")
+@click.option("-l", "--user", metavar="USER", help="[default: the one the cloud-init seed made]")
+@click.option("-i", "--identity", type=FILE_NAME, metavar="FILE", help="[default: the key beside --ssh-key's]")
+@click.option("-o", "options", multiple=True, metavar="OPTION", help="An option of OpenSSH.")
+@click.option("--print", "only_print", is_flag=True, help="Print the command and do not run it.")
+@pass_context
+def ssh(
+    _: Context,
+    /,
+    name: str,
+    command: tuple[str, ...],
+    user: str | None,
+    identity: str | None,
+    options: tuple[str, ...],
+    only_print: bool,
+) -> None:
+    """Log in to the guest of NAME by SSH, or run COMMAND there and exit as it does."""
+    import shutil
+
+    from imgtool.cli.render import shell
+    from imgtool.errors import ProgramError
+    from imgtool.machine import ssh as subject
+    from imgtool.machine.runtime import find
+
+    one, state = find(name)
+    program = shutil.which("ssh")
+    if program is None:
+        raise ProgramError("ssh was not found on PATH", hint="on Debian: apt-get install openssh-client")
+    argv = subject.ssh_argv(
+        program,
+        subject.endpoint(one, state),
+        known_hosts=one.file(subject.KNOWN_HOSTS),
+        user=user or subject.user_of(state),
+        identities=[identity] if identity else subject.identities_of(state),
+        options=[word for option in options for word in ("-o", option)],
+        command=command,
+    )
+    if only_print:
+        click.echo(shell(argv))
+        return
+    sys.stdout.flush()
+    os.execv(program, argv)
+
+
+@click.command("exec", epilog="\b\nExample:\n  imgtool vm exec web -- cat /etc/os-release")
+@name_argument
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND…")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long it may take.")
+@click.option("-i", "--stdin", "with_stdin", is_flag=True, help="Hand it this command's stdin.")
+@output_option()
+@pass_context
+def exec_(context: Context, /, name: str, command: tuple[str, ...], timeout: float | None, with_stdin: bool) -> int:
+    """Run COMMAND in the guest of NAME through its agent: same output, same exit status.
+
+    No shell is involved: `-- sh -c '…'` is one. With --output json stdout, stderr and status are one document.
+    """
+    from imgtool.cli.output import to_json, warn
+    from imgtool.machine import agent
+    from imgtool.machine.host import AGENT_SOCKET
+    from imgtool.machine.runtime import find
+
+    one, _ = find(name)
+    stdin = sys.stdin.buffer.read() if with_stdin else b""
+    with agent.session(one.file(AGENT_SOCKET)) as guest:
+        done = guest.execute(command, stdin=stdin, seconds=timeout)
+    if done.truncated:
+        warn(context, "the agent cut the output off")
+    if context.json:
+        words = {"stdout": done.stdout.decode(errors="replace"), "stderr": done.stderr.decode(errors="replace")}
+        click.echo(to_json({"exit-status": done.status, **words, "truncated": done.truncated}))
+    else:
+        sys.stdout.buffer.write(done.stdout)
+        sys.stdout.flush()
+        sys.stderr.buffer.write(done.stderr)
+        sys.stderr.flush()
+    return done.status
+
+
+@click.command()
+@name_argument
+@click.option("-f", "--follow", is_flag=True, help="Show what comes, until the VM ends.")
+@click.option("-n", "--lines", type=click.IntRange(min=1), metavar="N", help="Only the last N lines.")
+@click.option("--raw", is_flag=True, help="With escape sequences and all.")
+@click.option("--qemu", is_flag=True, help="What QEMU said, not the guest.")
+@pass_context
+def log(_: Context, /, name: str, follow: bool, lines: int | None, raw: bool, qemu: bool) -> None:
+    """Show what the serial console of NAME said, also of a VM that has ended."""
+    import time
+
+    from imgtool.errors import MachineError
+    from imgtool.machine.runtime import QEMU_LOG, find_logs
+    from imgtool.machine.serial import Follower, tail
+
+    one = find_logs(name)
+    path = one.file(QEMU_LOG) if qemu else one.serial_log
+    if raw:
+        try:
+            with open(path, "rb") as file:
+                sys.stdout.buffer.write(file.read())
+        except FileNotFoundError:
+            raise MachineError(f"{name} has no such log") from None
+        return
+    follower = Follower(path)
+    if lines is not None:
+        for text in tail(path, lines):
+            click.echo(text)
+        for _line in follower.lines():
+            pass  # shown already
+    while True:
+        alive = follow and one.running
+        for line in follower.lines():
+            if line.complete or not follow:
+                click.echo(line.text)
+        if not alive:
+            return
+        time.sleep(0.1)
+
+
+@click.command()
+@name_argument
+@click.argument("target", type=FILE_NAME, metavar="FILE")
+@pass_context
+def screenshot(_: Context, /, name: str, target: str) -> None:
+    """Write what the screen of NAME shows to FILE: PNG, or PPM where FILE ends in .ppm."""
+    from imgtool.machine import control
+    from imgtool.machine.runtime import find
+
+    control.screenshot(find(name)[0], target)
+
+
+@click.command()
+@name_argument
+@click.option("--timeout", type=click.FloatRange(min=0), default=60, metavar="SECONDS", help="[default: 60]")
+@quiet_option
+@output_option()
+@pass_context
+def stop(context: Context, /, name: str, timeout: float) -> None:
+    """Ask the guest of NAME to power off; after SECONDS end the VM all the same."""
+    from imgtool.cli.output import emit, warn
+    from imgtool.machine.ending import stop
+    from imgtool.machine.runtime import find
+
+    one, state = find(name)
+    how = stop(one, state, seconds=timeout, on_step=lambda text: warn(context, text))
+    emit(context, {"name": name, "how": how}, [f"{name}: {how.replace('-', ' ')}"])
+
+
+@click.command()
+@name_argument
+@pass_context
+def kill(_: Context, /, name: str) -> None:
+    """End NAME at once, as pulling the plug does. What the guest had not written is lost."""
+    from imgtool.machine.ending import kill
+    from imgtool.machine.runtime import find
+
+    kill(find(name)[0])
+
+
+def _tell(name: str, command: str) -> tuple[Vm, State]:
+    from imgtool.machine.runtime import find
+    from imgtool.qemu.qmp import Monitor
+
+    one, state = find(name)
+    with Monitor.connect(one.qmp_socket) as monitor:
+        monitor.execute(command)
+    return one, state
+
+
+@click.command()
+@name_argument
+@pass_context
+def reset(_: Context, /, name: str) -> None:
+    """Press the reset button of NAME: the guest starts anew, without being asked."""
+    _tell(name, "system_reset")
+
+
+@click.command()
+@name_argument
+@pass_context
+def pause(_: Context, /, name: str) -> None:
+    """Stop the CPUs of NAME until it is resumed."""
+    _tell(name, "stop")
+
+
+@click.command()
+@name_argument
+@pass_context
+def resume(_: Context, /, name: str) -> None:
+    """Let NAME, which was paused, go on."""
+    _tell(name, "cont")
+
+
+@click.command("set-cpus")
+@name_argument
+@click.argument("number", type=int, metavar="N")
+@output_option()
+@pass_context
+def set_cpus(context: Context, /, name: str, number: int) -> None:
+    """Plug CPUs into NAME until it has N, at most the maxcpus= it was booted with."""
+    from imgtool.cli.output import emit
+    from imgtool.machine import control
+    from imgtool.machine.runtime import find
+
+    have = control.set_cpus(find(name)[0], number)
+    document: dict[str, Any] = {"name": name, "cpus": have}
+    emit(context, document, [f"{name}: {have} CPUs"])

@@ -1,0 +1,201 @@
+"""What can be done to a running VM over its monitor, and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from typing import Any
+
+import msgspec
+
+from imgtool.errors import MachineError, RefusedError, UsageError
+from imgtool.machine.runtime import State, Vm
+from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
+
+
+class BlockDevice(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """A drive as the guest has it now. QAPI: BlockInfo."""
+
+    device: str
+    file: str | None
+    format: str | None = None
+    read_only: bool = False
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """A running VM."""
+
+    name: str
+    status: str
+    """QAPI RunState (running, paused, shutdown…); `starting`, or `unreachable` when its monitor does not answer."""
+    pid: int | None
+    created: float
+    """Seconds since the epoch."""
+    detached: bool
+    directory: str
+    accelerator: str | None = None
+    cpus: int | None = None
+    memory: int | None = None
+    """Bytes, what is plugged in included."""
+    drives: tuple[BlockDevice, ...] = ()
+    display: str | None = None
+    """Where VNC listens."""
+    command: tuple[str, ...] = ()
+
+
+def status(vm: Vm, state: State) -> Status:
+    """Never raises for a VM that does not answer: that is its status then."""
+    qemu = vm.qemu()
+    bare = Status(
+        name=vm.name,
+        status="starting",
+        pid=qemu.pid if qemu else None,
+        created=state.created,
+        detached=state.detached,
+        directory=vm.path,
+        command=state.argv,
+    )
+    if state.phase == "starting":
+        return bare
+    try:
+        with Monitor.connect(vm.qmp_socket, seconds=5) as monitor:
+            return _ask(monitor, bare)
+    except (QmpUnreachable, QmpCommandError):
+        return msgspec.structs.replace(bare, status="unreachable")
+
+
+def _ask(monitor: Monitor, bare: Status) -> Status:
+    size = monitor.execute("query-memory-size-summary")
+    return msgspec.structs.replace(
+        bare,
+        status=monitor.execute("query-status")["status"],
+        accelerator="kvm" if monitor.execute("query-kvm")["enabled"] else _accelerator(bare.command),
+        cpus=len(monitor.execute("query-cpus-fast")),
+        memory=size["base-memory"] + size.get("plugged-memory", 0),
+        drives=tuple(_drive(item) for item in monitor.execute("query-block")),
+        display=_vnc(monitor),
+    )
+
+
+def _accelerator(argv: tuple[str, ...]) -> str | None:
+    return argv[argv.index("-accel") + 1].partition(",")[0] if "-accel" in argv[:-1] else None
+
+
+def _drive(item: dict[str, Any]) -> BlockDevice:
+    inserted = item.get("inserted", {})
+    name = item.get("qdev") or item.get("device") or "?"
+    return BlockDevice(
+        device=name.removesuffix("/virtio-backend").rpartition("/")[2],
+        file=_file_of(inserted.get("image", {}).get("filename") or inserted.get("file")),
+        format=inserted.get("drv"),
+        read_only=inserted.get("ro", False),
+    )
+
+
+def _file_of(name: str | None) -> str | None:
+    """The file under a name that QEMU spells as `json:{…}` because its backing file was given by hand."""
+    if name is None or not name.startswith("json:"):
+        return name
+    node: Any = json.loads(name.removeprefix("json:"))
+    while isinstance(node, dict):
+        node = node.get("filename") or node.get("file")
+    return node if isinstance(node, str) else name
+
+
+def _vnc(monitor: Monitor) -> str | None:
+    try:
+        answer = monitor.execute("query-vnc")
+    except QmpCommandError:
+        return None  # built without VNC
+    if not answer.get("enabled") or "service" not in answer:
+        return None
+    host, service = answer.get("host", ""), answer["service"]
+    if answer.get("family") == "unix":
+        return f"unix:{service}"
+    return f"{host}:{int(service) - 5900}"
+
+
+def set_cpus(vm: Vm, wanted: int) -> int:
+    """Plugs CPUs in until the guest has `wanted`, in the order of the topology; returns how many there are then.
+
+    RefusedError when there are more already (a CPU is taken out by the guest, not by force), MachineError when the
+    machine was not started with room for so many (`maxcpus=`) or has no CPU hotplug."""
+    if wanted < 1:
+        raise UsageError("a machine has at least one CPU")
+    with Monitor.connect(vm.qmp_socket) as monitor:
+        try:
+            places = monitor.execute("query-hotpluggable-cpus")
+        except QmpCommandError as error:
+            raise MachineError(f"{vm.name} cannot be given CPUs while it runs: {error.description}") from None
+        have: int = sum(place["vcpus-count"] for place in places if "qom-path" in place)
+        most = sum(place["vcpus-count"] for place in places)
+        if wanted < have:
+            raise RefusedError(
+                f"{vm.name} has {have} CPUs, and they are not taken away while it runs",
+                hint="in the guest: echo 0 > /sys/devices/system/cpu/cpuN/online",
+            )
+        if wanted > most:
+            raise MachineError(
+                f"{vm.name} has room for {most} CPUs, not {wanted}",
+                hint=f"boot it with --smp {have},maxcpus={wanted}",
+            )
+        free = sorted((place for place in places if "qom-path" not in place), key=_order)
+        for place in free:
+            if have >= wanted:
+                break
+            name = "cpu-" + "-".join(str(number) for number in _order(place))
+            monitor.execute("device_add", {"driver": place["type"], "id": name, **place["props"]})
+            have += place["vcpus-count"]
+    return have
+
+
+_LEVELS = ("node-id", "drawer-id", "book-id", "socket-id", "die-id", "cluster-id", "core-id", "thread-id")
+
+
+def _order(place: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(place["props"][level] for level in _LEVELS if level in place["props"])
+
+
+def screenshot(vm: Vm, target: str) -> None:
+    """Writes what the guest's screen shows to `target`, as PNG, or as PPM where the name ends so."""
+    draft = vm.file("screen.ppm")
+    with Monitor.connect(vm.qmp_socket) as monitor:
+        try:
+            monitor.execute("screendump", {"filename": draft})
+        except QmpCommandError as error:
+            raise MachineError(
+                f"{vm.name} has no screen: {error.description}", hint="boot it with --vga std"
+            ) from None
+    try:
+        with open(draft, "rb") as file:
+            picture = file.read()
+    finally:
+        os.unlink(draft)
+    with open(target, "wb") as file:
+        file.write(picture if target.lower().endswith(".ppm") else png(picture))
+
+
+def png(ppm: bytes) -> bytes:
+    """The PNG of a binary PPM (P6, 8 bits), which is what every QEMU writes; PNG itself only since 7.1."""
+    magic, size, depth, pixels = ppm.split(b"\n", 3)
+    if (magic, depth) != (b"P6", b"255"):
+        raise MachineError("QEMU wrote a screenshot in a format that imgtool does not know")
+    width, height = (int(word) for word in size.split())
+    rows = b"".join(b"\0" + pixels[at : at + 3 * width] for at in range(0, 3 * width * height, 3 * width))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def console_is_free(vm: Vm, port: str) -> bool:
+    """Whether nobody is joined to the serial port `port` (`serial0`): QEMU lets a second one wait in silence."""
+    with Monitor.connect(vm.qmp_socket) as monitor:
+        for item in monitor.execute("query-chardev"):
+            if item["label"] == port:
+                return str(item["filename"]).startswith("disconnected:")
+    raise MachineError(f"{vm.name} has no serial port {port} that could be joined")

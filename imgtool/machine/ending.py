@@ -1,0 +1,92 @@
+"""Ending a VM: asking the guest, waiting, and then ending it all the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from signal import SIGKILL, SIGTERM
+from typing import Literal
+
+from imgtool.errors import MachineError
+from imgtool.machine import agent
+from imgtool.machine.host import AGENT_SOCKET
+from imgtool.machine.process import ProcessId
+from imgtool.machine.runtime import State, Vm, release
+from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
+
+How = Literal["powered-off", "quit", "terminated", "killed"]
+
+_ASK_AGAIN = 5.0
+"""Seconds between two presses of the power button: one during the guest's start goes unheard."""
+_QUIT_SECONDS = 10.0
+_MONITOR_SECONDS = 5.0
+
+
+def stop(vm: Vm, state: State, *, seconds: float, on_step: Callable[[str], None] = lambda _: None) -> How:
+    """Asks the guest to power off (through its agent where there is one, and by the ACPI power button), waits
+    `seconds`, then ends QEMU: `quit`, SIGTERM, SIGKILL. Returns what it took; nothing but logs is left."""
+    qemu = _process(vm)
+    how: How = "powered-off"
+    if not _power_off(vm, state, qemu, seconds):
+        on_step(f"{vm.name} did not power off within {seconds:g} s; it is ended")
+        how = end(vm, qemu)
+    release(vm)
+    return how
+
+
+def kill(vm: Vm) -> None:
+    """Ends QEMU at once, as pulling the plug does."""
+    qemu = _process(vm)
+    qemu.send(SIGKILL)
+    if not qemu.wait(_QUIT_SECONDS):
+        raise MachineError(f"{vm.name} (pid {qemu.pid}) cannot be killed", hint="a device it waits for may hang")
+    release(vm)
+
+
+def end(vm: Vm, qemu: ProcessId) -> How:
+    """Ends QEMU without asking the guest. Images are closed properly unless it comes to SIGKILL."""
+    try:
+        with Monitor.connect(vm.qmp_socket, seconds=_MONITOR_SECONDS) as monitor:
+            monitor.execute("quit", seconds=_MONITOR_SECONDS)
+    except (QmpUnreachable, QmpCommandError):
+        pass  # it may have ended before it could answer; if not, signals follow
+    if qemu.wait(_QUIT_SECONDS):
+        return "quit"
+    qemu.send(SIGTERM)
+    if qemu.wait(_QUIT_SECONDS):
+        return "terminated"
+    qemu.send(SIGKILL)
+    qemu.wait(_QUIT_SECONDS)
+    return "killed"
+
+
+def _process(vm: Vm) -> ProcessId:
+    qemu = vm.qemu()
+    if qemu is None:
+        raise MachineError(f"{vm.name} is only being started", hint="wait a moment and try again")
+    return qemu
+
+
+def _power_off(vm: Vm, state: State, qemu: ProcessId, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    if state.machine.agent and seconds > 0:
+        _ask_agent(vm)
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with Monitor.connect(vm.qmp_socket, seconds=min(left, _MONITOR_SECONDS)) as monitor:
+                if monitor.execute("query-status")["status"] == "paused":
+                    monitor.execute("cont")
+                monitor.execute("system_powerdown")
+        except QmpUnreachable:
+            pass  # it has just ended, which the wait below sees, or it is stuck, which the deadline ends
+        if qemu.wait(min(_ASK_AGAIN, max(0.0, deadline - time.monotonic()))):
+            return True
+    return not qemu.alive
+
+
+def _ask_agent(vm: Vm) -> None:
+    try:
+        with agent.session(vm.file(AGENT_SOCKET), seconds=2) as guest:
+            guest.tell("guest-shutdown", {"mode": "powerdown"})
+    except agent.AgentUnavailable:
+        pass  # the power button is pressed in any case
