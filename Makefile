@@ -1,7 +1,8 @@
 # Every target sets up what it needs: Debian packages (through apt-get, with sudo when not root), then .venv.
 
 PACKAGES_DEMO := python3-venv qemu-system-x86 qemu-utils
-PACKAGES_TEST := $(PACKAGES_DEMO) mmdebstrap
+PACKAGES_TEST := $(PACKAGES_DEMO)
+PACKAGES_MATRIX := $(PACKAGES_TEST) debian-archive-keyring mmdebstrap
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/installed
@@ -26,7 +27,7 @@ lint: $(INSTALLED)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-matrix: packages-test $(INSTALLED)
+matrix: packages-matrix $(INSTALLED)
 	$(PYTHON) fixtures/matrix.py
 
 clean:
@@ -38,10 +39,11 @@ $(INSTALLED): pyproject.toml | packages-demo
 	touch $@
 
 # Asks dpkg first: where everything is there, no root and no network are needed.
-.PHONY: packages-demo packages-test
+.PHONY: packages-demo packages-test packages-matrix
 packages-demo: WANTED = $(PACKAGES_DEMO)
 packages-test: WANTED = $(PACKAGES_TEST)
-packages-demo packages-test:
+packages-matrix: WANTED = $(PACKAGES_MATRIX)
+packages-demo packages-test packages-matrix:
 	@if ! command -v apt-get >/dev/null; then \
 	    for program in qemu-img qemu-system-x86_64; do \
 	        command -v $$program >/dev/null || missing=yes; \
