@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from imgtool.machine.values.base import Config, Index
+from imgtool.machine.values.base import Config, Path
 from imgtool.machine.values.devices import (
     Audio,
     Balloon,
@@ -49,21 +49,21 @@ class Machine(Config, frozen=True, kw_only=True):
     memory: Memory = Memory()
     hugepages: Hugepages | None = None
     numa: Numa = Numa()
-    fda: str | None = None
-    fdb: str | None = None
-    hda: str | None = None
-    hdb: str | None = None
-    hdc: str | None = None
-    hdd: str | None = None
-    cdrom: str | None = None
+    fda: Path | None = None
+    fdb: Path | None = None
+    hda: Path | None = None
+    hdb: Path | None = None
+    hdc: Path | None = None
+    hdd: Path | None = None
+    cdrom: Path | None = None
     drives: tuple[Drive, ...] = msgspec.field(name="drive", default=())
     ephemeral: bool | None = None
     """Writes to every drive are thrown away, except where a drive says `snapshot = false`."""
     boot: Boot = Boot()
-    kernel: str | None = None
-    initrd: str | None = None
+    kernel: Path | None = None
+    initrd: Path | None = None
     append: str | None = None
-    dtb: str | None = None
+    dtb: Path | None = None
     networks: tuple[Network, ...] | None = msgspec.field(name="network", default=None)
     """None is one user network, as in QEMU; an empty list is no network at all."""
     display: Display = Display()
@@ -95,4 +95,4 @@ class Machine(Config, frozen=True, kw_only=True):
 DEFAULT_MEMORY = 1 << 30
 """QEMU's own 128 MiB starts no present-day guest."""
 
-__all__ = ["DEFAULT_MEMORY", "Accelerator", "Index", "Machine"]
+__all__ = ["DEFAULT_MEMORY", "Accelerator", "Machine"]

@@ -54,7 +54,8 @@ def _shorthand(name: str, path: str, kind: Board) -> Drive:
         return Drive(file=path, interface=kind.interface, media="cdrom", index=2)
     if kind.family == "microvm":
         raise ConfigError(
-            f"--{name} is an IDE disk, and machine {kind.name} has no IDE", hint="--drive FILE,if=virtio is a disk there"
+            f"--{name} is an IDE disk, and machine {kind.name} has no IDE",
+            hint="--drive FILE,if=virtio is a disk there",
         )
     return Drive(file=path, interface=kind.interface, index="abcd".index(name[2]))
 

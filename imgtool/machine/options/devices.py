@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TypeVar
 
 import msgspec
 
 from imgtool.errors import UsageError
-from imgtool.image.names import absolute, printable
+from imgtool.image.names import printable
 from imgtool.machine.options.fields import build, kinds, read, scalars
 from imgtool.machine.options.text import once, pairs, split, suggestion
 from imgtool.machine.values.devices import (
@@ -29,22 +28,18 @@ from imgtool.machine.values.devices import (
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def _simple(option: str, kind: type[T], text: str, *, first: str | None, paths: Collection[str] = ()) -> T:
-    words = once(option, pairs(option, text, first=first, keys=scalars(kind)))
-    for key in paths:
-        if key in words:
-            words[key] = absolute(words[key])
-    return build(option, kind, words)
+def _simple(option: str, kind: type[T], text: str, *, first: str | None) -> T:
+    return build(option, kind, once(option, pairs(option, text, first=first, keys=scalars(kind))))
 
 
 def parse_boot(text: str) -> Boot:
     """`dc`, or `order=,once=,menu=,splash=,splash-time=,reboot-timeout=,strict=`."""
-    return _simple("--boot", Boot, text, first="order", paths=("splash",))
+    return _simple("--boot", Boot, text, first="order")
 
 
 def parse_rng(text: str) -> Rng:
     """`` (QEMU's own), `/dev/urandom`, `source=,max-bytes=,period=`."""
-    return _simple("--rng", Rng, text, first="source", paths=("source",))
+    return _simple("--rng", Rng, text, first="source")
 
 
 def parse_balloon(text: str) -> Balloon:
@@ -66,8 +61,6 @@ def parse_share(text: str) -> Share:
     keys = [*scalars(Share), "security_model"]
     found = [(key.replace("_", "-"), value) for key, value in pairs("--share", text, first="path", keys=keys)]
     words = once("--share", found)
-    if "path" in words:
-        words["path"] = absolute(words["path"])
     return build("--share", Share, words)
 
 
@@ -78,12 +71,12 @@ def parse_rtc(text: str) -> Rtc:
 
 def parse_audio(text: str) -> Audio:
     """`pa,model=ac97`."""
-    return _simple("--audio", Audio, text, first="driver", paths=("path",))
+    return _simple("--audio", Audio, text, first="driver")
 
 
 def parse_tpm(text: str) -> Tpm:
     """``, `tpm-tis,state=FOLDER`."""
-    return _simple("--tpm", Tpm, text, first="model", paths=("state",))
+    return _simple("--tpm", Tpm, text, first="model")
 
 
 def parse_cloud_init(text: str) -> CloudInit:
@@ -91,12 +84,7 @@ def parse_cloud_init(text: str) -> CloudInit:
     option = "--cloud-init"
     found = pairs(option, text, first="user-data", keys=[*scalars(CloudInit), "ssh-key"])
     words = once(option, found, repeated=("ssh-key",))
-    for key in ("user-data", "meta-data", "network-config"):
-        if key in words:
-            words[key] = absolute(words[key])
-    return build(
-        option, CloudInit, words, ssh_keys=tuple(absolute(value) for key, value in found if key == "ssh-key")
-    )
+    return build(option, CloudInit, words, ssh_keys=tuple(value for key, value in found if key == "ssh-key"))
 
 
 def parse_display(text: str) -> Display:
@@ -123,9 +111,6 @@ def parse_display(text: str) -> Display:
         words["display"] = number
         if address:
             words["address"] = address.removeprefix("[").removesuffix("]")
-    for key in ("path", "password-file"):
-        if key in words:
-            words[key] = absolute(words[key])
     return build(option, Display, words, type=kind)
 
 
@@ -145,7 +130,7 @@ def parse_port(option: str, text: str) -> CharDevice:
     if kind in ("stdio", "pty", "null", "none", "vc") and not where:
         return build(option, CharDevice, words, type=kind)
     if kind in ("file", "unix"):
-        return build(option, CharDevice, words, type=kind, path=absolute(where) if where else None)
+        return build(option, CharDevice, words, type=kind, path=where or None)
     if kind in ("tcp", "telnet"):
         if not where.rpartition(":")[2].isdecimal():
             raise UsageError(f"{option}: {printable(where)!r} has no port", hint=f"write {kind}:127.0.0.1:4444")

@@ -20,7 +20,12 @@ class Kind(NamedTuple):
     """What a field holds, None aside."""
 
     type: inspect.Type
-    is_size: bool
+    unit: str | None
+    """`bytes` or `path`, where it is one (or a list of them)."""
+
+    @property
+    def is_size(self) -> bool:
+        return self.unit == "bytes"
 
 
 @cache
@@ -32,18 +37,20 @@ def kinds(struct: type[msgspec.Struct]) -> dict[str, Kind]:
 
 
 def _kind(given: inspect.Type) -> Kind:
-    is_size = False
+    unit: str | None = None
     while True:
         if isinstance(given, inspect.UnionType):
             rest = [item for item in given.types if not isinstance(item, inspect.NoneType)]
             if len(rest) != 1:
-                return Kind(given, is_size)
+                return Kind(given, unit)
             given = rest[0]
         elif isinstance(given, inspect.Metadata):
-            is_size = is_size or (given.extra or {}).get("unit") == "bytes"
+            unit = unit or (given.extra or {}).get("unit")
             given = given.type
+        elif isinstance(given, inspect.VarTupleType):
+            return Kind(given, _kind(given.item_type).unit)
         else:
-            return Kind(given, is_size)
+            return Kind(given, unit)
 
 
 def scalars(struct: type[msgspec.Struct]) -> list[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from imgtool.errors import UsageError
-from imgtool.image.names import absolute, printable
+from imgtool.image.names import printable
 from imgtool.machine.options.fields import build, kinds, scalars
 from imgtool.machine.options.text import once, pairs, suggestion
 from imgtool.machine.values.network import Address, Network, Nic
 
 _LISTS = ("hostfwd", "guestfwd", "dnssearch")
-_PATHS = ("tftp", "smb", "script", "downscript", "path", "helper")
 _ALIASES = {"macaddr": "mac"}
 
 TYPES: dict[str, type[Nic]] = {str(kind.__struct_config__.tag): kind for kind in get_args(Network)}
@@ -48,9 +47,6 @@ def parse_network(text: str) -> Network | None:
         }
         if inner:
             ready[field] = build(option, Address, inner)
-    for key in _PATHS:
-        if words.get(key, "no") != "no":
-            words[key] = absolute(words[key])
     if "address" in known and "address" not in ready:
         raise UsageError(f"{option} needs addr.type=", hint="such as addr.type=unix,addr.path=/run/my.sock")
     made: Any = build(option, kind, words, **ready)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from imgtool.errors import UsageError
-from imgtool.image.names import absolute, printable
+from imgtool.image.names import printable
 from imgtool.machine.options.fields import build, kinds, scalars
 from imgtool.machine.options.text import nearest, once, pairs, split
 from imgtool.machine.values.base import PropertyValue
@@ -92,8 +92,6 @@ def parse_memory(text: str) -> Memory:
 def parse_hugepages(text: str) -> Hugepages:
     """`` (the host's mount), `/dev/hugepages`, `path=…,page-size=2M,prealloc=on,share=on`."""
     words = once("--hugepages", pairs("--hugepages", text, first="path", keys=scalars(Hugepages)))
-    if "path" in words:
-        words["path"] = absolute(words["path"])
     return build("--hugepages", Hugepages, words)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from imgtool.image.names import absolute
 from imgtool.machine.compile.blocks import LIMITS
 from imgtool.machine.options.fields import build, scalars
 from imgtool.machine.options.text import once, pairs
@@ -22,9 +21,7 @@ def parse_drive(text: str) -> Drive:
     found = pairs("--drive", text, first="file", keys=[*own, *_ALIASES, *_THROTTLE])
     words = once("--drive", [(_ALIASES.get(key, key), value) for key, value in found])
     limits = {_THROTTLE[key]: words.pop(key) for key in list(words) if key in _THROTTLE}
-    if words.get("file"):
-        words["file"] = absolute(words["file"])
-    else:
-        words.pop("file", None)
+    if words.get("file") == "":
+        del words["file"]
     throttling = build("--drive", Throttle, limits) if limits else None
     return build("--drive", Drive, words, throttling=throttling)

@@ -6,6 +6,7 @@ Wherever a profile could have a table it may have the option string instead (`ma
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import msgspec
 from imgtool.machine.config import Machine
 from imgtool.machine.options import devices, processor
 from imgtool.machine.options.network import parse_network, parse_networks
+from imgtool.machine.options.paths import with_absolute_paths
 from imgtool.machine.options.storage import parse_drive
 
 _ONE: dict[str, Callable[[str], msgspec.Struct]] = {
@@ -77,7 +79,38 @@ def _plain(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def from_words(words: Mapping[str, Any]) -> Machine:
-    """A machine from settings by their names in a profile, each a value or an option string. UsageError when an
-    option string is wrong."""
-    return msgspec.convert({name: typed(name, value) for name, value in words.items()}, Machine)
+def from_words(words: Mapping[str, Any], directory: str | None = None) -> Machine:
+    """A machine from settings by their names in a profile, each a value or an option string. File names are made
+    absolute from `directory`, which None makes the current one. UsageError when an option string is wrong."""
+    machine = msgspec.convert({name: typed(name, value) for name, value in words.items()}, Machine)
+    return with_absolute_paths(machine, os.getcwd() if directory is None else directory)
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a profile (`under`) with those of the command line on top.
+
+    A single value replaces the profile's, a table is merged key by key; drives, shares and arguments are added to
+    the profile's, and any other list (networks, ports, NUMA) takes its place.
+    """
+    merged = {name: typed(name, value) for name, value in under.items()}
+    for name, value in over.items():
+        new = typed(name, value)
+        old = merged.get(name)
+        if name in _ADDED and isinstance(old, list | tuple):
+            merged[name] = [*old, *new]
+        elif name in _ONE | {"firmware": None, "safety": None} and isinstance(old, dict) and isinstance(new, dict):
+            merged[name] = _merge_tables(old, new)
+        else:
+            merged[name] = new
+    return merged
+
+
+_ADDED = ("drive", "share", "arguments")
+
+
+def _merge_tables(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    both = {**old, **new}
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(key), dict):
+            both[key] = {**old[key], **value}
+    return both

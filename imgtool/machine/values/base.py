@@ -19,6 +19,9 @@ Size = Annotated[
         extra={"unit": "bytes"},
     ),
 ]
+Path = Annotated[
+    str, msgspec.Meta(description="a file; relative to the profile it stands in", extra={"unit": "path"})
+]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Index = Annotated[int, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from imgtool.machine.values.base import Config, Count, Index, Port, PropertyValue, Size
+from imgtool.machine.values.base import Config, Count, Index, Path, Port, PropertyValue, Size
 
 
 class MachineType(Config, frozen=True, kw_only=True):
@@ -24,7 +24,7 @@ class Boot(Config, frozen=True, kw_only=True):
     """Letters: a floppy, c hard disk, d CD-ROM, n network."""
     once: str | None = None
     menu: bool | None = None
-    splash: str | None = None
+    splash: Path | None = None
     splash_time: Index | None = None
     """Milliseconds."""
     reboot_timeout: Annotated[int, msgspec.Meta(ge=-1)] | None = None
@@ -50,12 +50,12 @@ class Display(Config, frozen=True, kw_only=True):
     """VNC and SPICE: where to listen; None is 127.0.0.1."""
     display: int | None = None
     """VNC: display N is TCP port 5900 + N; None takes the first free one."""
-    path: str | None = None
+    path: Path | None = None
     """VNC and SPICE: a unix socket instead of a port."""
     port: Port | None = None
     """SPICE."""
     password: bool | None = None
-    password_file: str | None = None
+    password_file: Path | None = None
 
 
 VgaModel = Literal["std", "cirrus", "vmware", "qxl", "virtio", "none"]
@@ -64,11 +64,11 @@ VgaModel = Literal["std", "cirrus", "vmware", "qxl", "virtio", "none"]
 class Firmware(Config, frozen=True, kw_only=True):
     """What the guest starts from. SeaBIOS (or the machine's own) unless something else is said."""
 
-    bios: str | None = None
+    bios: Path | None = None
     """`--bios FILE`."""
     uefi: bool | None = None
     secure_boot: bool | None = None
-    vars: str | None = None
+    vars: Path | None = None
     """The file that keeps the UEFI variables; None is one of the VM's own."""
 
 
@@ -76,7 +76,7 @@ class Tpm(Config, frozen=True, kw_only=True):
     """`--tpm`: a TPM 2.0 emulated by swtpm."""
 
     model: Literal["tpm-crb", "tpm-tis"] | None = None
-    state: str | None = None
+    state: Path | None = None
     """Its folder; None is one of the VM's own."""
 
 
@@ -84,7 +84,7 @@ class CharDevice(Config, frozen=True, kw_only=True):
     """The host's end of a serial or parallel port."""
 
     type: Literal["stdio", "pty", "file", "unix", "tcp", "null", "none", "vc", "host"]
-    path: str | None = None
+    path: Path | None = None
     """file and unix: a path; host: a device such as /dev/ttyUSB0."""
     address: str | None = None
     """tcp: host:port."""
@@ -96,7 +96,7 @@ class CharDevice(Config, frozen=True, kw_only=True):
 class Rng(Config, frozen=True, kw_only=True):
     """`--rng`: entropy from the host."""
 
-    source: str | None = None
+    source: Path | None = None
     """A file such as /dev/urandom; None is QEMU's rng-builtin."""
     max_bytes: Size | None = None
     """In each `period` milliseconds."""
@@ -126,7 +126,7 @@ class Watchdog(Config, frozen=True, kw_only=True):
 class Share(Config, frozen=True, kw_only=True):
     """`--share PATH,tag=…`: a host folder in the guest, by 9p or virtiofs."""
 
-    path: str
+    path: Path
     tag: str | None = None
     """What the guest mounts; None is the folder's name."""
     type: Literal["9p", "virtiofs"] | None = None
@@ -151,20 +151,20 @@ class Audio(Config, frozen=True, kw_only=True):
     """none, pa, pipewire, alsa, wav…: `-audiodev help`."""
     model: str | None = None
     """The sound card: hda, ac97, es1370, sb16, virtio, usb; None is hda."""
-    path: str | None = None
+    path: Path | None = None
     """wav: the file."""
 
 
 class CloudInit(Config, frozen=True, kw_only=True):
     """`--cloud-init`: a NoCloud seed for the guest's first boot."""
 
-    user_data: str | None = None
+    user_data: Path | None = None
     """A file."""
-    meta_data: str | None = None
-    network_config: str | None = None
+    meta_data: Path | None = None
+    network_config: Path | None = None
     hostname: str | None = None
     user: str | None = None
-    ssh_keys: tuple[str, ...] = msgspec.field(name="ssh-key", default=())
+    ssh_keys: tuple[Path, ...] = msgspec.field(name="ssh-key", default=())
     """Public key files."""
 
 

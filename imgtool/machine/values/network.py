@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from imgtool.machine.values.base import Config, Count, Index
+from imgtool.machine.values.base import Config, Count, Index, Path
 
 
 class Nic(Config, frozen=True, kw_only=True):
@@ -39,10 +39,10 @@ class User(Nic, frozen=True, kw_only=True, tag="user", tag_field="type"):
     ipv6_dns: str | None = None
     dnssearch: tuple[str, ...] = ()
     domainname: str | None = None
-    tftp: str | None = None
+    tftp: Path | None = None
     tftp_server_name: str | None = None
     bootfile: str | None = None
-    smb: str | None = None
+    smb: Path | None = None
     smbserver: str | None = None
 
 
@@ -50,7 +50,7 @@ class Bridge(Nic, frozen=True, kw_only=True, tag="bridge", tag_field="type"):
     """A tap on the bridge `br`, made by qemu-bridge-helper. QAPI: NetdevBridgeOptions."""
 
     br: str = "br0"
-    helper: str | None = None
+    helper: Path | None = None
 
 
 class Tap(Nic, frozen=True, kw_only=True, tag="tap", tag_field="type"):
@@ -59,8 +59,8 @@ class Tap(Nic, frozen=True, kw_only=True, tag="tap", tag_field="type"):
     ifname: str | None = None
     br: str | None = None
     """The bridge a made tap joins."""
-    script: str | None = None
-    downscript: str | None = None
+    script: Path | None = None
+    downscript: Path | None = None
     vhost: bool | None = None
     sndbuf: int | None = None
 
@@ -97,7 +97,7 @@ class Address(Config, frozen=True, kw_only=True):
     """inet, unix or fd."""
     host: str | None = None
     port: str | None = None
-    path: str | None = None
+    path: Path | None = None
     fd: str | None = msgspec.field(name="str", default=None)
     ipv4: bool | None = None
     ipv6: bool | None = None
@@ -122,7 +122,7 @@ class Dgram(Nic, frozen=True, kw_only=True, tag="dgram", tag_field="type"):
 class VhostUser(Nic, frozen=True, kw_only=True, tag="vhost-user", tag_field="type"):
     """A switch in another process (DPDK, OVS). Needs shared guest memory, which imgtool sees to."""
 
-    path: str
+    path: Path
     server: bool | None = None
     vhostforce: bool | None = None
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from imgtool.machine.values.base import Config, Count, Index, PropertyValue, Size
+from imgtool.machine.values.base import Config, Count, Index, Path, PropertyValue, Size
 
 
 class Cpu(Config, frozen=True, kw_only=True):
@@ -42,7 +42,7 @@ class Memory(Config, frozen=True, kw_only=True):
 class Hugepages(Config, frozen=True, kw_only=True):
     """`--hugepages[=PATH]`: guest memory in a hugetlbfs mount."""
 
-    path: str | None = None
+    path: Path | None = None
     """The mount; None takes the host's."""
     page_size: Size | None = None
     prealloc: bool | None = None

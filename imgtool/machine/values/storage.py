@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from imgtool.machine.values.base import Config, Count, Index, Size
+from imgtool.machine.values.base import Config, Count, Index, Path, Size
 
 Interface = Literal["ide", "scsi", "sd", "mtd", "floppy", "pflash", "virtio", "none", "nvme", "usb"]
 """QEMU's `if=`, and two that it has only as devices: nvme and usb."""
@@ -47,7 +47,7 @@ class Throttle(Config, frozen=True, kw_only=True):
 class Drive(Config, frozen=True, kw_only=True):
     """`--drive`. cyls to trans, serial, addr, werror and rerror are properties of the device in QEMU today."""
 
-    file: str | None = None
+    file: Path | None = None
     """An absolute path; None is an empty drive (CD-ROM or floppy)."""
     format: str | None = None
     interface: Interface | None = msgspec.field(name="if", default=None)

@@ -1,0 +1,226 @@
+"""TOML profiles: `vm.toml` holds any setting of a machine, under the name its option has.
+
+    machine = "q35"
+    memory = "2G"
+    smp = { cpus = 4, threads = 2 }
+
+    [[drive]]
+    file = "disk.qcow2"
+    if = "virtio"
+
+    [[network]]
+    type = "user"
+    hostfwd = ["tcp::2222-:22"]
+
+Read strictly: whatever is not known, or not of its kind, is an error with its line. `imgtool schema machine` prints
+the JSON Schema.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from imgtool.errors import ConfigError, UsageError
+from imgtool.image.names import absolute, printable
+from imgtool.machine.config import Machine
+from imgtool.machine.options.fields import Kind, kinds
+from imgtool.machine.options.paths import with_absolute_paths
+from imgtool.machine.options.text import nearest
+from imgtool.machine.options.words import typed
+from imgtool.sizes import parse_size
+
+Path = tuple[str | int, ...]
+"""Where in a document: `("drive", 1, "cache")`."""
+
+_LARGEST = 1 << 20
+
+
+class _Wrong(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, place: Path, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.place = place
+        self.message = message
+        self.hint = hint
+
+
+def load_profile(path: str) -> Machine:
+    """The machine that the profile at `path` describes; its file names are relative to the profile's folder.
+    ConfigError, with the line, when something in it is wrong."""
+    where = absolute(path)
+    try:
+        with open(where, "rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise ConfigError(f"{printable(path)}: {error.strerror}", path=where) from error
+    if len(content) > _LARGEST:
+        raise ConfigError(f"{printable(path)} is too large for a profile", path=where)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{printable(path)} is not UTF-8", path=where) from None
+    return with_absolute_paths(parse_profile(text, path), os.path.dirname(where))
+
+
+def read_profile(path: str) -> dict[str, Any]:
+    """The settings of a profile, as plain tables for `merge` with those of the command line."""
+    settings: dict[str, Any] = msgspec.to_builtins(load_profile(path))
+    return settings
+
+
+def parse_profile(text: str, name: str = "profile") -> Machine:
+    """The machine that a profile's text describes, file names as they are written. ConfigError as `load_profile`."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{printable(name)}: {error}", hint="see https://toml.io", path=name) from None
+    try:
+        return _machine(document)
+    except _Wrong as wrong:
+        line = find_line(text, wrong.place)
+        raise ConfigError(f"{printable(name)}:{line}: {wrong.message}", hint=wrong.hint, path=name) from None
+
+
+def _machine(document: dict[str, Any]) -> Machine:
+    known = kinds(Machine)
+    settings: dict[str, Any] = {}
+    for key, value in document.items():
+        if key not in known:
+            raise _unknown((key,), key, list(known))
+        try:
+            plain = typed(key, value)
+        except UsageError as error:
+            raise _Wrong((key,), error.message, error.hint) from None
+        settings[key] = _checked(plain, known[key], (key,))
+    try:
+        return msgspec.convert(settings, Machine)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).rpartition(" - at `$")
+        raise _Wrong(_place(place), f"{_dotted(_place(place))}: {message or error}") from None
+
+
+def _checked(value: Any, kind: Kind, place: Path) -> Any:
+    """`value` with sizes read; raises for keys that its type does not have."""
+    if isinstance(value, str) and kind.is_size:
+        try:
+            return parse_size(value)
+        except UsageError as error:
+            raise _Wrong(place, f"{_dotted(place)}: {error.message}", error.hint) from None
+    if isinstance(value, list) and isinstance(kind.type, inspect.VarTupleType):
+        item = Kind(kind.type.item_type, kind.unit)
+        return [_checked(entry, item, (*place, at)) for at, entry in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    struct = _struct(value, kind.type, place)
+    if struct is None:
+        return value
+    known = kinds(struct.cls)
+    checked = {}
+    for key, entry in value.items():
+        if key == struct.tag_field:
+            checked[key] = entry
+        elif key in known:
+            checked[key] = _checked(entry, known[key], (*place, key))
+        else:
+            raise _unknown((*place, key), key, [*([struct.tag_field] if struct.tag_field else []), *known])
+    return checked
+
+
+def _struct(value: dict[str, Any], given: inspect.Type, place: Path) -> inspect.StructType | None:
+    """The struct that the table `value` is to become; for one of several its `type` says which."""
+    if isinstance(given, inspect.StructType):
+        return given
+    if not isinstance(given, inspect.UnionType):
+        return None
+    structs = {item.tag: item for item in given.types if isinstance(item, inspect.StructType)}
+    field = next((item.tag_field for item in structs.values()), None)
+    if field is None:
+        return None
+    names = [str(tag) for tag in structs]
+    if field not in value:
+        raise _Wrong(place, f"{_dotted(place)} needs {field} =", f"one of: {', '.join(names)}")
+    found = structs.get(value[field])
+    if found is None:
+        close = nearest(str(value[field]), names)
+        listed = f"there are: {', '.join(names)}"
+        raise _Wrong(
+            (*place, field),
+            f"{_dotted(place)} has no {field} {printable(str(value[field]))!r}",
+            f"did you mean {close}? {listed}" if close else listed,
+        )
+    return found
+
+
+def _unknown(place: Path, key: str, names: list[str]) -> _Wrong:
+    close = nearest(key, names)
+    listed = f"{_dotted(place[:-1]) or 'a profile'} knows: {', '.join(names)}"
+    return _Wrong(place, f"unknown key {printable(key)!r}", f"did you mean {close}? {listed}" if close else listed)
+
+
+def _dotted(place: Path) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+
+
+def _place(text: str) -> Path:
+    """msgspec's `.drive[0].cache` (a JSON path without its `$`) as a place."""
+    parts = re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", text)
+    return tuple(int(number) if number else key for key, number in parts)
+
+
+_WORD = r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'"""
+_DOTTED = rf"(?:{_WORD})(?:\s*\.\s*(?:{_WORD}))*"
+_HEADER = re.compile(rf"\s*(\[\[?)\s*({_DOTTED})\s*\]")
+_KEY = re.compile(rf"\s*({_DOTTED})\s*=")
+
+
+def find_line(text: str, place: Path) -> int:
+    """The line, counted from 1, where the value at `place` is written: its key, else the innermost table around it
+    that has a line of its own."""
+    best, depth = 1, 0
+    for number, found in _written(text):
+        length = len(found)
+        if depth < length <= len(place) and place[:length] == found:
+            best, depth = number, length
+    inner = [part for part in place[depth:] if isinstance(part, str)]
+    if not inner:
+        return best
+    lines = text.splitlines()
+    pattern = re.compile(rf"(?<![\w-])[\"']?{re.escape(inner[-1])}[\"']?\s*=")
+    for number in range(best, len(lines) + 1):
+        if number > best and (_HEADER.match(lines[number - 1]) or _KEY.match(lines[number - 1])):
+            break
+        if pattern.search(lines[number - 1]):
+            return number
+    return best
+
+
+def _written(text: str) -> Iterator[tuple[int, Path]]:
+    """Every header and key of a TOML text with its line and its place."""
+    table: Path = ()
+    counts: dict[Path, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        header = _HEADER.match(line)
+        if header is not None:
+            table = ()
+            words = _words(header[2])
+            for at, word in enumerate(words):
+                table = (*table, word)
+                if at == len(words) - 1 and header[1] == "[[":
+                    counts[table] = counts.get(table, -1) + 1
+                if table in counts:
+                    table = (*table, counts[table])
+            yield number, table
+            continue
+        key = _KEY.match(line)
+        if key is not None:
+            yield number, (*table, *_words(key[1]))
+
+
+def _words(dotted: str) -> list[str]:
+    return [word.strip().strip("\"'") for word in re.findall(_WORD, dotted)]
