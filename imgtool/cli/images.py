@@ -166,12 +166,10 @@ def check_options(context: Context, format: str, given: Iterable[str], *, amend:
     known = option_help(context.programs, format, amend=amend)
     for option in given:
         if option not in known:
+            what = f"option {printable(option)!r}" if known else "options"
             raise UsageError(
-                f"{printable(format)} has no option {printable(option)!r}"
-                + (" that can be amended" if amend else ""),
-                hint=_nearest(option, list(known), "it has")
-                if known
-                else f"{printable(format)} has no options at all",
+                f"{printable(format)} images have no {what}" + (" that can be amended" if amend else ""),
+                hint=_nearest(option, list(known), "there are") if known else None,
             )
 
 

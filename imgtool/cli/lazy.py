@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -51,6 +50,8 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def _suggest(self, ctx: click.Context, name: str) -> str:
+        import difflib
+
         near = difflib.get_close_matches(name, self._entries, n=1)
         return f"did you mean `{ctx.command_path} {near[0]}`?" if near else f"`{ctx.command_path} --help` lists them"
 

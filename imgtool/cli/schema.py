@@ -10,11 +10,23 @@ from imgtool.cli.context import Context, pass_context
 from imgtool.cli.output import to_json
 
 DOCUMENTS = {
+    "amend": "imgtool.qemu.results:Changed",
+    "bitmap": "imgtool.qemu.results:Changed",
     "chain": "imgtool.chain.graph:Graph",
     "check": "imgtool.image.qapi:ImageCheck",
+    "commit": "imgtool.qemu.results:Committed",
+    "compare": "imgtool.qemu.results:CompareResult",
+    "convert": "imgtool.qemu.results:Created",
+    "create": "imgtool.qemu.results:Created",
     "info": "imgtool.image.qapi:ImageInfo",
-    "measure": "imgtool.image.qapi:BlockMeasureInfo",
     "machine": "imgtool.machine.config:Machine",
+    "map": "imgtool.cli.map:Map",
+    "measure": "imgtool.image.qapi:BlockMeasureInfo",
+    "plan": "imgtool.operations.plan:Plan",
+    "rebase": "imgtool.qemu.results:Changed",
+    "resize": "imgtool.qemu.results:Changed",
+    "snapshot": "imgtool.qemu.results:Changed",
+    "snapshots": "imgtool.cli.snapshot:Snapshots",
 }
 """Document name → `module:Type` of the struct that is its shape."""
 
@@ -27,4 +39,9 @@ def schema(_: Context, name: str) -> None:
     import msgspec
 
     module, _sep, attribute = DOCUMENTS[name].partition(":")
-    click.echo(to_json(msgspec.json.schema(getattr(importlib.import_module(module), attribute))))
+    found = msgspec.json.schema(getattr(importlib.import_module(module), attribute))
+    for struct in found.get("$defs", {}).values():
+        # what QAPI's structs keep of a newer QEMU stands beside their other fields in the document
+        if struct.get("properties", {}).pop("*", None) is not None:
+            struct["additionalProperties"] = True
+    click.echo(to_json(found))

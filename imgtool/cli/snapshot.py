@@ -28,6 +28,7 @@ from imgtool.cli.options import (
     object_option,
 )
 from imgtool.cli.output import emit
+from imgtool.cli.render import counted
 from imgtool.errors import CommandError, RefusedError, UsageError
 from imgtool.image.names import printable
 from imgtool.image.qapi import SnapshotInfo, to_builtins
@@ -162,10 +163,8 @@ def _deletable(opened: Opened, wanted: str) -> str:
 
 
 def _changed(opened: Opened, verb: str, name: str, changed: Changed) -> Iterator[str]:
-    done = {"create": "made", "apply": "applied", "delete": "deleted"}[verb]
-    count = len(changed.after.snapshots or ())
-    yield (
-        f"{opened.name}: snapshot {printable(name)} {done}, {count} now"
-        if verb != "apply"
-        else (f"{opened.name}: set back to snapshot {printable(name)}")
-    )
+    if verb == "apply":
+        yield f"{opened.name}: set back to snapshot {printable(name)}"
+        return
+    left = counted(len(changed.after.snapshots or ()), "snapshot")
+    yield f"{opened.name}: snapshot {printable(name)} {'made' if verb == 'create' else 'deleted'}, {left} now"

@@ -1,0 +1,91 @@
+"""`imgtool commit`, as it is typed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Imgtool
+    from tests.conftest import Images
+
+pytestmark = pytest.mark.matrix
+
+
+def chain(images: Images) -> None:
+    """base ← mid ← top, each with a part of its own."""
+    images.base("base.qcow2", "1M")
+    images.run_io(images / "base.qcow2", "write -P 1 0 64k")
+    images.overlay("mid.qcow2", "base.qcow2")
+    images.run_io(images / "mid.qcow2", "write -P 2 64k 64k")
+    images.overlay("top.qcow2", "mid.qcow2")
+    images.run_io(images / "top.qcow2", "write -P 3 128k 64k")
+
+
+def test_changes_go_into_the_backing_file(images: Images, imgtool: Imgtool) -> None:
+    chain(images)
+    done = imgtool("commit", "top.qcow2", cwd=images.directory)
+    assert (done.status, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == f"top.qcow2: committed into {images / 'mid.qcow2'}, and emptied"
+    images.run_io(images / "mid.qcow2", "read -P 2 64k 64k", "read -P 3 128k 64k")
+    images.run_io(images / "top.qcow2", "write -P 4 192k 64k")
+    result = imgtool("commit", "-d", "-t", "writethrough", images / "top.qcow2", "--output", "json").document
+    assert result["path"] == str(images / "top.qcow2")
+    assert result["base"] == str(images / "mid.qcow2")
+    assert result["before"]["virtual-size"] == result["base-after"]["virtual-size"] == 1 << 20
+    images.run_io(images / "mid.qcow2", "read -P 4 192k 64k")
+
+
+def test_into_an_image_further_down(images: Images, imgtool: Imgtool) -> None:
+    chain(images)
+    plan = imgtool(
+        "commit", "-b", images / "base.qcow2", images / "top.qcow2", "--dry-run", "--output", "json"
+    ).document
+    assert [(image["path"].rpartition("/")[2], image["action"]) for image in plan["images"]] == [
+        ("top.qcow2", "read"),
+        ("mid.qcow2", "read"),
+        ("base.qcow2", "write"),
+    ]
+    assert plan["notes"] == [f"of no use afterwards: {images / 'mid.qcow2'}"]
+    done = imgtool("commit", "-b", "base.qcow2", "top.qcow2", cwd=images.directory)
+    assert done.status == 0
+    images.run_io(images / "base.qcow2", "read -P 2 64k 64k", "read -P 3 128k 64k")
+    done = imgtool("commit", "-b", "top.qcow2", "mid.qcow2", cwd=images.directory)
+    assert done.status == 1
+    assert f"hint: it stands on {images / 'base.qcow2'}" in done.stderr
+
+
+def test_a_sibling_would_be_damaged(images: Images, imgtool: Imgtool) -> None:
+    chain(images)
+    images.overlay("sibling.qcow2", "base.qcow2")
+    before = (images / "base.qcow2").read_bytes()
+    done = imgtool("commit", images / "mid.qcow2")
+    assert (done.status, done.stdout) == (1, "")
+    assert str(images / "sibling.qcow2") in done.stderr
+    assert "--force commits all the same" in done.stderr
+    assert imgtool("commit", "-b", images / "base.qcow2", images / "top.qcow2").status == 1
+    assert (images / "base.qcow2").read_bytes() == before
+    assert imgtool("commit", "--force", images / "mid.qcow2").status == 0
+
+
+def test_a_dry_run_changes_nothing(images: Images, imgtool: Imgtool) -> None:
+    chain(images)
+    before = {path.name: path.read_bytes() for path in images.directory.iterdir()}
+    done = imgtool("commit", "top.qcow2", "--dry-run", cwd=images.directory)
+    assert done.status == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["write", "write", "run"]
+    assert {path.name: path.read_bytes() for path in images.directory.iterdir()} == before
+
+
+def test_what_cannot_be_committed(images: Images, imgtool: Imgtool) -> None:
+    chain(images)
+    done = imgtool("commit", images / "base.qcow2")
+    assert (done.status, "has no backing file" in done.stderr) == (1, True)
+    with images.opened(images / "top.qcow2"):
+        done = imgtool("commit", images / "top.qcow2")
+    assert (done.status, "is in use by" in done.stderr) == (1, True)
+    (images / "base.qcow2").unlink()
+    done = imgtool("commit", images / "top.qcow2")
+    assert (done.status, "is broken" in done.stderr) == (1, True)
+    assert imgtool("commit").status == 2

@@ -1,0 +1,164 @@
+"""`imgtool create`, as it is typed."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Imgtool
+    from tests.conftest import Images
+
+pytestmark = pytest.mark.matrix
+
+ODD_NAMES = ["-x.qcow2", "a,b", "nbd:foo", "json:{}", "two\nlines", "no utf-8 \udcff"]
+
+
+def test_an_image_is_made_and_said(images: Images, imgtool: Imgtool) -> None:
+    done = imgtool("create", "-f", "qcow2", "-o", "cluster_size=2M", "disk.qcow2", "10G", cwd=images.directory)
+    assert (done.status, done.stderr) == (0, "")
+    assert done.stdout == "made disk.qcow2: qcow2, 10 GiB (10737418240 bytes)\n"
+    assert b"cluster_size: 2097152" in images.qemu_img("info", "disk.qcow2")
+    done = imgtool("create", "-q", images / "disk.img", "1M")
+    assert (done.status, done.stdout, done.stderr) == (0, "", "")
+    assert (images / "disk.img").stat().st_size == 1 << 20
+
+
+def test_json_says_what_was_made(images: Images, imgtool: Imgtool) -> None:
+    path = images / "disk.vmdk"
+    made = imgtool("create", "-f", "vmdk", path, "1G", "--output", "json").document
+    assert made["path"] == str(path)
+    assert made["written"] == [str(path)]
+    assert made["info"]["format"] == "vmdk"
+    assert made["info"]["virtual-size"] == 1 << 30
+
+
+def test_what_exists_is_kept_unless_forced(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("disk.qcow2")
+    before = path.read_bytes()
+    for dry_run in ([], ["--dry-run"]):
+        done = imgtool("create", "-f", "qcow2", path, "1G", *dry_run)
+        assert (done.status, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"imgtool: error: {path} exists already\nhint: choose another name, or --force to replace it\n"
+        )
+    assert path.read_bytes() == before
+    assert imgtool("create", "-f", "qcow2", path, "1G", "--force").status == 0
+    assert path.read_bytes() != before
+
+
+def test_an_overlay_names_the_format_of_its_backing_file(images: Images, imgtool: Imgtool) -> None:
+    images.base("base.qcow2", "1G")
+    done = imgtool("create", "-f", "qcow2", "-b", "base.qcow2", "top.qcow2", cwd=images.directory)
+    assert done.status == 0
+    assert done.stdout == "made top.qcow2: qcow2, 1 GiB (1073741824 bytes), on base.qcow2\n"
+    assert "format is qcow2, by its header" in done.stderr
+    assert b"backing file format: qcow2" in images.qemu_img("info", "top.qcow2")
+    done = imgtool("create", "-f", "qcow2", "-b", "base.qcow2", "-F", "raw", "raw.qcow2", cwd=images.directory)
+    assert (done.status, done.stderr) == (0, "")
+    assert b"backing file format: raw" in images.qemu_img("info", "raw.qcow2")
+
+
+def test_the_backing_name_starts_in_the_images_directory(images: Images, imgtool: Imgtool) -> None:
+    images.base("base.qcow2")
+    (images / "sub").mkdir()
+    done = imgtool("create", "-f", "qcow2", "-b", "base.qcow2", "sub/top.qcow2", cwd=images.directory)
+    assert done.status == 1
+    assert f"there is no {images / 'sub/base.qcow2'}" in done.stderr
+    assert "-b ../base.qcow2" in done.stderr
+    done = imgtool("create", "-f", "qcow2", "-b", "../base.qcow2", "sub/top.qcow2", cwd=images.directory)
+    assert done.status == 0
+    done = imgtool(
+        "create", "-u", "-f", "qcow2", "-b", "gone", "-F", "raw", "later.qcow2", "1M", cwd=images.directory
+    )
+    assert done.status == 0
+
+
+def test_an_overlay_smaller_than_its_backing_file_is_refused(images: Images, imgtool: Imgtool) -> None:
+    images.base("base.qcow2", "1G")
+    words = ["create", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2", "1M"]
+    done = imgtool(*words, cwd=images.directory)
+    assert done.status == 1
+    assert "--force makes it all the same" in done.stderr
+    assert not (images / "top.qcow2").exists()
+    assert imgtool(*words, "--force", cwd=images.directory).status == 0
+
+
+def test_an_image_is_never_its_own_backing_file(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("base.qcow2")
+    before = path.read_bytes()
+    done = imgtool("create", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", path, "--force")
+    assert done.status == 1
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_is_always_a_files(images: Images, imgtool: Imgtool, name: str) -> None:
+    done = imgtool("create", "-f", "qcow2", "-q", "--", name, "1M", cwd=images.directory)
+    assert (done.status, done.stdout, done.stderr) == (0, "", "")
+    assert [path.name for path in images.directory.iterdir()] == [name]
+    done = imgtool("create", "-f", "qcow2", "-F", "qcow2", f"--backing={name}", "top", cwd=images.directory)
+    assert done.status == 0
+    assert b"backing file format: qcow2" in images.qemu_img("info", "--backing-chain", "top")
+
+
+def test_a_dry_run_prints_a_command_that_does_it(images: Images, imgtool: Imgtool) -> None:
+    images.base("base.qcow2", "1M")
+    words = ["create", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "it's top.qcow2", "--dry-run"]
+    done = imgtool(*words, cwd=images.directory)
+    assert done.status == 0
+    assert [path.name for path in images.directory.iterdir()] == ["base.qcow2"]
+    plan = imgtool(*words, "--output", "json", cwd=images.directory).document
+    top = str(images / "it's top.qcow2")
+    assert plan["images"] == [
+        {"path": top, "action": "create", "bytes": None, "to": None},
+        {"path": str(images / "base.qcow2"), "action": "read", "bytes": None, "to": None},
+    ]
+    (command,) = plan["commands"]
+    shown = next(line for line in done.stdout.splitlines() if line.startswith("run"))
+    assert shlex.split(shown)[1:] == command
+    images.qemu_img(*command[1:])
+    assert (images / "it's top.qcow2").exists()
+
+
+def test_the_options_of_a_format_are_listed(imgtool: Imgtool) -> None:
+    done = imgtool("create", "-f", "qcow2", "-o", "help")
+    assert done.status == 0
+    assert "cluster_size=<size>" in done.stdout
+    assert "lazy_refcounts" in imgtool("create", "-f", "qcow2", "-o", "help", "--output", "json").document
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (["-f", "qcow3", "x", "1M"], "no format 'qcow3'", "did you mean 'qcow"),
+        (
+            ["-f", "qcow2", "-o", "clustersize=1M", "x", "1M"],
+            "no option 'clustersize'",
+            "did you mean 'cluster_size'?",
+        ),
+        (["-f", "qcow2", "x", "10X"], "'10X' is not a size", "64k"),
+        (["-f", "qcow2", "x"], "needs a size", ""),
+        (["-f", "qcow2", "-u", "-b", "y", "x", "1M"], "needs its format named", "-F"),
+        ([], "name of the image is missing", "--help"),
+    ],
+)
+def test_requests_that_make_no_sense(
+    images: Images, imgtool: Imgtool, words: list[str], said: str, hint: str
+) -> None:
+    done = imgtool("create", *words, cwd=images.directory)
+    assert (done.status, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert hint in done.stderr
+    assert list(images.directory.iterdir()) == []
+
+
+def test_a_name_that_promises_another_format_is_remarked_on(images: Images, imgtool: Imgtool) -> None:
+    done = imgtool("create", "disk.qcow2", "1M", cwd=images.directory)
+    assert done.status == 0
+    assert done.stderr == (
+        f"imgtool: warning: {images / 'disk.qcow2'} becomes a raw image: "
+        "no format is given; -f qcow2 makes what it says\n"
+    )

@@ -1,0 +1,105 @@
+"""`imgtool snapshot`, as it is typed."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Imgtool
+    from tests.conftest import Images
+
+pytestmark = pytest.mark.matrix
+
+
+def test_made_listed_applied_and_deleted(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("disk.qcow2", "1M")
+    images.run_io(path, "write -P 1 0 64k")
+    done = imgtool("snapshot", "-c", "before", "disk.qcow2", cwd=images.directory)
+    assert (done.status, done.stdout, done.stderr) == (0, "disk.qcow2: snapshot before made, 1 snapshot now\n", "")
+    images.run_io(path, "write -P 2 0 64k")
+    done = imgtool("snapshot", "-l", path)
+    head, row = done.stdout.splitlines()
+    assert head.split() == ["ID", "NAME", "VM", "STATE", "DATE", "VM", "CLOCK"]
+    assert re.fullmatch(r" 1  before\s+-  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d  00:00:00\.000", row)
+    (listed,) = imgtool("snapshot", path, "--output", "json").document
+    assert (listed["id"], listed["name"]) == ("1", "before")
+    done = imgtool("snapshot", "-a", "before", path)
+    assert done.stdout == f"{path}: set back to snapshot before\n"
+    images.run_io(path, "read -P 1 0 64k")
+    changed = imgtool("snapshot", "-d", "1", path, "--output", "json").document
+    assert len(changed["before"]["snapshots"]) == 1
+    assert "snapshots" not in changed["after"]
+    assert imgtool("snapshot", path).stdout == f"{path} has no snapshots\n"
+
+
+def test_a_snapshot_that_is_not_there(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("disk.qcow2")
+    for name in ("before-upgrade", "evil\x1b[31m"):
+        images.qemu_img("snapshot", "-c", name, path)
+    before = path.read_bytes()
+    for letter in ("-a", "-d"):
+        done = imgtool("snapshot", letter, "before-upgrad", path)
+        assert (done.status, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"imgtool: error: {path} has no snapshot 'before-upgrad'\n"
+            "hint: did you mean 'before-upgrade'? there are before-upgrade, evil\\x1b[31m\n"
+        )
+    assert path.read_bytes() == before
+
+
+def test_a_second_snapshot_of_one_name_is_refused(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("disk.qcow2")
+    images.qemu_img("snapshot", "-c", "one", path)
+    done = imgtool("snapshot", "-c", "one", path)
+    assert done.status == 1
+    assert "--force" in done.stderr
+    assert imgtool("snapshot", "-c", "one", "--force", path).status == 0
+    done = imgtool("snapshot", "-d", "2", path)
+    assert (done.status, "deletes by name" in done.stderr) == (1, True)
+
+
+def test_applying_one_to_a_backing_file_is_refused(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("base.qcow2")
+    images.qemu_img("snapshot", "-c", "one", path)
+    images.overlay("top.qcow2", "base.qcow2")
+    done = imgtool("snapshot", "-a", "one", path)
+    assert done.status == 1
+    assert str(images / "top.qcow2") in done.stderr
+    assert imgtool("snapshot", "-a", "one", "--force", path).status == 0
+
+
+def test_a_format_that_holds_none(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("disk.img", format="raw")
+    done = imgtool("snapshot", "-c", "one", path)
+    assert done.status == 1
+    assert "hint: only qcow2 images hold snapshots" in done.stderr
+
+
+def test_listing_needs_neither_parents_nor_the_lock(images: Images, imgtool: Imgtool) -> None:
+    path = images.overlay("top.qcow2", "gone.qcow2", size="1M")
+    assert imgtool("snapshot", "-l", path).status == 0
+    disk = images.base("disk.qcow2")
+    with images.opened(disk):
+        assert imgtool("snapshot", "-l", disk).status == 0
+        assert imgtool("snapshot", "-c", "one", disk).status == 1
+
+
+def test_a_dry_run_changes_nothing(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("disk.qcow2")
+    before = path.read_bytes()
+    plan = imgtool("snapshot", "-c", "one", path, "--dry-run", "--output", "json").document
+    (command,) = plan["commands"]
+    assert command[1:5] == ["snapshot", "-q", "-c", "one"]
+    assert path.read_bytes() == before
+    images.qemu_img(*command[1:])
+    assert path.read_bytes() != before
+
+
+def test_requests_that_make_no_sense(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("disk.qcow2")
+    for words in (["-c", "a", "-d", "b", path], ["-l", "-c", "a", path], ["-c", "", path], ["-c", "a"]):
+        done = imgtool("snapshot", *words)
+        assert (done.status, done.stdout) == (2, ""), words
