@@ -247,14 +247,18 @@ def check_backing(backing: Backing | None, directory: str) -> None:
 
 def base_of(image: Source, info: ImageInfo) -> str | None:
     """The path of the backing file of `image`, None when it is no file of this host."""
-    name = info.full_backing_filename or info.backing_filename or ""
-    if "\ufffd" in name and not isinstance(image, ImageOpts):
+    said = info.full_backing_filename or info.backing_filename or ""
+    name: str | None = said
+    if "\ufffd" in said and not isinstance(image, ImageOpts):
         # qemu-img's JSON has lost the name; the header has it.
         path = absolute(image)
         try:
             with open(path, "rb") as file:
                 backing = read_header(file.fileno(), format=info.format).backing or b""
-            return parse_reference(backing, directory=os.path.dirname(path)).path
+            name = parse_reference(backing, directory=os.path.dirname(path)).path
         except (ImgtoolError, OSError):
             return None
-    return name if os.path.isabs(name) and os.path.lexists(name) else None
+    if name is None or not os.path.isabs(name) or not os.path.lexists(name):
+        return None
+    # Without the dots, but `..` stays: after a symlink it is not the directory before it.
+    return "/" + "/".join(part for part in name.split("/") if part not in ("", "."))
