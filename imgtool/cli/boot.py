@@ -188,7 +188,7 @@ def boot(
     if wait_for is not None and not detach:
         raise UsageError("--wait is for a VM in the background", hint="add -d")
     arguments = click.get_current_context().meta.get(_ARGUMENTS, ())
-    words = {**_profile(profile), **_words(settings, arguments)}
+    words = _over_profile(profile, _words(settings, arguments))
     target = _overlay_target(image, new_overlay)
     if dry_run:
         _overlay(context, image, format_, target, force=force, dry_run=True)
@@ -243,12 +243,14 @@ def _absolutes(value: Any) -> Any:
     return [absolute(item) for item in value] if isinstance(value, tuple) else absolute(value)
 
 
-def _profile(path: str | None) -> Mapping[str, Any]:
-    if path is None:
-        return {}
+def _over_profile(profile: str | None, words: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the profile with `words` on top."""
+    if profile is None:
+        return words
+    from imgtool.machine.options.words import merge
     from imgtool.machine.profile import read_profile
 
-    return read_profile(path)
+    return merge(read_profile(profile), words)
 
 
 def _machine(words: dict[str, Any], image: str | None, format_: str | None) -> Machine:

@@ -184,8 +184,8 @@ def find_line(text: str, place: Path) -> int:
     that has a line of its own."""
     best, depth = 1, 0
     for number, found in _written(text):
-        length = len(found)
-        if depth < length <= len(place) and place[:length] == found:
+        length = _covered(found, place)
+        if length > depth:
             best, depth = number, length
     inner = [part for part in place[depth:] if isinstance(part, str)]
     if not inner:
@@ -198,6 +198,18 @@ def find_line(text: str, place: Path) -> int:
         if pattern.search(lines[number - 1]):
             return number
     return best
+
+
+def _covered(found: Path, place: Path) -> int:
+    """How much of `place` leads to `found`; 0 when it does not. A list of one may be written as that one alone."""
+    at = 0
+    for part in found:
+        if at < len(place) and isinstance(place[at], int) and not isinstance(part, int):
+            at += 1
+        if at >= len(place) or place[at] != part:
+            return 0
+        at += 1
+    return at
 
 
 def _written(text: str) -> Iterator[tuple[int, Path]]:
