@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 
-from imgtool.image.references.base import Kind, Reference, protocol_of, refuse
+from imgtool.image.references.base import Kind, Reference, local, protocol_of, refuse
 
-__all__ = ["Kind", "Reference", "parse", "protocol_of"]
+__all__ = ["Kind", "Reference", "parse", "parse_data_file", "protocol_of"]
 
 
 def parse(name: bytes, *, directory: str) -> Reference:
@@ -26,6 +26,23 @@ def parse(name: bytes, *, directory: str) -> Reference:
         refuse(text, "it is empty or holds a NUL")
     if protocol_of(text) is None:
         return Reference(text=text, kind="file", protocol="file", path=os.path.join(directory, text))
+    from imgtool.image.references.tree import parse_any
+
+    return parse_any(text)
+
+
+def parse_data_file(name: bytes) -> Reference:
+    """What `name` means as a qcow2's external data file.
+
+    QEMU joins the image's directory to backing files only: a relative data file is one of the current directory.
+    Since CVE-2024-4467 was mended the name is always a file's; before (QEMU 5.2) it could be a protocol's or a
+    `json:` tree, and is read as such here, as the worse of the two.
+    """
+    text = os.fsdecode(name)
+    if not text or "\0" in text:
+        refuse(text, "it is empty or holds a NUL")
+    if protocol_of(text) is None:
+        return Reference(text=text, kind="file", protocol="file", path=local(text))
     from imgtool.image.references.tree import parse_any
 
     return parse_any(text)

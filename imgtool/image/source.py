@@ -16,6 +16,11 @@ READ_LIMIT = 4 << 20
 qcow2's first cluster of 2 MiB, of which only the extensions' heads and the short ones' bodies are read."""
 
 _SECTOR = 512
+_UNKNOWN_SIZE = 1 << 62
+
+
+class CutShortError(ImageFormatError):
+    """What is asked for comes later than the buffered beginning of a stream."""
 
 
 class Source:
@@ -24,7 +29,7 @@ class Source:
     Every failure is an ImageFormatError: an offset past 2⁶³, more bytes than the limit, a read that fails.
     """
 
-    __slots__ = ("_left", "_read", "_size", "head")
+    __slots__ = ("_left", "_read", "_size", "head", "size_known")
 
     def __init__(
         self, read: Callable[[int, int], bytes], size: int | Callable[[], int], *, limit: int = READ_LIMIT
@@ -34,6 +39,7 @@ class Source:
         self._left = limit - HEAD
         self.head = read(0, HEAD)
         """The first `HEAD` bytes, fewer when the file is shorter."""
+        self.size_known = True
 
     @classmethod
     def of(cls, fd: int, *, limit: int = READ_LIMIT) -> Source:
@@ -48,9 +54,18 @@ class Source:
         return cls(read, lambda: size_of(fd), limit=limit)
 
     @classmethod
-    def of_bytes(cls, data: bytes, size: int | None = None) -> Source:
-        """A buffered beginning of an image that cannot be sought; `size` bytes in all where that is known."""
-        return cls(lambda offset, length: data[offset : offset + length], len(data) if size is None else size)
+    def of_bytes(cls, data: bytes, *, whole: bool = True, limit: int = READ_LIMIT) -> Source:
+        """A buffered image, or with `whole` false the beginning of one: its size is then not known, and what lies
+        past the buffer is a CutShortError."""
+
+        def read(offset: int, length: int) -> bytes:
+            if not whole and offset + length > len(data) and (offset or length > HEAD):
+                raise CutShortError(f"what lies past the first {len(data)} bytes was not there to be looked at")
+            return data[offset : offset + length]
+
+        source = cls(read, len(data) if whole else _UNKNOWN_SIZE, limit=limit)
+        source.size_known = whole
+        return source
 
     @property
     def size(self) -> int:
@@ -63,6 +78,12 @@ class Source:
     def sectors(self) -> int:
         """Sectors of 512 bytes in the file, a last partial one counted, as QEMU's block layer sees it."""
         return -(-self.size // _SECTOR)
+
+    def again(self, limit: int) -> Source:
+        """The same bytes with a bound of its own."""
+        source = Source(self._read, self.size, limit=limit)
+        source.size_known = self.size_known
+        return source
 
     def at(self, offset: int, length: int) -> bytes:
         """`length` bytes at `offset`; what lies past the end of the file reads as zeros."""
