@@ -4,6 +4,7 @@
     ├── UsageError                  exit 2: the request itself makes no sense
     ├── ConfigError                 exit 2: a profile, recipe or setting is wrong
     ├── RefusedError                a guard said no; `hint` names the option that overrides it
+    │   └── PolicyError             … since an image refers to what the user did not say it may
     ├── ProgramError                a program is missing or unusable
     ├── CommandError                a program ran and failed
     │   ├── CommandTimeout          … it was stopped at its time limit
@@ -57,6 +58,19 @@ class ConfigError(ImgtoolError):
 
 class RefusedError(ImgtoolError):
     code = "refused"
+
+
+class PolicyError(RefusedError):
+    """An image wants something that the policy does not allow."""
+
+    code = "policy"
+
+    def __init__(self, message: str, *, wants: str, word: str | None, hint: str, path: str | None = None) -> None:
+        super().__init__(message, hint=hint, path=path)
+        self.wants = wants
+        """The file, device, server or protocol that the image refers to."""
+        self.word = word
+        """What allows it after `--trust`; None when nothing does."""
 
 
 class ProgramError(ImgtoolError):

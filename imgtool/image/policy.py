@@ -1,0 +1,257 @@
+"""What an image may refer to before it is handed to QEMU: the guard in front of every command.
+
+By default: files in its own directory and below, in directories the user trusts, and files the user named; no
+protocol but file; formats as declared; a chain of at most 200 images. `--trust` and the configuration widen it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Iterable
+
+import msgspec
+
+from imgtool.errors import ChainError, ImageFormatError, PolicyError, UsageError
+from imgtool.image.formats.base import Header
+from imgtool.image.formats.qcow2 import Qcow2Details
+from imgtool.image.header import FORMATS, read_header
+from imgtool.image.links import PROTOCOLS, ROLE_NAMES, Link, is_below, links
+from imgtool.image.names import PathLike, absolute, printable
+from imgtool.image.reference import Reference
+
+MAX_DEPTH = 200
+"""Images in a chain; libvirt follows no more, and QEMU slows down and crashes above a thousand."""
+
+_MAX_IMAGES = 1000  # in trees with branches
+
+GUESSED_FORMATS = "guessed-formats"
+"""The word that lets QEMU guess the format of a backing file which itself refers to others."""
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What images may refer to, beyond their own directory."""
+
+    directories: tuple[str, ...] = ()
+    """Trusted, with all below them: absolute paths."""
+    files: tuple[str, ...] = ()
+    """Files the user named on the command line: absolute paths."""
+    protocols: frozenset[str] = frozenset()
+    """Drivers other than `file`."""
+    guessed_formats: bool = False
+    max_depth: int = MAX_DEPTH
+
+    def trusting(self, words: Iterable[str]) -> Policy:
+        """This policy widened by words of `--trust`: a protocol, a directory (with a slash in it), or
+        `guessed-formats`. UsageError for anything else."""
+        directories, protocols, guessed = list(self.directories), set(self.protocols), self.guessed_formats
+        for word in words:
+            if "/" in word or word in (".", ".."):
+                directories.append(absolute(word))
+            elif word == GUESSED_FORMATS:
+                guessed = True
+            elif word in PROTOCOLS:
+                protocols.add(word)
+            else:
+                raise UsageError(
+                    f"{printable(word)!r} is nothing to trust",
+                    hint=f"a directory is written with a slash (./{printable(word)}); "
+                    f"else one of {', '.join(sorted(PROTOCOLS))}, {GUESSED_FORMATS}",
+                )
+        return msgspec.structs.replace(
+            self, directories=tuple(directories), protocols=frozenset(protocols), guessed_formats=guessed
+        )
+
+    def naming(self, *paths: PathLike) -> Policy:
+        """This policy with files that the user named."""
+        return msgspec.structs.replace(self, files=(*self.files, *(absolute(path) for path in paths)))
+
+    def allows_file(self, path: str, *, directory: str) -> bool:
+        """Whether an image in `directory` may refer to the file at `path`, symlinks on the way followed. The root
+        directory is nobody's own."""
+        places = [place for place in (directory,) if os.path.realpath(place) != "/"]
+        if any(is_below(path, place) for place in (*places, *self.directories)):
+            return True
+        real = os.path.realpath(path)
+        return any(os.path.realpath(file) == real for file in self.files)
+
+
+class Approved(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that passed, as it was read natively."""
+
+    path: str
+    format: str
+    header: Header
+
+
+def approve(path: PathLike, policy: Policy, *, format: str | None = None) -> list[Approved]:
+    """Says yes to an image and all it stands on by returning them, the image first; or raises.
+
+    Reads headers only, and follows local files; what does not exist or cannot be opened is left for QEMU to complain
+    about. PolicyError when an image refers to what the policy does not allow, ImageFormatError when one is damaged,
+    ChainError when the backing files go in a circle.
+    """
+    start = absolute(path)
+    approved: list[Approved] = []
+    todo = [_Step(path=start, format=format, above=None)]
+    seen: set[tuple[tuple[int, int], str]] = set()
+    while todo:
+        step = todo.pop()
+        read = _read(step)
+        if read is None:
+            continue
+        header, identity = read
+        if (identity, header.format) in seen:
+            continue  # two branches of a tree that lead to one image
+        seen.add((identity, header.format))
+        if len(step.ancestors) >= policy.max_depth or len(seen) > _MAX_IMAGES:
+            raise PolicyError(
+                f"{printable(start)} stands on more than {policy.max_depth} images",
+                wants=step.path,
+                word=None,
+                hint="flatten the chain, or a part of it",
+                path=start,
+            )
+        approved.append(Approved(path=step.path, format=header.format, header=header))
+        named = links(header, directory=os.path.dirname(step.path))
+        if step.guessed_by is not None and named and not policy.guessed_formats:
+            raise _guessed(step, header)
+        for link in named:
+            check_link(link, policy, path=step.path)
+            todo += _below(link, step, identity)
+    return approved
+
+
+class _Step(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    format: str | None
+    above: str | None
+    """The image that refers to this one."""
+    guessed_by: str | None = None
+    """The image that names no format for this one."""
+    ancestors: frozenset[tuple[int, int]] = frozenset()
+    """Device and inode of every image on the way here."""
+
+
+def _read(step: _Step) -> tuple[Header, tuple[int, int]] | None:
+    try:
+        fd = os.open(step.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
+            if step.above is None:
+                return None
+            raise _wrong_kind(step)
+        identity = (status.st_dev, status.st_ino)
+        if identity in step.ancestors:
+            raise ChainError(
+                f"the backing files of {printable(step.above or step.path)} go in a circle",
+                hint="imgtool chain show draws the circle; rebase -u breaks it",
+                path=step.path,
+            )
+        header = read_header(fd, format=step.format, name=step.path)
+        details = header.details
+        if isinstance(details, Qcow2Details) and details.encryption == "luks" and details.crypto_header is None:
+            raise ImageFormatError("it is encrypted by LUKS, but has no LUKS header: QEMU crashes on such images")
+    except ImageFormatError as error:
+        message = f"{printable(step.path)}: {error.message}"
+        raise ImageFormatError(message, hint=error.hint, path=step.path) from error
+    finally:
+        os.close(fd)
+    return header, identity
+
+
+def _wrong_kind(step: _Step) -> PolicyError:
+    return PolicyError(
+        f"{printable(step.above or '')} wants to read {printable(step.path)}, which is no file and no block device",
+        wants=step.path,
+        word=None,
+        hint="QEMU would wait for it for ever",
+        path=step.above,
+    )
+
+
+def check_link(link: Link, policy: Policy, *, path: str) -> None:
+    """Raises PolicyError when the image at `path` must not refer to what `link` names, ImageFormatError when the name
+    makes no sense."""
+    what = ROLE_NAMES[link.role]
+    if link.reference is None:
+        raise ImageFormatError(f"the {what} of {printable(path)}: {link.error}", path=path)
+    if link.role == "backing" and link.format is not None and link.format not in FORMATS:
+        _check_protocol(link.format, f"the driver {printable(link.format)} for its backing format", policy, path)
+    for leaf in link.leaves:
+        _check_leaf(leaf, what, policy, path)
+
+
+def _check_leaf(leaf: Reference, what: str, policy: Policy, path: str) -> None:
+    protocol = leaf.protocol or "?"
+    if protocol != "file":
+        place = leaf.socket or leaf.path or leaf.host
+        _check_protocol(
+            protocol, f"the {what} {printable(leaf.text)}" + (f" ({printable(place)})" if place else ""), policy, path
+        )
+    if leaf.path is None:
+        return
+    if not policy.allows_file(leaf.path, directory=os.path.dirname(path)):
+        folder = leaf.path if protocol == "vvfat" else os.path.dirname(os.path.realpath(leaf.path))
+        word = printable(shlex.quote(folder))
+        raise PolicyError(
+            f"{printable(path)} wants the {what} {printable(leaf.path)}, which lies outside its own directory",
+            wants=leaf.path,
+            word=folder,
+            hint=f"if you trust this image with what lies there: --trust {word}",
+            path=path,
+        )
+
+
+def _check_protocol(protocol: str, wanted: str, policy: Policy, path: str) -> None:
+    if protocol in policy.protocols:
+        return
+    known = protocol in PROTOCOLS
+    raise PolicyError(
+        f"{printable(path)} wants {wanted}",
+        wants=protocol,
+        word=protocol if known else None,
+        hint=f"if you trust this image with it: --trust {protocol}"
+        if known
+        else "imgtool knows nothing of such a protocol, and lets no image use it",
+        path=path,
+    )
+
+
+def _guessed(step: _Step, header: Header) -> PolicyError:
+    above = printable(step.guessed_by or "")
+    return PolicyError(
+        f"{above} does not say in which format its backing file {printable(step.path)} is; guessed as "
+        f"{header.format} it refers to other files",
+        wants=step.path,
+        word=GUESSED_FORMATS,
+        hint=f"name the format for good: rebase -u -F {header.format} -b …; or allow the guess: "
+        f"--trust {GUESSED_FORMATS}",
+        path=step.guessed_by,
+    )
+
+
+def _below(link: Link, above: _Step, identity: tuple[int, int]) -> list[_Step]:
+    """The images that QEMU opens as images because of a link; data files and extents are bytes to it."""
+    if link.role != "backing" or link.reference is None:
+        return []
+    steps = []
+    for leaf in link.leaves:
+        if leaf.path is None or leaf.protocol not in ("file", "host_device") or leaf.role.endswith("config"):
+            continue
+        format = link.format if leaf.role == "file" else None
+        format = format if format in FORMATS else None
+        steps.append(
+            _Step(
+                path=leaf.path,
+                format=format,
+                above=above.path,
+                guessed_by=above.path if format is None else None,
+                ancestors=above.ancestors | {identity},
+            )
+        )
+    return steps
