@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from imgtool.errors import CommandError, ImgtoolError, UsageError
-from imgtool.image.names import absolute, printable
+from imgtool.errors import CommandError, CommandTimeout, ImgtoolError, UsageError
+from imgtool.image.names import absolute, printable, printable_lines
 from imgtool.image.qapi import BlockChildInfo, BlockNodeInfo, FormatSpecific, ImageInfo, VmdkInfo, decode
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import ImageOpts, Source
@@ -57,7 +58,11 @@ class ImgBase:
         for image in images:
             if not isinstance(image, ImageOpts):
                 check_input(absolute(image))
-        done = self._run(argv, limits, progress)
+        try:
+            done = self._run(argv, limits, progress)
+        except CommandTimeout as error:
+            error.path = place_of(images[0]) if images else None
+            raise
         if done.status not in answers:
             raise _read_failure(done, images, force_share)
         return done
@@ -68,17 +73,22 @@ class ImgBase:
         image: Source,
         *,
         others: Sequence[Source] = (),
+        dirty: bool = False,
         progress: Progress | None = None,
     ) -> Completed:
         """Runs a verb that writes to `image` and reads `others`. qemu-img has exited with 0 after failed writes, so
-        whatever it says on stderr is a failure too."""
+        whatever it says on stderr is a failure too.
+
+        Not so what QEMU's block layer says while it mends an image that was not closed cleanly (`dirty`), as it does
+        with every such image that it opens for writing: those lines do not begin with the program's name.
+        """
         for other in others:
             if not isinstance(other, ImageOpts):
                 check_input(absolute(other))
         if not isinstance(image, ImageOpts):
             check_input(absolute(image), write=True)
         done = self._run(argv, NO_LIMITS, progress)
-        if done.status != 0 or done.stderr.strip():
+        if done.status != 0 or _complaint(done, dirty):
             raise _change_failure(done, image)
         return done
 
@@ -109,6 +119,11 @@ def place_of(image: Source) -> str:
     return image.text if isinstance(image, ImageOpts) else absolute(image)
 
 
+def notes_of(done: Completed) -> str:
+    """What a program that succeeded said on stderr."""
+    return printable_lines(done.stderr.decode(errors="surrogateescape")).strip()
+
+
 def named(info: ImageInfo, image: Source) -> ImageInfo:
     """`info` with the caller's path wherever qemu-img writes the image's own name, which it spells with U+FFFD when
     it is no UTF-8."""
@@ -136,6 +151,14 @@ def _renamed(info: BlockNodeInfo, said: str, path: str) -> BlockNodeInfo:
         specific = FormatSpecific(type=specific.type, data=data, unknown=specific.unknown)
     filename = path if info.filename == said else info.filename
     return msgspec.structs.replace(info, filename=filename, children=children, format_specific=specific)
+
+
+def _complaint(done: Completed, dirty: bool) -> bytes:
+    """What qemu-img itself says on stderr; for an image that was not dirty all of it."""
+    if not dirty:
+        return done.stderr.strip()
+    names = (b"qemu-img: ", os.fsencode(os.path.basename(done.argv[0])) + b": ")
+    return b"".join(line for line in done.stderr.splitlines() if line.startswith(names))
 
 
 def _read_failure(done: Completed, images: Sequence[Source], force_share: bool) -> ImgtoolError:

@@ -13,7 +13,7 @@ from imgtool.image.qapi import ImageInfo
 from imgtool.image.reference import parse as parse_reference
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Backing, BitmapAction, Cache, ImageOpts, OptionValue, Source, Verbatim
-from imgtool.qemu.img_base import ImgBase, Progress, place_of
+from imgtool.qemu.img_base import ImgBase, Progress, notes_of, place_of
 from imgtool.qemu.inputs import check_input
 from imgtool.qemu.results import Changed, Committed
 from imgtool.sizes import parse_resize
@@ -58,12 +58,14 @@ class Changing(ImgBase):
             objects=objects,
             progress=progress is not None,
         )
-        self._change(argv, image, progress=progress)
+        dirty = bool(before.dirty_flag or (base_before is not None and base_before.dirty_flag))
+        done = self._change(argv, image, dirty=dirty, progress=progress)
         return Committed(
             path=place_of(image),
             before=before,
             after=self._info(image, format, objects),
             written=(place_of(image), *([] if place is None else [place])),
+            notes=notes_of(done),
             base=place,
             base_before=base_before,
             base_after=None if place is None else self._info(place, base_format, ()),
@@ -132,8 +134,7 @@ class Changing(ImgBase):
             objects=objects,
             progress=progress is not None,
         )
-        self._change(argv, image, progress=progress)
-        return self._changed(image, format, objects, before)
+        return self._changed(argv, image, format, objects, before, progress=progress)
 
     def resize(
         self,
@@ -157,8 +158,7 @@ class Changing(ImgBase):
             preallocation=preallocation,
             objects=objects,
         )
-        self._change(argv, image)
-        return self._changed(image, format, objects, before)
+        return self._changed(argv, image, format, objects, before)
 
     def amend(
         self,
@@ -183,8 +183,7 @@ class Changing(ImgBase):
             objects=objects,
             progress=progress is not None,
         )
-        self._change(argv, image, progress=progress)
-        return self._changed(image, format, objects, before)
+        return self._changed(argv, image, format, objects, before, progress=progress)
 
     def bitmap(
         self,
@@ -212,8 +211,8 @@ class Changing(ImgBase):
             merge_from_format=merge_from_format,
             objects=objects,
         )
-        self._change(argv, image, others=[] if merge_from is None else [merge_from])
-        return self._changed(image, format, objects, before)
+        others = [] if merge_from is None else [merge_from]
+        return self._changed(argv, image, format, objects, before, others=others)
 
     def _snapshot(
         self,
@@ -225,8 +224,7 @@ class Changing(ImgBase):
     ) -> Changed:
         format, before = self._before(image, format, objects)
         argv = img_argv.snapshot(self.program, image, verb, name, format=format, objects=objects)
-        self._change(argv, image)
-        return self._changed(image, format, objects, before)
+        return self._changed(argv, image, format, objects, before)
 
     def _before(self, image: Source, format: str | None, objects: Sequence[str]) -> tuple[str | None, ImageInfo]:
         """The image as it is, and the format to name from here on: what was found once must not be probed again
@@ -234,9 +232,22 @@ class Changing(ImgBase):
         before = self._info(image, format, objects)
         return (None if isinstance(image, ImageOpts) else before.format), before
 
-    def _changed(self, image: Source, format: str | None, objects: Sequence[str], before: ImageInfo) -> Changed:
+    def _changed(
+        self,
+        argv: Sequence[str],
+        image: Source,
+        format: str | None,
+        objects: Sequence[str],
+        before: ImageInfo,
+        *,
+        others: Sequence[Source] = (),
+        progress: Progress | None = None,
+    ) -> Changed:
+        """Runs `argv` and looks at what has become of `image`."""
+        done = self._change(argv, image, others=others, dirty=bool(before.dirty_flag), progress=progress)
         path = place_of(image)
-        return Changed(path=path, before=before, after=self._info(image, format, objects), written=(path,))
+        after = self._info(image, format, objects)
+        return Changed(path=path, before=before, after=after, written=(path,), notes=notes_of(done))
 
 
 def check_backing(backing: Backing | None, directory: str) -> None:

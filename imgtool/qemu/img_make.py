@@ -11,7 +11,7 @@ from imgtool.errors import CommandError, ImgtoolError, RefusedError, UsageError
 from imgtool.image.names import PathLike, absolute, printable
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Backing, Cache, ImageOpts, OptionValue, SnapshotParam, Source, Verbatim
-from imgtool.qemu.img_base import ImgBase, Progress, place_of, renamed_error
+from imgtool.qemu.img_base import ImgBase, Progress, notes_of, place_of, renamed_error
 from imgtool.qemu.img_change import check_backing
 from imgtool.qemu.inputs import check_input, in_use
 from imgtool.qemu.process import NO_LIMITS, Limits, failure
@@ -181,7 +181,7 @@ class Making(ImgBase):
             path=place_of(making.target),
             info=info,
             written=tuple(dict.fromkeys(files)),
-            notes=done.stderr.decode(errors="replace").strip(),
+            notes=notes_of(done),
         )
 
     def _why(

@@ -32,6 +32,8 @@ class Changed(Result, frozen=True, kw_only=True):
     before: ImageInfo
     after: ImageInfo
     written: tuple[str, ...]
+    notes: str = ""
+    """What qemu-img said although it succeeded: how it mended an image that had not been closed cleanly."""
 
 
 class Committed(Changed, frozen=True, kw_only=True):

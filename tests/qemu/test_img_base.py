@@ -14,7 +14,7 @@ from imgtool.qemu.process import NO_LIMITS, Completed, Limits, run
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QUICK_LIMITS, QemuImg
 
-INFO = {"filename": "?", "format": "qcow2", "virtual-size": 1024, "backing-filename": "b"}
+INFO: dict[str, object] = {"filename": "?", "format": "qcow2", "virtual-size": 1024, "backing-filename": "b"}
 
 
 class Fake:
@@ -75,6 +75,18 @@ def test_words_on_stderr_are_a_failure_of_a_verb_that_changes(image: Path, verb:
     assert caught.value.path is not None
     assert [name for name, _ in fake.asked if name != "info"] == [verb]
     assert set(os.listdir(image.parent)) == {"a", "b"}
+
+
+def test_failing_words_are_heard_among_those_of_mending(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(INFO, "dirty-flag", True)
+    mending = b"ERROR cluster 5 refcount=0 reference=1\nRepairing cluster 5 refcount=0 reference=1\n"
+    done = wrapper(Fake(stderr=mending)).resize(image, 2048)
+    assert done.notes == mending.decode().strip()
+    with pytest.raises(CommandError):
+        wrapper(Fake(stderr=mending + b"qemu-img: Failed to flush the refcount block cache\n")).resize(image, 2048)
+    monkeypatch.setitem(INFO, "dirty-flag", False)
+    with pytest.raises(CommandError):
+        wrapper(Fake(stderr=mending)).resize(image, 2048)
 
 
 @pytest.mark.parametrize("verb", CHANGES)
@@ -163,8 +175,9 @@ def test_a_crash_is_said(image: Path) -> None:
 
 
 def test_a_hang_is_ended(image: Path) -> None:
-    with pytest.raises(CommandTimeout):
+    with pytest.raises(CommandTimeout) as caught:
         script(image.parent, "exec sleep 600").info(image)
+    assert caught.value.path == str(image)
 
 
 def test_progress_is_told_while_it_goes_on(image: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -353,6 +354,19 @@ def test_leaks_and_corruption_are_answers_and_can_be_repaired(img: QemuImg, tmp_
     assert (mended.status, mended.exit_status) == ("clean", 0)
     assert mended.report is not None
     assert mended.report.corruptions_fixed
+
+
+def test_mending_an_image_that_was_not_closed_is_no_failure(img: QemuImg, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    img.create(path, MIB, format="qcow2", options={"lazy_refcounts": True})
+    with pytest.raises(subprocess.CalledProcessError):
+        Images(tmp_path).run_io(path, "write -P 7 0 512k", "flush", "abort")
+    assert img.info(path).dirty_flag
+    grown = img.resize(path, "+1M", format="qcow2")
+    assert (grown.after.virtual_size, grown.after.dirty_flag) == (2 * MIB, False)
+    assert "epair" in grown.notes
+    assert img.check(path).status == "clean"
+    assert img.resize(path, "+1M").notes == ""
 
 
 def test_an_overlay_takes_its_size_from_its_base(img: QemuImg, base: Path, tmp_path: Path) -> None:
