@@ -179,7 +179,7 @@ def _tap(parts: Parts, network: Bridge | Tap | Nat, name: str, host: Host) -> di
     opened = host.descriptors.get(name)
     if opened and not scripted:
         parts.taps.append(need)
-        value: dict[str, Any] = _descriptors("fd", opened) | {"vhost": vhost, "sndbuf": sndbuf}
+        value: dict[str, Any] = {"type": "tap", **_descriptors("fd", opened), "vhost": vhost, "sndbuf": sndbuf}
         vhosts = host.descriptors.get(f"{name}-vhost")
         return value | (_descriptors("vhostfd", vhosts) if vhosts else {})
     if scripted:
