@@ -36,7 +36,7 @@ def parse_network(text: str) -> Network | None:
         key: field for key, field in (("addr", "address"), ("local", "local"), ("remote", "remote")) if field in known
     }
     nested = [f"{key}.{inner}" for key in ends for inner in _END_KEYS]
-    first = next((key for key in ("net", "br", "ifname", "path") if key in known and name != "user"), None)
+    first = next((key for key in ("net", "ifname", "br", "path") if key in known and name != "user"), None)
     keys = [*scalars(kind), *lists, *nested, *_ALIASES]
     found = [(_ALIASES.get(key, key), value) for key, value in pairs(option, rest, first=first, keys=keys)]
     words = once(option, found, repeated=lists)
