@@ -1,1 +1,106 @@
-"""imgtool: git and docker-build for virtual machine disks, over stock QEMU."""
+"""imgtool: git and docker-build for virtual machine disks, over stock QEMU.
+
+    import imgtool
+
+    graph = imgtool.scan(["images"])
+    overlay = imgtool.new_overlay("images/base.qcow2")
+    imgtool.QemuImg().convert(overlay.path, "release.qcow2", output_format="qcow2", compressed=True)
+
+Names are imported when they are first used. All errors are `imgtool.errors`, also handed on here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from imgtool._version import __version__
+
+if TYPE_CHECKING:
+    from imgtool.chain.findings import Finding as Finding
+    from imgtool.chain.graph import Graph as Graph
+    from imgtool.chain.graph import Image as Image
+    from imgtool.chain.scan import scan as scan
+    from imgtool.chain.walk import guard as guard
+    from imgtool.chain.walk import walk as walk
+    from imgtool.errors import ChainError as ChainError
+    from imgtool.errors import CommandCrashed as CommandCrashed
+    from imgtool.errors import CommandError as CommandError
+    from imgtool.errors import CommandTimeout as CommandTimeout
+    from imgtool.errors import ConfigError as ConfigError
+    from imgtool.errors import DecodeError as DecodeError
+    from imgtool.errors import ImageError as ImageError
+    from imgtool.errors import ImageExistsError as ImageExistsError
+    from imgtool.errors import ImageFormatError as ImageFormatError
+    from imgtool.errors import ImageInUseError as ImageInUseError
+    from imgtool.errors import ImageNotFoundError as ImageNotFoundError
+    from imgtool.errors import ImageUnreadableError as ImageUnreadableError
+    from imgtool.errors import ImgtoolError as ImgtoolError
+    from imgtool.errors import MachineError as MachineError
+    from imgtool.errors import PolicyError as PolicyError
+    from imgtool.errors import ProgramError as ProgramError
+    from imgtool.errors import RefusedError as RefusedError
+    from imgtool.errors import UsageError as UsageError
+    from imgtool.image.header import Header as Header
+    from imgtool.image.header import read_header as read_header
+    from imgtool.machine.config import Machine as Machine
+    from imgtool.operations.overlay import list_overlays as list_overlays
+    from imgtool.operations.overlay import new_overlay as new_overlay
+    from imgtool.qemu.img_types import ImageOpts as ImageOpts
+    from imgtool.qemu.process import Limits as Limits
+    from imgtool.qemu.programs import Programs as Programs
+    from imgtool.qemu.qemu_img import QemuImg as QemuImg
+    from imgtool.sizes import format_size as format_size
+    from imgtool.sizes import parse_size as parse_size
+
+_HOMES = {
+    "imgtool.chain.findings": ("Finding",),
+    "imgtool.chain.graph": ("Graph", "Image"),
+    "imgtool.chain.scan": ("scan",),
+    "imgtool.chain.walk": ("guard", "walk"),
+    "imgtool.errors": (
+        "ChainError",
+        "CommandCrashed",
+        "CommandError",
+        "CommandTimeout",
+        "ConfigError",
+        "DecodeError",
+        "ImageError",
+        "ImageExistsError",
+        "ImageFormatError",
+        "ImageInUseError",
+        "ImageNotFoundError",
+        "ImageUnreadableError",
+        "ImgtoolError",
+        "MachineError",
+        "PolicyError",
+        "ProgramError",
+        "RefusedError",
+        "UsageError",
+    ),
+    "imgtool.image.header": ("Header", "read_header"),
+    "imgtool.machine.config": ("Machine",),
+    "imgtool.operations.overlay": ("list_overlays", "new_overlay"),
+    "imgtool.qemu.img_types": ("ImageOpts",),
+    "imgtool.qemu.process": ("Limits",),
+    "imgtool.qemu.programs": ("Programs",),
+    "imgtool.qemu.qemu_img": ("QemuImg",),
+    "imgtool.sizes": ("format_size", "parse_size"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604 - strings all
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'imgtool' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

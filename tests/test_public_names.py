@@ -1,0 +1,76 @@
+"""What `import imgtool` hands on."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import imgtool
+from imgtool import errors
+
+PUBLIC = [
+    "__version__",
+    "ChainError",
+    "CommandCrashed",
+    "CommandError",
+    "CommandTimeout",
+    "ConfigError",
+    "DecodeError",
+    "ImageError",
+    "ImageExistsError",
+    "ImageFormatError",
+    "ImageInUseError",
+    "ImageNotFoundError",
+    "ImageUnreadableError",
+    "ImgtoolError",
+    "MachineError",
+    "PolicyError",
+    "ProgramError",
+    "RefusedError",
+    "UsageError",
+    "Finding",
+    "Graph",
+    "Image",
+    "guard",
+    "scan",
+    "walk",
+    "Header",
+    "read_header",
+    "ImageOpts",
+    "Limits",
+    "Programs",
+    "QemuImg",
+    "Machine",
+    "list_overlays",
+    "new_overlay",
+    "format_size",
+    "parse_size",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(imgtool.__all__) == sorted(PUBLIC)
+    assert all(getattr(imgtool, name) is not None for name in imgtool.__all__)
+
+
+def test_every_public_error_is_handed_on() -> None:
+    defined = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
+    }
+    assert defined <= set(imgtool.__all__)
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(Path(imgtool.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen | {"__version__"} == set(imgtool.__all__)
+
+
+def test_import_imgtool_imports_nothing_else() -> None:
+    code = "import sys, imgtool; print(*sorted(name for name in sys.modules if name.startswith('imgtool')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["imgtool", "imgtool._version"]
