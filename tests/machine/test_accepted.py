@@ -202,6 +202,15 @@ def test_every_interface_of_a_q35(start: Start, image: MakeImage) -> None:
     assert {"fda", "drive5", "drive9"} <= set(drives)
 
 
+def test_a_slot_that_is_asked_for_is_kept_free(start: Start, image: MakeImage) -> None:
+    disks = dict(image(f"{number}.qcow2") for number in range(3))
+    first, second, third = disks
+    wanted = [f"{first},if=virtio", f"{second},if=virtio,addr=3", f"{third},if=nvme"]
+    vm = start({"drive": wanted, "network": "user,addr=0x4"}, disks=disks)
+    slots = {name: device["slot"] for name, device in vm.pci.items() if name}
+    assert slots == {"drive1": 3, "nic0": 4, "drive0": 5, "drive2": 6}
+
+
 def test_each_cache_mode_is_what_qemu_says_it_is(start: Start, image: MakeImage) -> None:
     modes = ("writeback", "none", "writethrough", "directsync", "unsafe")
     disks = {mode: image(f"{mode}.qcow2") for mode in modes}

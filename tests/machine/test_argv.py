@@ -235,6 +235,8 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
         line(
             drives=[
                 *A,
+                "-device",
+                '{"driver":"nvme","id":"drive2","drive":"drive2","serial":"drive2","bootindex":0,"addr":"0x8"}',
                 *("-device", '{"driver":"virtio-scsi-pci","id":"scsi1"}'),
                 *(
                     "-device",
@@ -244,8 +246,6 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
                 *("-device", '{"driver":"qemu-xhci","id":"usb"}'),
                 *("-device", '{"driver":"usb-storage","id":"drive1","drive":"drive1","bus":"usb.0"}'),
                 *node("drive2", "/d/c.raw", "raw"),
-                "-device",
-                '{"driver":"nvme","id":"drive2","drive":"drive2","serial":"drive2","bootindex":0,"addr":"0x8"}',
                 *node("drive3", "/d/c.raw", "raw"),
                 *("-device", '{"driver":"sdhci-pci","id":"sd0"}'),
                 *("-device", '{"driver":"sd-card","id":"drive3","drive":"drive3"}'),

@@ -36,6 +36,11 @@ def check_networks(context: Context) -> Problems:
     found = networks(context.machine)
     for place, network in enumerate(found):
         name = f"--network {network.__struct_config__.tag}" + (f" #{place + 1}" if len(found) > 1 else "")
+        if network.id is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", network.id):
+            yield ConfigError(
+                f"{name}: id={printable(network.id)} is no name for a network",
+                hint="a letter, then letters, digits, dots and dashes",
+            )
         yield from _card(context, name, network)
         yield from _mac(name, network.mac)
         yield from _queues(context, name, network)

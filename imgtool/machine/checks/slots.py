@@ -7,6 +7,7 @@ import re
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 from imgtool.machine.checks.context import Context, Problems
+from imgtool.machine.compile.display import vga_model
 from imgtool.machine.compile.networks import networks
 
 _OWN = {"pc": {0: "the host bridge", 1: "the PIIX3"}, "q35": {0: "the host bridge", 31: "the ICH9"}}
@@ -26,12 +27,20 @@ def check_slots(context: Context) -> Problems:
                 f"{source}: addr={printable(text)} is no PCI slot", hint="in hexadecimal, 0x1 to 0x1f, or 0x5.0x1"
             )
             continue
-        own = _OWN.get(context.board.family, {}).get(place[0])
+        own = _own_slots(context).get(place[0])
         if own is not None:
-            yield ConfigError(f"{source}: PCI slot {text} is {own}'s", hint="0x5 to 0x1e are free for you")
+            yield ConfigError(f"{source}: PCI slot {text} is {own}'s", hint="0x3 to 0x1e are free for you")
         other = taken.setdefault(place, source)
         if other != source:
             yield ConfigError(f"{other} and {source} are both in PCI slot {text}", hint="leave addr= out of one")
+
+
+def _own_slots(context: Context) -> dict[int, str]:
+    """The slots that the board has filled before any -device."""
+    own = dict(_OWN.get(context.board.family, {}))
+    if own and vga_model(context.machine, context.board, context.host) != "none":
+        own[max(slot for slot in own if slot < _SLOTS - 1) + 1] = "the VGA card"
+    return own
 
 
 def parse_slot(text: str) -> tuple[int, int] | None:

@@ -21,8 +21,13 @@ _WITH_BOOTINDEX = ("ide", "scsi", "virtio", "nvme", "usb", "floppy")
 _WITH_CDROM = ("ide", "scsi", "none")
 _REMOVABLE = ("floppy",)
 _SERIAL = 20
-_LONGEST_ID = 20
-"""A node name has at most 31 bytes, and the nodes below are called after it."""
+_LONGEST_ID = 18
+"""A node name has at most 31 bytes, and the filters above are called after it: `-cor-throttle`."""
+_OURS = (
+    "nic[0-9]+|scsi[0-9]+|sd[0-9]+|usb|fdc0|virtio-serial|cloud-init|balloon0|vsock0|tablet0|watchdog0|sound0|video0"
+    "|rng-device0|agent-port|vdagent-port|uefi-code|uefi-vars"
+)
+"""Names that the compiler gives to its own devices and nodes."""
 _LARGEST_FLOPPY = 2880 << 10
 _GEOMETRY = {"cyls": 65535, "heads": 16, "secs": 255}
 
@@ -76,6 +81,8 @@ def _names(context: Context, item: Placed) -> Problems:
             f"{item.source}: id={printable(drive.id)} cannot be the name of a block node",
             hint=f"a letter, then letters, digits, dots and dashes, {_LONGEST_ID} at most",
         )
+    elif drive.id is not None and re.fullmatch(_OURS, drive.id):
+        yield ConfigError(f"{item.source}: id={drive.id} is a device that imgtool makes", hint="choose another name")
     drivers = context.host.capabilities.block_drivers
     if drive.format is not None and drivers and drive.format not in drivers:
         yield ConfigError(

@@ -25,6 +25,8 @@ class Parts:
         """QEMU itself has to start a program."""
         self.privileged_spawn = False
         """… a setuid one."""
+        self._front: int | None = None
+        """Where the first -device stands."""
         self._has_usb = False
         self._has_virtio_serial = False
 
@@ -32,7 +34,15 @@ class Parts:
         self.argv += arguments
 
     def device(self, value: Mapping[str, Any]) -> None:
-        self.add("-device", encode(value, json=self.host.capabilities.device_json, head="driver"))
+        """One that names its PCI slot goes before all others, which take the first free slot: it may be that one."""
+        words = ["-device", encode(value, json=self.host.capabilities.device_json, head="driver")]
+        if self._front is None:
+            self._front = len(self.argv)
+        if value.get("addr") is None:
+            self.add(*words)
+        else:
+            self.argv[self._front : self._front] = words
+            self._front += len(words)
 
     def object(self, value: Mapping[str, Any]) -> None:
         """-object takes JSON since 6.0, -device since 6.2; one question serves for both."""
