@@ -43,6 +43,7 @@ def overlay() -> None:
 @click.option("-F", "--backing-format", metavar="FORMAT", help="The format of BASE; without it, its header decides.")
 @options_option("Options of the qcow2 format, as in qemu-img create.")
 @click.option("--allow-smaller", is_flag=True, help="Let the overlay's disk be smaller than that of BASE.")
+@click.option("--no-anchor", is_flag=True, help="Do not record in the overlay what BASE is now.")
 @force_option("Make it even while something writes to BASE, or the chain is deep.")
 @dry_run_option
 @output_option()
@@ -56,13 +57,15 @@ def new(
     backing_format: str | None,
     options: tuple[str, ...],
     allow_smaller: bool,
+    no_anchor: bool,
     force: bool,
     dry_run: bool,
 ) -> None:
     """Make a qcow2 overlay of BASE at OVERLAY, and print its path.
 
     Without OVERLAY, or when it is a directory, a name is made up: disk-overlay-1.qcow2 beside disk.qcow2. The format
-    of BASE is always written into the overlay.
+    of BASE is always written into the overlay, and an anchor: what BASE is now, so that a later change of BASE is
+    noticed.
     """
     from imgtool.operations.overlay import OverlayRequest
 
@@ -74,6 +77,7 @@ def new(
         options=option_map(options),
         base_format=backing_format,
         allow_smaller=allow_smaller,
+        anchor=not no_anchor,
         force=force,
     )
     if dry_run:

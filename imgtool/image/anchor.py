@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Iterable
 from typing import Final, Literal
 
 import msgspec
@@ -24,6 +25,8 @@ EXT_ANCHOR = 0x494D4741
 
 _MAX_ANCHOR = 4096
 _MAX_METADATA = 32 << 20
+_SAMPLES = 16
+_SAMPLE_BYTES = 4096
 _EXTENSION = struct.Struct(">II")
 _BACKING = struct.Struct(">QI")
 
@@ -43,18 +46,50 @@ class Anchor(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Hex SHA-256 of the parent's metadata, see `metadata_digest`."""
     content: str | None = None
     """The digest of what a guest reads from the parent, where it was known."""
+    inode: int | None = None
+    """Which file it was: one with another number is a copy, or took its place."""
+    samples: tuple[int, ...] = ()
+    """Offsets in the file where it had data."""
+    sampled: str | None = None
+    """Hex SHA-256 of the 4 KiB at each of these."""
 
 
 def take(fd: int, reference: bytes, header: Header | None = None, *, content: str | None = None) -> Anchor:
     """The anchor for an overlay whose backing name is `reference` and whose parent is open at `fd`."""
     status = os.fstat(fd)
+    samples = _sample_offsets(fd, status.st_size)
     return Anchor(
         reference=reference,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
         metadata=metadata_digest(fd, header or read_header(fd)),
         content=content,
+        inode=status.st_ino,
+        samples=samples,
+        sampled=_sample_digest(fd, samples),
     )
+
+
+def _sample_offsets(fd: int, size: int) -> tuple[int, ...]:
+    """Up to `_SAMPLES` places all over the file, moved to where there is data; never its header, which changes."""
+    found: dict[int, None] = {}
+    for number in range(1, _SAMPLES + 1):
+        offset = number * size // (_SAMPLES + 1)
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError:
+            break  # nothing but a hole follows, or a device that knows no holes
+        if offset >= _SAMPLE_BYTES:
+            found[offset // _SAMPLE_BYTES * _SAMPLE_BYTES] = None
+    return tuple(found)
+
+
+def _sample_digest(fd: int, offsets: Iterable[int]) -> str:
+    digest = hashlib.sha256()
+    for offset in offsets:
+        if 0 <= offset < 1 << 62:  # an anchor comes from an image, and images lie
+            digest.update(os.pread(fd, _SAMPLE_BYTES, offset))
+    return digest.hexdigest()
 
 
 def metadata_digest(fd: int, header: Header) -> str:
@@ -99,14 +134,19 @@ def compare(anchor: Anchor, reference: bytes, fd: int, header: Header | None = N
     """What became of the parent, now open at `fd`, since `anchor` was taken by an overlay that names it `reference`.
 
     same: its file was not written. touched: it was, or was copied, and only comparing contents can say more.
-    changed: it is another image. stale: the overlay was put on another parent without anchoring it there.
+    changed: its layout or a sample of its bytes is another. stale: the overlay was put on another parent without
+    anchoring it there.
     """
     if anchor.reference != reference:
         return "stale"
     status = os.fstat(fd)
     if status.st_size == anchor.size and status.st_mtime_ns == anchor.mtime_ns:
         return "same"
-    return "touched" if metadata_digest(fd, header or read_header(fd)) == anchor.metadata else "changed"
+    if metadata_digest(fd, header or read_header(fd)) != anchor.metadata:
+        return "changed"
+    if anchor.sampled is not None and _sample_digest(fd, anchor.samples[:_SAMPLES]) != anchor.sampled:
+        return "changed"
+    return "touched"
 
 
 def write_anchor(fd: int, anchor: Anchor | None) -> None:

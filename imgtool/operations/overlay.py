@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,10 +13,19 @@ from imgtool.chain.look import FORMAT_NAMES, RAW_NAMES, Looker
 from imgtool.chain.scan import absolute as absolute_path
 from imgtool.chain.scan import check_asked, survey
 from imgtool.chain.walk import guard
-from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, ImgtoolError, RefusedError, UsageError
+from imgtool.errors import (
+    ImageError,
+    ImageExistsError,
+    ImageFormatError,
+    ImageInUseError,
+    ImgtoolError,
+    RefusedError,
+    UsageError,
+)
 from imgtool.image.header import FORMATS
 from imgtool.image.locks import holders
 from imgtool.image.names import PathLike, printable
+from imgtool.operations.anchoring import add_anchor
 from imgtool.operations.plan import Plan, Touched
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import OptionValue, backing_reference
@@ -48,10 +58,12 @@ class OverlayRequest:
         options: Mapping[str, OptionValue] | None = None,
         base_format: str | None = None,
         allow_smaller: bool = False,
+        anchor: bool = True,
         force: bool = False,
     ) -> None:
         """See `new_overlay`."""
         self.base = absolute_path(base)
+        self.anchor = anchor
         self.options = dict(options or {})
         for name, instead in _OWN_OPTIONS.items():
             if name in self.options:
@@ -149,6 +161,7 @@ class OverlayRequest:
                     backing_format=self.base_format,
                     data_file=self._data_file(),
                     options=self.options,
+                    finish=self._anchor if self.anchor else None,
                 )
             except (ImageExistsError, ImageInUseError) as error:
                 if self.path is not None or error.path != path:
@@ -160,6 +173,10 @@ class OverlayRequest:
             return image
         raise ImgtoolError("no name is left for an overlay", path=self.directory)
 
+    def _anchor(self, hidden: str) -> None:
+        with contextlib.suppress(ImageFormatError):  # clusters of 512 bytes have no room for one
+            add_anchor(hidden, self.base)
+
 
 def new_overlay(
     base: PathLike,
@@ -170,6 +187,7 @@ def new_overlay(
     options: Mapping[str, OptionValue] | None = None,
     base_format: str | None = None,
     allow_smaller: bool = False,
+    anchor: bool = True,
     force: bool = False,
     qemu_img: QemuImg | None = None,
 ) -> Image:
@@ -191,6 +209,7 @@ def new_overlay(
         options=options,
         base_format=base_format,
         allow_smaller=allow_smaller,
+        anchor=anchor,
         force=force,
     )
     return request.make(qemu_img or QemuImg())

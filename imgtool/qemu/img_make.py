@@ -37,13 +37,14 @@ class Making(ImgBase):
         options: Mapping[str, OptionValue] = {},
         overwrite: bool = False,
         objects: Sequence[str] = (),
+        finish: Callable[[str], None] | None = None,
     ) -> Created:
         """A new image of `size` bytes, or of its backing file's size.
 
         `backing` is the reference as it shall stand in the image: relative ones are resolved against the image's
         directory. `unsafe_backing` (-u) does not open it. `data_file` is made beside it. Replaces an existing file
         only with `overwrite`, else ImageExistsError; appears under its name only when complete. A block device is
-        written in place.
+        written in place. `finish` is called with the path of the complete image before it appears.
         """
         if size is None and backing is None and "size" not in options:
             raise UsageError(f"{printable(absolute(path))}: an image without a backing file needs a size")
@@ -65,7 +66,7 @@ class Making(ImgBase):
         argv(path, options)  # what makes no sense is said before anything is touched
         quick = options.get("preallocation", "off") in _QUICK_PREALLOCATION
         making = _Making(path, format, None if unsafe_backing else backing, data_file, options, overwrite, objects)
-        return self._make(making, argv, [], limits=self.limits if quick else NO_LIMITS)
+        return self._make(making, argv, [], limits=self.limits if quick else NO_LIMITS, finish=finish)
 
     def convert(
         self,
@@ -158,6 +159,7 @@ class Making(ImgBase):
         progress: Progress | None = None,
         force_share: bool = False,
         salvage: bool = False,
+        finish: Callable[[str], None] | None = None,
     ) -> Created:
         """Runs the command that `argv` makes for a place to write to, then puts what it wrote where it belongs."""
         for source in sources:
@@ -172,6 +174,8 @@ class Making(ImgBase):
             if making.data_file is not None and place != making.target:
                 rename = {"data_file": making.data_file}
                 self._change(img_argv.amend(self.program, place, rename, format=making.format), place)
+            if finish is not None:
+                finish(place_of(place))
         info = None
         if not isinstance(making.target, ImageOpts):
             info = self._info(making.target, making.format, making.objects)

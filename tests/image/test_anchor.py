@@ -162,6 +162,19 @@ def test_a_parent_overwritten_in_place_is_not_the_same(base: Path, overlay: Path
     assert verdict(overlay, base) in ("touched", "changed")
 
 
+def test_a_raw_parent_that_another_file_of_its_size_replaced_is_changed(base: Path) -> None:
+    """Its layout says nothing: raw has none."""
+    raw, other = base.with_name("base.raw"), base.with_name("other.raw")
+    for path, pattern in ((raw, 1), (other, 2)):
+        qemu_img("create", "-f", "raw", path, "8M")
+        write(path, "raw", f"write -P {pattern} 1M 4M")
+    overlay = base.with_name("on-raw.qcow2")
+    qemu_img("create", "-f", "qcow2", "-b", "base.raw", "-F", "raw", overlay)
+    anchor_to(overlay, raw)
+    other.rename(raw)
+    assert verdict(overlay, raw) == "changed"
+
+
 def test_an_overlay_put_on_another_parent_has_a_stale_anchor(base: Path, overlay: Path) -> None:
     anchor_to(overlay, base)
     other = base.with_name("other.qcow2")

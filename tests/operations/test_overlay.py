@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from imgtool.chain.anchors import standing
 from imgtool.chain.walk import walk
 from imgtool.errors import (
     ChainError,
@@ -68,6 +69,24 @@ def test_size_and_options_reach_the_image(images: Images) -> None:
     assert QemuImg().info(image.path).cluster_size == 128 << 10
     with pytest.raises(UsageError, match="backing_file"):
         new_overlay(base, options={"backing_file": "x"})
+
+
+def test_an_overlay_remembers_its_base_from_the_moment_it_is_there(images: Images) -> None:
+    base = images.base("base.qcow2", "8M")
+    top = new_overlay(base, images / "top.qcow2").path
+    assert standing(top, str(base)).state == "same"
+    images.run_io(base, "write -P 7 0 64k")
+    assert standing(top, str(base)).state in ("written", "changed")
+    plain = new_overlay(base, images / "plain.qcow2", anchor=False).path
+    assert standing(plain, str(base)).state == "none"
+
+
+@pytest.mark.parametrize("options", [{"compat": "0.10"}, {"cluster_size": "512"}])
+def test_an_overlay_with_no_room_for_an_anchor_is_made_without(images: Images, options: dict[str, str]) -> None:
+    base = images.base("base.qcow2", "8M")
+    top = new_overlay(base, images / "top.qcow2", options=options).path
+    assert standing(top, str(base)).state == "none"
+    images.qemu_img("check", top)
 
 
 def test_an_overlay_may_have_an_external_data_file(images: Images) -> None:
