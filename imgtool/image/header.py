@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable
 
 from imgtool.errors import ImageFormatError
-from imgtool.image.formats import qcow2, raw
+from imgtool.image.formats import FORMATS, qcow2, raw
 from imgtool.image.formats.base import Details, Header
 from imgtool.image.formats.qcow2 import Qcow2Details, Snapshot
 from imgtool.image.source import READ_LIMIT, Source
@@ -26,23 +26,6 @@ __all__ = [
     "read_header",
     "read_snapshots",
 ]
-
-FORMATS = (
-    "bochs",
-    "cloop",
-    "dmg",
-    "luks",
-    "parallels",
-    "qcow",
-    "qcow2",
-    "qed",
-    "raw",
-    "vdi",
-    "vhdx",
-    "vmdk",
-    "vpc",
-)
-"""The formats read here, all that QEMU has, by the names of its drivers."""
 
 _SNAPSHOT_LIMIT = 8 << 20
 

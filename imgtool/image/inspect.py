@@ -11,10 +11,10 @@ import msgspec
 
 from imgtool.errors import ImageFormatError
 from imgtool.image.findings import Finding, Verdict, finding, verdict_of
-from imgtool.image.formats import raw
+from imgtool.image.formats import FORMATS, raw
 from imgtool.image.formats.base import Header
 from imgtool.image.formats.qcow2 import Qcow2Details
-from imgtool.image.header import FORMATS, parse
+from imgtool.image.header import parse
 from imgtool.image.links import NETWORK_PROTOCOLS, PROTOCOLS, ROLE_NAMES, Link, is_below, links
 from imgtool.image.names import printable
 from imgtool.image.probing import candidates

@@ -14,9 +14,10 @@ from collections.abc import Iterable
 import msgspec
 
 from imgtool.errors import ChainError, ImageFormatError, PolicyError, UsageError
+from imgtool.image.formats import FORMATS
 from imgtool.image.formats.base import Header
 from imgtool.image.formats.qcow2 import Qcow2Details
-from imgtool.image.header import FORMATS, read_header
+from imgtool.image.header import read_header
 from imgtool.image.links import PROTOCOLS, ROLE_NAMES, Link, is_below, links
 from imgtool.image.names import PathLike, absolute, printable
 from imgtool.image.reference import Reference

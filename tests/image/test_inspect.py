@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -133,3 +134,39 @@ def test_the_worst_finding_decides_the_verdict() -> None:
     assert verdict_of([finding("many-bitmaps", ""), finding("backing-network", "")]) == "refers-to-network"
     assert finding("backing-outside", "").cve == "CVE-2015-5163"
     assert all(kind.meaning for kind in KINDS.values())
+
+
+_SANDBOX = """
+import os, sys, tracemalloc
+from imgtool.image.inspect import inspect
+
+armed = False
+
+def watch(event, arguments):
+    if armed and (event == "open" or event.split(".")[0] in ("socket", "subprocess", "ctypes")):
+        print(event, arguments)
+        os._exit(9)
+
+sys.addaudithook(watch)
+paths = sorted(os.path.join(sys.argv[1], name) for name in os.listdir(sys.argv[1]))
+tracemalloc.start()
+for armed in (False, True):  # the first time through everything needed is imported
+    for path in paths:
+        was, armed = armed, False
+        fd = os.open(path, os.O_RDONLY)
+        tracemalloc.reset_peak()
+        armed = was
+        inspect(fd, path=path)
+        armed = False
+        if tracemalloc.get_traced_memory()[1] > 64 << 20:
+            sys.exit(f"{path} took over 64 MiB")
+        os.close(fd)
+        armed = was
+"""
+
+
+def test_nothing_else_is_opened_or_connected_to(tmp_path: Path) -> None:
+    for case in CASES:
+        (tmp_path / case.name).write_bytes(case.data)
+    done = subprocess.run([sys.executable, "-c", _SANDBOX, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
