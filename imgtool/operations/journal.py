@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,9 +27,9 @@ Verb = Literal["replace", "place", "link", "remove", "patch"]
 class Step(NamedTuple):
     """One change of one name. Doing it a second time does nothing.
 
-    replace: the file `source` takes the name `target`, whatever that was.
+    replace: the file `source`, of inode `inode`, takes the name `target`, whatever that was.
     place: the same, where nothing has that name yet.
-    link: `target` becomes a further name of `source`.
+    link: `target` becomes a further name of `source`, of inode `inode`.
     remove: the name `target` goes, if it is still the file of inode `inode`.
     patch: `data` is written at the beginning of `target`, if it is still the file of inode `inode`.
     """
@@ -84,7 +85,9 @@ def _adopted(journal: str) -> Iterator[bool]:
 def _is_ours(fd: int) -> bool:
     """Whether the journal was made here by this user, and has not been done with while we waited."""
     status = os.fstat(fd)
-    made_here = status.st_size == 0 or os.pread(fd, 4096, 0).partition(b"\n")[0] == first_line(status.st_ino)
+    line, newline, _ = os.pread(fd, 4096, 0).partition(b"\n")
+    expected = first_line(status.st_ino)
+    made_here = line == expected if newline else expected.startswith(line)  # it may have died in its first line
     return made_here and status.st_nlink == 1 and status.st_uid == os.geteuid()
 
 
@@ -143,11 +146,15 @@ def _read(journal: str) -> tuple[list[Step], list[str]]:
 
 
 def finish(journal: str, steps: list[Step], staged: list[str]) -> None:
-    """Does the steps not done yet, then takes away what is left over and the journal, in this order."""
+    """Does the steps not done yet, then takes away what is left over and the journal, in this order. Where a step
+    cannot be done any more because the files were moved meanwhile, the steps end there: between any two of them
+    every image reads right."""
     try:
         for step in steps:
             _do(step)
             sync(os.path.dirname(step.target))
+    except _OvertakenError:
+        pass
     except OSError as error:
         raise ImageError(
             f"the change was decided but not finished: {error.strerror}",
@@ -161,21 +168,38 @@ def finish(journal: str, steps: list[Step], staged: list[str]) -> None:
         os.unlink(journal)
 
 
+class _OvertakenError(Exception):
+    """What a step was to move is gone and not where it was to go: somebody else had his hands on it."""
+
+
 def _do(step: Step) -> None:
-    if step.verb == "replace":
-        with contextlib.suppress(FileNotFoundError):  # done by the run before
-            os.rename(step.source, step.target)
-    elif step.verb == "remove":
-        with contextlib.suppress(FileNotFoundError):
-            if os.lstat(step.target).st_ino == step.inode:
-                os.unlink(step.target)
+    if step.verb == "remove":
+        if _inode(step.target) == step.inode:
+            os.unlink(step.target)
     elif step.verb == "patch":
         _patch(step)
-    elif os.path.lexists(step.source):
-        if not _same_file(step.source, step.target):
+    elif _inode(step.source) == step.inode:
+        if step.verb == "replace":
+            os.rename(step.source, step.target)
+        else:
+            _link(step)
+    elif _inode(step.target) != step.inode:
+        raise _OvertakenError
+
+
+def _link(step: Step) -> None:
+    """`link` and `place`: unlike rename(2), link(2) never replaces what somebody else made meanwhile."""
+    if _inode(step.target) != step.inode:
+        try:
             os.link(step.source, step.target, follow_symlinks=False)
-        if step.verb == "place":
-            os.unlink(step.source)
+        except OSError as error:
+            no_links = error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+            if step.verb == "link" or not no_links or os.path.lexists(step.target):
+                raise
+            os.rename(step.source, step.target)
+            return
+    if step.verb == "place":
+        os.unlink(step.source)
 
 
 def _patch(step: Step) -> None:
@@ -191,11 +215,11 @@ def _patch(step: Step) -> None:
         os.close(fd)
 
 
-def _same_file(path: str, other: str) -> bool:
+def _inode(path: str) -> int | None:
     try:
-        return os.path.samestat(os.lstat(path), os.lstat(other))
-    except FileNotFoundError:
-        return False
+        return os.lstat(path).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def sync(path: str) -> None:

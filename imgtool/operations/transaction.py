@@ -9,19 +9,33 @@ happen: whoever dies in the middle, the next run finds the journal and does the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import secrets
 import stat
+import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, ImageNotFoundError, RefusedError
+from imgtool.errors import (
+    CommandError,
+    ImageError,
+    ImageExistsError,
+    ImageInUseError,
+    ImageNotFoundError,
+    RefusedError,
+)
 from imgtool.image.locks import forbid_writers
 from imgtool.image.names import printable
 from imgtool.operations.copying import copy_file
 from imgtool.operations.journal import PREFIX, SUFFIX, Step, finish, first_line, steps_record, sync
+from imgtool.qemu.img_base import renamed_error
+
+_PATIENCE = 60.0
+"""Seconds to wait for another imgtool to put its change into the same directory, which takes milliseconds."""
 
 
 class _Held(NamedTuple):
@@ -33,7 +47,7 @@ class _Held(NamedTuple):
 class Transaction:
     """A change of one or more files, whole or not at all. A context manager: leaving it without `commit` undoes.
 
-    Paths are absolute; what is to be replaced is named by its real path, not by a symlink.
+    Paths are absolute. A symlink that is to be replaced stays, and the file it leads to is replaced.
     """
 
     def __init__(self, beside: str) -> None:
@@ -44,6 +58,7 @@ class Transaction:
         self._journal_fd = -1
         self._held: dict[str, _Held] = {}
         self._staged: list[str] = []
+        self._shown: dict[str, str] = {}
         self._steps: list[Step] = []
         self._decided = False
 
@@ -53,8 +68,11 @@ class Transaction:
                 self.journal, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
             fcntl.flock(self._journal_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(self._journal_fd, first_line(os.fstat(self._journal_fd).st_ino) + b"\n")
+            self._write(first_line(os.fstat(self._journal_fd).st_ino))
         except OSError as error:
+            if self._journal_fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.journal)
             self._close()
             raise _os_error(error, self.directory) from error
         return self
@@ -62,6 +80,9 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, CommandError):
+            renamed_error(error, self._shown)
+            error.path = self._shown.get(error.path or "", error.path)
         try:
             if not self._decided:
                 for staged in self._staged:
@@ -90,10 +111,11 @@ class Transaction:
     def stage(self, target: str, *, copy_of: str | None = None) -> str:
         """A hidden file in the directory of `target`, on which its new version can be made; empty, or a copy of the
         file `copy_of` with its permissions."""
-        folder = os.path.dirname(os.path.abspath(target))
+        folder = os.path.dirname(os.path.realpath(target))
         staged = os.path.join(folder, f"{PREFIX}{self._token}-{len(self._staged)}.tmp")
         self._record({"stage": os.path.relpath(staged, self.directory)})
         self._staged.append(staged)
+        self._shown[staged] = target
         try:
             self._create(staged, copy_of)
         except OSError as error:
@@ -114,49 +136,45 @@ class Transaction:
             os.close(fd)
 
     def replace(self, target: str, staged: str) -> None:
-        """`staged` becomes `target`, with the owner, permissions and attributes that `target` has. RefusedError when
-        `target` has further names, which would go on showing the old file."""
-        status = os.lstat(target)
-        if not stat.S_ISREG(status.st_mode):
-            raise RefusedError(
-                f"{printable(target)} is no regular file and cannot be replaced in one step", path=target
-            )
-        if status.st_nlink > 1:
-            raise RefusedError(
-                f"{printable(target)} has {status.st_nlink} names (hard links), of which only one would change",
-                hint="remove the other names, or make copies of them, first",
-                path=target,
-            )
-        self._steps.append(Step("replace", staged, target))
+        """`staged` becomes `target`, with the owner, permissions and attributes that `target` has. RefusedError as of
+        `check_replaceable`."""
+        target = os.path.realpath(target)
+        check_replaceable(target)
+        self._steps.append(Step("replace", staged, target, os.lstat(staged).st_ino))
 
     def place(self, target: str, staged: str) -> None:
         """`staged` becomes `target`, a new name. ImageExistsError when there is something of that name."""
         if os.path.lexists(target):
             raise ImageExistsError(f"{printable(target)} exists already", path=target)
-        self._steps.append(Step("place", staged, target))
+        self._steps.append(Step("place", staged, target, os.lstat(staged).st_ino))
 
     def link(self, source: str, target: str) -> None:
         """`target` becomes a further name of the file `source`, in the same file system."""
         if os.path.lexists(target):
             raise ImageExistsError(f"{printable(target)} exists already", path=target)
-        self._steps.append(Step("link", source, target))
+        self._steps.append(Step("link", source, target, os.lstat(source).st_ino))
 
     def remove(self, target: str) -> None:
         """The name `target` goes. When a step before it replaces `target`, nothing is removed."""
+        _check_not_sticky(target)
         self._steps.append(Step("remove", "", target, os.lstat(target).st_ino))
 
     def patch(self, target: str, head: bytes) -> None:
         """The file `target`, held before, gets `head` as its first bytes: a header that is to name another parent."""
         assert target in self._held, "a file that is patched in place is held"
+        target = os.path.realpath(target)
+        if not os.access(target, os.W_OK):
+            raise RefusedError(
+                f"{printable(target)} may not be written", hint="its permissions forbid it", path=target
+            )
         self._steps.append(Step("patch", "", target, os.lstat(target).st_ino, head))
 
-    def commit(self) -> None:
+    def commit(self, confirm: Callable[[], None] | None = None) -> None:
         """Puts everything in place. After this returns it is on disk.
 
+        `confirm` is called when no other imgtool can change these directories any more; what it raises stops all.
         Raises before anything changed when a held image is not what it was; ImageError with the way to finish when a
         step fails."""
-        for held in self._held.values():
-            self._check_unchanged(held)
         try:
             for step in self._steps:
                 if step.verb == "replace":
@@ -166,13 +184,34 @@ class Transaction:
                     sync(staged)
             for directory in {os.path.dirname(staged) for staged in self._staged}:
                 sync(directory)
+        except OSError as error:
+            raise _os_error(error, self.directory) from error
+        with _alone_in(self._directories()):
+            for held in self._held.values():
+                self._check_unchanged(held)
+            if confirm is not None:
+                confirm()
+            self._decide()
+            finish(self.journal, self._steps, self._staged)
+
+    def _decide(self) -> None:
+        """From when this record is on disk the change will happen."""
+        size = os.fstat(self._journal_fd).st_size
+        try:
             self._record(steps_record(self._steps, self.directory))
             os.fsync(self._journal_fd)
             sync(self.directory)
-        except OSError as error:
-            raise _os_error(error, self.directory) from error
+        except (OSError, ImageError) as error:
+            with contextlib.suppress(OSError):  # the record may be there all the same
+                os.ftruncate(self._journal_fd, size)
+            if isinstance(error, OSError):
+                raise _os_error(error, self.directory) from error
+            raise
         self._decided = True
-        finish(self.journal, self._steps, self._staged)
+
+    def _directories(self) -> list[str]:
+        targets = [*self._held, *(step.target for step in self._steps)]
+        return sorted({self.directory, *(os.path.dirname(os.path.realpath(target)) for target in targets)})
 
     def _check_unchanged(self, held: _Held) -> None:
         try:
@@ -188,9 +227,14 @@ class Transaction:
 
     def _record(self, line: dict[str, Any]) -> None:
         try:
-            os.write(self._journal_fd, json.dumps(line).encode() + b"\n")
+            self._write(json.dumps(line).encode())
         except OSError as error:
             raise _os_error(error, self.journal) from error
+
+    def _write(self, line: bytes) -> None:
+        """A line that is not whole counts for nothing: see `journal`."""
+        if os.write(self._journal_fd, line + b"\n") != len(line) + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _close(self) -> None:
         for held in self._held.values():
@@ -199,6 +243,66 @@ class Transaction:
         if self._journal_fd >= 0:
             os.close(self._journal_fd)
             self._journal_fd = -1
+
+
+@contextlib.contextmanager
+def _alone_in(directories: list[str]) -> Iterator[None]:
+    """Within, no other imgtool puts a change into one of `directories`: else two that looked at the same time would
+    each take away what the other relied on. ImageInUseError when one takes too long. Without effect where the file
+    system has no such locks."""
+    deadline = time.monotonic() + _PATIENCE
+    with contextlib.ExitStack() as stack:
+        for directory in directories:
+            try:
+                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            stack.callback(os.close, fd)
+            while not _locked(fd):
+                if time.monotonic() > deadline:
+                    raise ImageInUseError(
+                        f"another imgtool is changing images in {printable(directory)}",
+                        hint="wait for it to end, then run the command again",
+                        path=directory,
+                    )
+                time.sleep(0.02)
+        yield
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks on this file system, or not on directories
+        return True
+    return True
+
+
+def check_replaceable(path: str) -> None:
+    """RefusedError when the file at `path` cannot be replaced in one step: it is none, has further names, which would
+    go on showing the old one, or is another user's in a directory where that protects it."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedError(
+            f"{printable(path)} is no regular file: it cannot be changed whole or not at all",
+            hint="`imgtool convert` copies it into a file",
+            path=path,
+        )
+    if status.st_nlink > 1:
+        raise RefusedError(
+            f"{printable(path)} has {status.st_nlink} names (hard links), of which only one would change",
+            hint="remove the other names, or make copies of them, first",
+            path=path,
+        )
+    _check_not_sticky(os.path.realpath(path))
+
+
+def _check_not_sticky(path: str) -> None:
+    folder = os.stat(os.path.dirname(path))
+    mine = os.geteuid()
+    if folder.st_mode & stat.S_ISVTX and mine not in (0, folder.st_uid, os.lstat(path).st_uid):
+        raise RefusedError(f"{printable(path)} is another user's, and may not be replaced", path=path)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
