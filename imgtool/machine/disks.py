@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
 from imgtool.chain.scan import scan
 from imgtool.chain.walk import guard
@@ -62,7 +63,8 @@ def learn_disks(wanted: Sequence[Use], *, force: bool = False) -> Learned:
     """Looks at each image and its chain, natively; nothing is opened that could hang.
 
     ImageError or ChainError when an image or its chain cannot be used; RefusedError, which `force` overrides, when
-    the guest would write an image that others stand on, or one whose format is in doubt.
+    the guest would write an image that others stand on, or one whose format is in doubt, or read one whose parent is
+    not what it was made on.
     """
     disks: dict[str, Disk] = {}
     held: list[HeldImage] = []
@@ -72,6 +74,7 @@ def learn_disks(wanted: Sequence[Use], *, force: bool = False) -> Learned:
         if not force:
             _check_format(use, chain[0])
             _check_children(use)
+            refuse_changed(chain)
         disks[use.path] = disk(chain)
         for depth, image in enumerate(chain):
             writes = use.writes and depth == 0
