@@ -111,12 +111,24 @@ def make_seeds(format: str, directory: Path) -> list[Seed]:
             cwd=directory,
             check=True,
         )
-        seeds.append(Seed("stream.vmdk", (directory / "stream.vmdk").read_bytes(), _HOT[format]))
+        stream = (directory / "stream.vmdk").read_bytes()
+        seeds.append(Seed("stream.vmdk", stream, _HOT[format]))
+        (directory / "footer.vmdk").write_bytes(_with_footer(stream))
+        seeds.append(Seed("footer.vmdk", _with_footer(stream), _HOT[format]))
     if format == "vpc":
         fixed = directory / "fixed.vpc"
         subprocess.run([QEMU_IMG, "create", "-q", "-f", "vpc", "-o", "subformat=fixed", fixed, "1M"], check=True)
         seeds.append(Seed("fixed.vpc", fixed.read_bytes(), ((-512, -420),)))
     return seeds
+
+
+def _with_footer(stream: bytes) -> bytes:
+    """A stream-optimized VMDK as VMware writes it: the grain directory's place is known at the end only."""
+    data = bytearray(stream.ljust(-(-len(stream) // 512) * 512, b"\0"))
+    header = bytes(data[:512])
+    data[56:64] = b"\xff" * 8
+    marker = (1).to_bytes(8, "little") + bytes(4) + (3).to_bytes(4, "little")
+    return bytes(data) + marker.ljust(512, b"\0") + header + bytes(512)
 
 
 def _create(words: list[str], directory: Path) -> None:

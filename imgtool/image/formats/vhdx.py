@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from functools import cache
 
-from imgtool.image.formats.base import Details, Header, bytes_of, refuse
+from imgtool.image.formats.base import SECTOR, Details, Header, bytes_of, refuse
 from imgtool.image.source import Source
 
 MAGIC = b"vhdxfile"
@@ -43,8 +43,6 @@ _ITEMS = {_FILE_PARAMETERS, _VIRTUAL_SIZE, _PAGE_83, _LOGICAL_SECTOR, _PHYSICAL_
 
 class VhdxDetails(Details, frozen=True, kw_only=True, rename="kebab"):
     block_size: int
-    sector_size: int
-    """Bytes of a logical sector: 512 or 4096."""
     fixed: bool
     log_pending: bool
     """Its log may have to be replayed before QEMU reads it; that needs a writable image."""
@@ -63,15 +61,12 @@ def parse(source: Source) -> Header:
     (sector_size,) = struct.unpack("<I", source.at(items[_LOGICAL_SECTOR], 4))
     if not 1 << 20 <= block_size <= 256 << 20 or block_size & (block_size - 1):
         refuse("vhdx", f"blocks of {block_size} bytes")
-    if sector_size not in (512, 4096):
-        refuse("vhdx", f"logical sectors of {sector_size} bytes")
-    # QEMU counts the disk in logical sectors, and then takes these for sectors of 512 bytes
+    if sector_size != SECTOR:
+        refuse("vhdx", f"logical sectors of {sector_size} bytes, where QEMU reads 512 only")
     return Header(
         format="vhdx",
-        virtual_size=bytes_of("vhdx", size // sector_size),
-        details=VhdxDetails(
-            block_size=block_size, sector_size=sector_size, fixed=bool(flags & _FIXED), log_pending=log_pending
-        ),
+        virtual_size=bytes_of("vhdx", size // SECTOR),
+        details=VhdxDetails(block_size=block_size, fixed=bool(flags & _FIXED), log_pending=log_pending),
     )
 
 
