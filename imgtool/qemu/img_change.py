@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from imgtool.errors import ImgtoolError, UsageError
-from imgtool.image.header import read_header
+from imgtool.errors import ImageFormatError, UsageError
+from imgtool.image.header import Header, Qcow2Details, read_header
 from imgtool.image.names import PathLike, absolute
 from imgtool.image.qapi import ImageInfo
 from imgtool.image.reference import parse as parse_reference
@@ -58,7 +58,7 @@ class Changing(ImgBase):
             objects=objects,
             progress=progress is not None,
         )
-        dirty = bool(before.dirty_flag or (base_before is not None and base_before.dirty_flag))
+        dirty = is_dirty(image, before) or (place is not None and is_dirty(place, base_before))
         done = self._change(argv, image, dirty=dirty, progress=progress)
         return Committed(
             path=place_of(image),
@@ -244,7 +244,7 @@ class Changing(ImgBase):
         progress: Progress | None = None,
     ) -> Changed:
         """Runs `argv` and looks at what has become of `image`."""
-        done = self._change(argv, image, others=others, dirty=bool(before.dirty_flag), progress=progress)
+        done = self._change(argv, image, others=others, dirty=is_dirty(image, before), progress=progress)
         path = place_of(image)
         after = self._info(image, format, objects)
         return Changed(path=path, before=before, after=after, written=(path,), notes=notes_of(done))
@@ -256,20 +256,42 @@ def check_backing(backing: Backing | None, directory: str) -> None:
         check_input(os.path.join(directory, os.fsdecode(backing)), what="backing file")
 
 
+def is_dirty(image: Source, info: ImageInfo | None) -> bool:
+    """Whether QEMU will mend `image` when it opens it for writing: it was not closed cleanly. QEMU 5.2 does so too,
+    but its `info` denies it."""
+    if info is None or info.format != "qcow2":
+        return False
+    header = _header(image, "qcow2")
+    native = header is not None and isinstance(header.details, Qcow2Details) and header.details.dirty
+    return native or bool(info.dirty_flag)
+
+
 def base_of(image: Source, info: ImageInfo) -> str | None:
     """The path of the backing file of `image`, None when it is no file of this host."""
-    said = info.full_backing_filename or info.backing_filename or ""
-    name: str | None = said
-    if "\ufffd" in said and not isinstance(image, ImageOpts):
-        # qemu-img's JSON has lost the name; the header has it.
-        path = absolute(image)
-        try:
-            with open(path, "rb") as file:
-                backing = read_header(file.fileno(), format=info.format).backing or b""
-            name = parse_reference(backing, directory=os.path.dirname(path)).path
-        except (ImgtoolError, OSError):
-            return None
-    if name is None or not os.path.isabs(name) or not os.path.lexists(name):
+    name = info.full_backing_filename or info.backing_filename or ""
+    if "\ufffd" in name:
+        name = _true_backing(image, info) or name  # qemu-img's JSON has lost the name; the header has it
+    if not os.path.isabs(name) or not os.path.lexists(name):
         return None
     # Without the dots, but `..` stays: after a symlink it is not the directory before it.
     return "/" + "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _true_backing(image: Source, info: ImageInfo) -> str | None:
+    header = _header(image, info.format)
+    if header is None or header.backing is None or isinstance(image, ImageOpts):
+        return None
+    try:
+        return parse_reference(header.backing, directory=os.path.dirname(absolute(image))).path
+    except ImageFormatError:
+        return None
+
+
+def _header(image: Source, format: str) -> Header | None:
+    if isinstance(image, ImageOpts):
+        return None
+    try:
+        with open(absolute(image), "rb") as file:
+            return read_header(file.fileno(), format=format)
+    except (ImageFormatError, OSError):
+        return None

@@ -36,13 +36,24 @@ def replacing(target: PathLike, *, overwrite: bool = False, several_files: bool 
     _check_target(final, overwrite)
     work = _Work(final, several_files)
     with _held(work):
-        replaced = _status(final)
         try:
-            yield work.start(replaced)
+            with _said(final):
+                place = work.start(_status(final))
+            yield place
             _check_target(final, overwrite)
-            work.finish(overwrite)
+            with _said(final):
+                work.finish(overwrite)
         finally:
             work.clear()
+
+
+@contextlib.contextmanager
+def _said(final: str) -> Iterator[None]:
+    """Turns what the file system refuses (no space, no permission) into an error about `final`."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(f"{printable(final)} cannot be made: {error.strerror}", path=final) from error
 
 
 def _status(path: str) -> os.stat_result | None:
@@ -181,10 +192,8 @@ def _held(work: _Work) -> Iterator[None]:
     """Holds the lock of `work`, without anything of an earlier run left there."""
     fd = _lock(work)
     try:
-        try:
+        with _said(work.final):
             work.clear()
-        except OSError as error:
-            raise ImageError(f"{printable(work.final)} cannot be made: {error.strerror}", path=work.final) from error
         yield
     finally:
         with contextlib.suppress(OSError):

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -108,6 +109,19 @@ def test_the_longest_names_and_the_strangest_work(tmp_path: Path) -> None:
         with replacing(tmp_path / name) as place:
             Path(place).write_text(name.encode(errors="replace").decode())
     assert len(names(tmp_path)) == 5
+
+
+def test_what_the_file_system_refuses_is_an_image_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ImageError) as caught, replacing(tmp_path / "a"):
+        pass
+    assert "No space left" in caught.value.message
+    assert names(tmp_path) == set()
 
 
 def test_nothing_is_written_through_a_link_that_somebody_left_at_the_hidden_name(tmp_path: Path) -> None:
