@@ -6,13 +6,15 @@ nothing inside needs patching.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import NamedTuple, Protocol
 
 from imgtool.errors import CommandCrashed, CommandError, CommandTimeout, ProgramError
@@ -74,9 +76,14 @@ def run(
     The program gets no stdin, a process group of its own (Ctrl-C on the terminal reaches imgtool alone, which ends
     the program and cleans up), and on Linux is killed with imgtool, however that dies.
     """
-    child = _start(argv, limits, pass_fds)
     stdout, stderr = bytearray(), bytearray()
+    held: list[int] = []
+    child: subprocess.Popen[bytes] | None = None
     try:
+        with _signals_held(held):
+            child = _start(argv, limits, pass_fds)
+        for number in held:
+            signal.raise_signal(number)
         in_time = _collect(child, limits.seconds, on_stdout or stdout.extend, stderr)
         if not in_time:
             _end(child)
@@ -89,10 +96,11 @@ def run(
                 hint="a longer --timeout may help, if the image is one you trust",
             )
     except BaseException:
-        _end(child)
+        if child is not None:
+            _end(child)
         raise
     finally:
-        for pipe in (child.stdout, child.stderr):
+        for pipe in (child.stdout, child.stderr) if child is not None else ():
             if pipe is not None:
                 pipe.close()
     return Completed(tuple(argv), child.returncode, bytes(stdout), bytes(stderr))
@@ -121,6 +129,28 @@ def failure(done: Completed, *, path: str | None = None, hint: str | None = None
         path=path,
         hint=hint,
     )
+
+
+@contextlib.contextmanager
+def _signals_held(held: list[int]) -> Iterator[None]:
+    """Within, signals that have a handler are noted in `held` instead: an exception that a handler raises in Popen
+    would lose the program that Popen has just started."""
+
+    def note(number: int, _: FrameType | None) -> None:
+        held.append(number)
+
+    handlers = {}
+    try:
+        with contextlib.suppress(ValueError):  # in a thread other than the main one no handler runs either
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    signal.signal(number, note)
+                    handlers[number] = handler
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _start(argv: Sequence[str], limits: Limits, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_made_merged_and_removed(images: Images, imgtool: Imgtool) -> None:
         ["NAME", "GRANULARITY", "STATE"],
         ["monday", "1", "MiB", "records"],
     ]
-    words = ["bitmap", "--add", "--disable", "--merge", "monday", path, "all", "--output", "json"]
+    words: list[str | Path] = ["bitmap", "--add", "--disable", "--merge", "monday", path, "all", "--output", "json"]
     assert bitmaps(imgtool(*words).document) == {"monday": ["auto"], "all": []}
     done = imgtool("bitmap", "--remove", path, "monday", "-q")
     assert (done.status, done.stdout) == (0, "")

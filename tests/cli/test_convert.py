@@ -117,7 +117,7 @@ def test_a_name_is_always_a_files(images: Images, imgtool: Imgtool, name: str) -
 
 def test_a_machine_that_writes_is_not_copied(images: Images, imgtool: Imgtool) -> None:
     path = disk(images)
-    words = ["convert", "-O", "raw", path, images / "copy.img"]
+    words: list[str | Path] = ["convert", "-O", "raw", path, images / "copy.img"]
     with images.opened(path) as pid:
         done = imgtool(*words)
         shared = imgtool(*words, "-U")
@@ -187,6 +187,23 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def test_a_signal_while_qemu_img_starts_does_not_lose_it(images: Images) -> None:
+    path = images.base("disk.img", "8M", format="raw")
+    images.run_io(path, "write -P 5 0 8M", format="raw")
+    code = (
+        "import os, signal, sys; from imgtool.cli.main import main\n"
+        "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "try: main(sys.argv[1:])\n"
+        "finally:\n"
+        "    try: os.waitpid(-1, os.WNOHANG); print('a program is left')\n"
+        "    except ChildProcessError: print('none is left')"
+    )
+    words: list[str | Path] = ["convert", "-O", "qcow2", "-r", "1M", path, images / "new.qcow2"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "none is left\n")
+    assert os.listdir(images.directory) == ["disk.img"]
+
+
 def gone(pid: int) -> bool:
     """Whether the process has ended; a zombie that nobody waits for has."""
     try:
@@ -200,16 +217,16 @@ def test_killed_it_leaves_no_target_and_no_process(images: Images, imgtool: Imgt
     path = images.base("disk.img", "8M", format="raw")
     images.run_io(path, "write -P 5 0 8M", format="raw")
     target = images / "new.qcow2"
-    words = ["convert", "-O", "qcow2", path, target]
+    words: list[str | Path] = ["convert", "-O", "qcow2", path, target]
     with subprocess.Popen(
         [sys.executable, "-m", "imgtool", *words, "-r", "1M"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as program:
         deadline = time.monotonic() + 60
-        working: list[int] = []
-        while not working or not any(Path(f"/proc/{pid}/comm").read_text() == "qemu-img\n" for pid in working):
+        while not any(one.stat().st_size for one in images.directory.glob(".imgtool-*.tmp")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-            working = children(program.pid)
+        working = children(program.pid)
+        assert working
         program.send_signal(number)
         out, _ = program.communicate(timeout=60)
     assert program.returncode == (-9 if number == signal.SIGKILL else 128 + number)
