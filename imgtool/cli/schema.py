@@ -22,6 +22,8 @@ DOCUMENTS = {
     "machine": "imgtool.machine.config:Machine",
     "map": "imgtool.cli.map:Map",
     "measure": "imgtool.image.qapi:BlockMeasureInfo",
+    "net": "imgtool.machine.nets.values:Network",
+    "net-plan": "imgtool.machine.nets.values:Plan",
     "plan": "imgtool.operations.plan:Plan",
     "rebase": "imgtool.qemu.results:Changed",
     "resize": "imgtool.qemu.results:Changed",

@@ -119,7 +119,7 @@ def parse_range(text: str, subnet: IPv4Network) -> tuple[str, str]:
         first, last = (ipaddress.IPv4Address(word.strip()) for word in (first_text, last_text))
     except ValueError:
         raise UsageError(
-            f"{printable(text)!r} is no range of addresses", hint=f"for instance {_example_range(subnet)}"
+            f"'{printable(text)}' is no range of addresses", hint=f"for instance {_example_range(subnet)}"
         ) from None
     if not dash or first > last:
         raise UsageError(f"{text} ends before it begins")
@@ -138,14 +138,14 @@ def parse_forward(text: str, subnet: IPv4Network) -> Forward:
     words = text.split(":")
     if len(words) not in (4, 5) or words[0] not in ("tcp", "udp"):
         raise UsageError(
-            f"{printable(text)!r} forwards no port",
+            f"'{printable(text)}' forwards no port",
             hint=f"write tcp:HOSTPORT:GUEST:PORT, for instance tcp:8080:{subnet[2]}:80",
         )
     host = _host_address(words[1], text) if len(words) == 5 else None
     try:
         guest = ipaddress.IPv4Address(words[-2])
     except ValueError:
-        raise UsageError(f"{printable(words[-2])!r} in {printable(text)} is no IPv4 address") from None
+        raise UsageError(f"'{printable(words[-2])}' in {printable(text)} is no IPv4 address") from None
     if guest not in subnet or guest in (subnet.network_address, subnet.broadcast_address, subnet[1]):
         raise UsageError(f"{guest} in {printable(text)} is no guest's address in {subnet}")
     return Forward(
@@ -205,12 +205,12 @@ def _host_address(word: str, text: str) -> str:
     try:
         return str(ipaddress.IPv4Address(word))
     except ValueError:
-        raise UsageError(f"{printable(word)!r} in {printable(text)} is no IPv4 address") from None
+        raise UsageError(f"'{printable(word)}' in {printable(text)} is no IPv4 address") from None
 
 
 def _port(word: str, text: str) -> int:
     if not (word.isascii() and word.isdigit() and 1 <= int(word) <= 65535):
-        raise UsageError(f"{printable(word)!r} in {printable(text)} is no port", hint="ports are 1 to 65535")
+        raise UsageError(f"'{printable(word)}' in {printable(text)} is no port", hint="ports are 1 to 65535")
     return int(word)
 
 
@@ -223,4 +223,4 @@ def _example_range(subnet: IPv4Network) -> str:
 
 
 def _no_subnet(text: str) -> UsageError:
-    return UsageError(f"{printable(text)!r} is no subnet", hint="for instance 10.77.0.0/24")
+    return UsageError(f"'{printable(text)}' is no subnet", hint="for instance 10.77.0.0/24")
