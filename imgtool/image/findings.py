@@ -85,6 +85,7 @@ KINDS: dict[str, Kind] = {
     "encrypted": Kind("info", None, "its contents are encrypted"),
     "luks2": Kind("warning", "unknown", "it is encrypted in a way QEMU cannot read: to QEMU it is a raw disk"),
     "obsolete-format": Kind("warning", "unknown", "a format that nobody has written for years"),
+    "size-doubtful": Kind("warning", None, "QEMU's versions do not agree how large the disk is"),
     "fixed-vhd": Kind("info", None, "a raw disk with a VHD footer: QEMU takes the footer for a part of the disk"),
     "partition-table-odd": Kind("warning", "malformed", "its partition table contradicts itself"),
     "cut-short": Kind("warning", "unknown", "not all of the image was there to be looked at"),

@@ -21,6 +21,7 @@ from imgtool.image.formats.qed import QedDetails
 from imgtool.image.formats.raw import RawDetails
 from imgtool.image.formats.vhdx import VhdxDetails
 from imgtool.image.formats.vmdk import VmdkDetails
+from imgtool.image.formats.vpc import VpcDetails
 from imgtool.image.names import printable
 from imgtool.image.source import CutShortError, Source
 
@@ -71,6 +72,9 @@ def in_header(header: Header, source: Source) -> Iterator[Finding]:
         yield finding("log-pending", "the image names a log, which may have to be replayed first")
     elif isinstance(details, QedDetails | ParallelsDetails) and details.dirty:
         yield finding("not-closed", "the image was not closed properly")
+    elif isinstance(details, VpcDetails):
+        if not details.known_creator and details.size // SECTOR * SECTOR != header.virtual_size:
+            yield finding("size-doubtful", f"{header.virtual_size} bytes until QEMU 9, {details.size} since")
     elif isinstance(details, LuksDetails):
         yield finding("encrypted", f"the disk is encrypted by {details.cipher}-{details.mode}")
     if isinstance(details, QcowDetails) and details.encryption:

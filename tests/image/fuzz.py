@@ -10,6 +10,7 @@ The same seed gives the same mutations of the same seed images (which hold rando
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import random
@@ -180,7 +181,9 @@ def _cloop() -> list[bytes]:
 
 
 def _dmg() -> list[bytes]:
-    plist = b"<plist><data></data></plist>"
+    table = bytearray(b"mish".ljust(204, b"\0")) + (0).to_bytes(4) + bytes(36)  # one run of zeros
+    table[204 + 16 : 204 + 24] = (2048).to_bytes(8)
+    plist = b"<plist><data>" + base64.b64encode(table) + b"</data></plist>"
     trailer = bytearray(512)
     trailer[:4] = b"koly"
     for at, value in ((0xD8, 512), (0xE0, len(plist)), (0x1EC, 2048)):

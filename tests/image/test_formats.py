@@ -23,6 +23,8 @@ from tests.image.fuzz import make_seeds
 pytestmark = pytest.mark.matrix
 
 QEMU_IMG = os.environ.get("IMGTOOL_QEMU_IMG", "qemu-img")
+SUPPORTED = subprocess.run([QEMU_IMG, "--help"], check=True, capture_output=True, text=True).stdout.split()
+"""Debian built QEMU 5.2 without Parallels' format."""
 
 
 def header_of(path: Path, format: str | None = None) -> Header:
@@ -41,7 +43,7 @@ def info(path: Path, *options: str) -> dict[str, Any]:
     return answer
 
 
-@pytest.mark.parametrize("format", [name for name in FORMATS if name not in ("raw", "qcow2")])
+@pytest.mark.parametrize("format", [name for name in FORMATS if name not in ("raw", "qcow2") and name in SUPPORTED])
 def test_every_format_is_read_as_qemu_img_reads_it(tmp_path: Path, format: str) -> None:
     for seed in make_seeds(format, tmp_path):
         image = tmp_path / seed.name
@@ -109,7 +111,14 @@ def test_the_creator_of_a_vhd_decides_between_geometry_and_size(tmp_path: Path, 
     data[64:68] = bytes(4)
     data[64:68] = struct.pack(">I", ~sum(data[:512]) & 0xFFFFFFFF)
     image.write_bytes(data)
-    assert header_of(image).virtual_size == info(image)["virtual-size"]
+    header = header_of(image)
+    assert isinstance(header.details, VpcDetails)
+    expected = info(image)["virtual-size"]
+    if header.details.known_creator:
+        assert header.virtual_size == expected
+    else:  # since QEMU 10 the size counts unless the creator is known to be wrong about it
+        assert expected in (header.virtual_size, 9 << 20)
+        assert (header.details.geometry_size, header.details.size) == (header.virtual_size, 9 << 20)
 
 
 def test_a_blank_line_before_an_extent_counts_it_twice_as_in_qemu(tmp_path: Path) -> None:

@@ -15,17 +15,16 @@ from imgtool.errors import ImageFormatError
 from imgtool.image.formats.qcow2 import Qcow2Details
 from imgtool.image.header import Header, read_header, read_snapshots
 
-pytestmark = pytest.mark.matrix
-
 QEMU_IMG = os.environ.get("IMGTOOL_QEMU_IMG", "qemu-img")
 
 
-def qemu_img(*words: str | Path) -> str:
-    return subprocess.run([QEMU_IMG, *map(str, words)], check=True, capture_output=True, text=True).stdout
+def qemu_img(*words: str | Path, cwd: Path | None = None) -> str:
+    return subprocess.run([QEMU_IMG, *map(str, words)], check=True, capture_output=True, text=True, cwd=cwd).stdout
 
 
 def info(path: Path) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(qemu_img("info", "--output=json", path))
+    # QEMU 5.2 opens a data file for this, which is one of the current directory
+    answer: dict[str, Any] = json.loads(qemu_img("info", "--output=json", path, cwd=path.parent))
     return answer
 
 
@@ -42,6 +41,7 @@ def details_of(header: Header) -> Qcow2Details:
     return header.details
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "options",
     [
@@ -50,7 +50,6 @@ def details_of(header: Header) -> Qcow2Details:
         "cluster_size=512",
         "cluster_size=2M",
         "extended_l2=on,cluster_size=64k",
-        "compression_type=zstd",
         "refcount_bits=1",
         "refcount_bits=64",
         "lazy_refcounts=on",
@@ -60,6 +59,14 @@ def details_of(header: Header) -> Qcow2Details:
     ],
 )
 def test_qcow2_is_read_as_qemu_img_reads_it(tmp_path: Path, options: str) -> None:
+    check_qcow2(tmp_path, options)
+
+
+def test_qcow2_compressed_by_zstd_is_read_as_qemu_img_reads_it(tmp_path: Path) -> None:
+    check_qcow2(tmp_path, "compression_type=zstd")  # not in every version's build
+
+
+def check_qcow2(tmp_path: Path, options: str) -> None:
     base = tmp_path / "base.raw"
     base.write_bytes(bytes(1 << 20))
     image = tmp_path / "image.qcow2"
@@ -85,6 +92,7 @@ def test_qcow2_is_read_as_qemu_img_reads_it(tmp_path: Path, options: str) -> Non
     assert details.corrupt == specific.get("corrupt", False)
 
 
+@pytest.mark.matrix
 def test_snapshots_are_listed_as_qemu_img_lists_them(tmp_path: Path) -> None:
     image = tmp_path / "image.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", image, "64M")
@@ -102,6 +110,7 @@ def test_snapshots_are_listed_as_qemu_img_lists_them(tmp_path: Path) -> None:
     assert {s.disk_size for s in snapshots} == {64 << 20}
 
 
+@pytest.mark.matrix
 def test_a_raw_file_counts_its_last_partial_sector(tmp_path: Path) -> None:
     image = tmp_path / "image.raw"
     image.write_bytes(b"x" * 600)
@@ -109,6 +118,7 @@ def test_a_raw_file_counts_its_last_partial_sector(tmp_path: Path) -> None:
     assert info(image)["virtual-size"] == 1024
 
 
+@pytest.mark.matrix
 def test_a_qcow2_shorter_than_a_sector_is_still_one(tmp_path: Path) -> None:
     image = tmp_path / "image.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", image, "0")
@@ -116,6 +126,7 @@ def test_a_qcow2_shorter_than_a_sector_is_still_one(tmp_path: Path) -> None:
     assert header_of(image).format == "qcow2" == info(image)["format"]
 
 
+@pytest.mark.matrix
 def test_a_declared_format_is_never_replaced(tmp_path: Path) -> None:
     image = tmp_path / "image"
     qemu_img("create", "-q", "-f", "qcow2", image, "1M")
@@ -125,6 +136,7 @@ def test_a_declared_format_is_never_replaced(tmp_path: Path) -> None:
         header_of(image, "qcow2")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("offset", "packed"),
     [

@@ -19,9 +19,10 @@ _TYPES = {2: "fixed", 3: "dynamic", 4: "differencing"}
 _MAX_SECTORS = 0xFF000000  # 2040 GiB
 _MAX_GEOMETRY = 65535 * 16 * 255
 
-_SIZE_NOT_GEOMETRY = (b"win ", b"qem2", b"d2v ", b"CTXS", b"tap\0")
-"""Creators whose images are as large as the footer says; all others' as large as their geometry. XenServer's is
-compared as far as its NUL."""
+_BY_SIZE = (b"win ", b"qem2", b"d2v ", b"CTXS", b"tap\0")
+_BY_GEOMETRY = (b"vpc ", b"vs  ", b"qemu")
+"""Creators whose images are as large as the footer says, and as large as their geometry. All others go by geometry
+until QEMU 9, by size from QEMU 10 on; here by geometry."""
 
 
 class VpcDetails(Details, frozen=True, kw_only=True, rename="kebab"):
@@ -29,6 +30,12 @@ class VpcDetails(Details, frozen=True, kw_only=True, rename="kebab"):
     """`fixed`, `dynamic` or `differencing` (of which QEMU reads the changes only)."""
     creator: str
     """Four characters: `qemu`, `qem2`, `vpc `, `win `, …"""
+    size: int
+    """Bytes, as the footer says."""
+    geometry_size: int
+    """Bytes, as cylinders, heads and sectors say."""
+    known_creator: bool
+    """Whether all versions of QEMU agree which of the two sizes counts."""
     block_size: int | None = None
 
 
@@ -49,8 +56,8 @@ def parse(source: Source) -> Header:
     summed = sum(footer) - sum(footer[_CHECKSUM_AT : _CHECKSUM_AT + 4])
     if ~summed & 0xFFFFFFFF != checksum:
         refuse("vpc", "its footer's checksum is wrong")
-    sectors = cylinders * heads * per_track
-    if sectors == _MAX_GEOMETRY or creator in _SIZE_NOT_GEOMETRY:
+    geometry = sectors = cylinders * heads * per_track
+    if sectors == _MAX_GEOMETRY or creator in _BY_SIZE:
         sectors = size // SECTOR
     if sectors > _MAX_SECTORS:
         refuse("vpc", "it is larger than 2040 GiB")
@@ -60,6 +67,9 @@ def parse(source: Source) -> Header:
         details=VpcDetails(
             subformat=_TYPES.get(kind, "dynamic") if dynamic else "fixed",
             creator=creator.decode("latin-1"),
+            size=size,
+            geometry_size=geometry * SECTOR,
+            known_creator=creator in (*_BY_SIZE, *_BY_GEOMETRY),
             block_size=_block_size(source, header_at, sectors) if dynamic else None,
         ),
     )
