@@ -43,6 +43,13 @@ def content(img: QemuImg, image: Path | str | bytes | ImageOpts, scratch: Path, 
     return target.read_bytes()
 
 
+def overlay(img: QemuImg, base: Path, name: str = "overlay.qcow2") -> Path:
+    """A qcow2 overlay of `base`, beside it."""
+    path = base.parent / name
+    img.create(path, format="qcow2", backing=base.name, backing_format="qcow2")
+    return path
+
+
 T = TypeVar("T")
 
 
