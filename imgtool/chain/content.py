@@ -1,0 +1,44 @@
+"""What a guest reads of an image, as a digest, and the layers of a chain as qemu-img is given them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from imgtool.chain.graph import Image
+from imgtool.chain.walk import guard
+from imgtool.errors import RefusedError
+from imgtool.image.names import PathLike, printable
+from imgtool.qemu.digest import content_digest
+from imgtool.qemu.extents import Layer
+from imgtool.qemu.qemu_img import QemuImg
+
+
+def layers_of(chain: Sequence[Image]) -> list[Layer]:
+    """The images of `chain` (that of `imgtool.chain.walk.guard`). RefusedError when one is not on this host."""
+    layers = []
+    for image in chain:
+        if image.format is None or (image.data_file is not msgspec.UNSET and image.data_file.path is None):
+            raise RefusedError(
+                f"{printable(chain[0].path)} stands on {printable(image.path)}, which is no file on this host",
+                path=chain[0].path,
+            )
+        data_file = None if image.data_file is msgspec.UNSET else image.data_file.path
+        layers.append(Layer(image.path, image.format, data_file))
+    return layers
+
+
+def digest_of(
+    image: PathLike,
+    *,
+    format: str | None = None,
+    qemu_img: QemuImg | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> str:
+    """The content digest (`imgtool1:…`, see `imgtool.qemu.digest`) of what a guest reads of `image` and its chain.
+    Raises as `guard` and `content_digest` do."""
+    chain = guard(image, format=format)
+    size = chain[0].virtual_size
+    assert size is not None, "what guard lets pass has been read"
+    return content_digest(qemu_img or QemuImg(), layers_of(chain), size, progress=progress)

@@ -1,0 +1,292 @@
+"""Content digests: what a guest reads of a disk, in one line of text.
+
+Equal for every image, chain and format that holds the same disk. The disk is cut into chunks of 1 MiB; the digest is
+the SHA-256 of its size and, for each chunk that is not all zeros, of the chunk's number and its own SHA-256. Zeros
+cost nothing: holes are not read. Where the bytes lie plainly in the files they are read from there, on all
+processors; what is compressed or in formats with secrets of their own is unpacked by qemu-img, a slice at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from typing import NamedTuple
+
+from imgtool.errors import ImageInUseError, ImageUnreadableError
+from imgtool.image.locks import forbid_writers
+from imgtool.image.names import printable
+from imgtool.qemu import img_argv
+from imgtool.qemu.extents import Extent, Layer, options_of, read_extents
+from imgtool.qemu.img_argv import ImageOpts
+from imgtool.qemu.img_base import ImgBase
+
+PREFIX = "imgtool1:"
+"""Stands before the hexadecimal digits, and changes when the definition does."""
+
+CHUNK = 1 << 20
+_SLICE = 256 * CHUNK
+"""What qemu-img unpacks at once, so that a scratch file is never larger."""
+_BATCH = 16
+_ZEROS = bytes(CHUNK)
+_ENTRY = struct.Struct(">Q32s")
+
+_PLAIN = ("raw", "qcow2")
+"""Formats whose `offset` in a map is one in the very file that is named."""
+
+Progress = Callable[[float], None]
+
+
+class _Scratch:
+    """A file without a name: its space is given back when nobody refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.unlink(path)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class _Piece(NamedTuple):
+    """Bytes of one chunk: where in the chunk (before `_chunks`: in the disk), how many, and where they are."""
+
+    at: int
+    length: int
+    fd: int
+    offset: int
+    owner: _Scratch | None = None
+
+
+_Chunk = tuple[int, list[_Piece]]
+
+
+def content_digest(
+    img: ImgBase,
+    layers: Sequence[Layer],
+    virtual_size: int,
+    *,
+    extents: Sequence[Extent] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """The digest of the disk of `virtual_size` bytes that `layers`, topmost first, make up.
+
+    ImageInUseError when a program writes one of the files; CommandError when qemu-img cannot read them, for lack of a
+    key for one. Nothing that heeds QEMU's locks can write them meanwhile.
+    """
+    threads = threads or os.cpu_count() or 1
+    with contextlib.ExitStack() as stack:
+        fds = [_opened(stack, layer) for layer in layers]
+        if extents is None:
+            extents = read_extents(img, layers)
+        packed = {
+            number
+            for extent in extents
+            if extent.data and not extent.zero and _is_packed(extent, layers)
+            for number in range(extent.start // _SLICE, (extent.end - 1) // _SLICE + 1)
+        }
+        chunks = _chunks(_plain_pieces(extents, fds, packed))
+        if packed:
+            unpacker = _Unpacker(stack, img, layers, virtual_size)
+            chunks = chain(unpacker.slices(sorted(packed), threads), chunks)
+        work = _Work(virtual_size, chunks, extents, progress)
+        work.run(threads)
+        return work.digest()
+
+
+def _opened(stack: contextlib.ExitStack, layer: Layer) -> int:
+    """The file that holds the layer's data, open; it and the image are closed to writers."""
+    fd = -1
+    for path in dict.fromkeys((layer.path, layer.data_file or layer.path)):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise ImageUnreadableError(f"{printable(path)} cannot be read: {error.strerror}", path=path) from error
+        stack.callback(os.close, fd)
+        if not forbid_writers(fd):
+            raise ImageInUseError(
+                f"{printable(path)} is in use for writing: its content changes while it is read",
+                hint="end that process first",
+                path=path,
+            )
+    return fd
+
+
+def _is_packed(extent: Extent, layers: Sequence[Layer]) -> bool:
+    return extent.offset is None or layers[extent.depth].format not in _PLAIN
+
+
+def _plain_pieces(extents: Sequence[Extent], fds: Sequence[int], packed: set[int]) -> Iterator[_Piece]:
+    """The data of the disk, but for that in the slices `packed`."""
+    for extent in extents:
+        if not extent.data or extent.zero:
+            continue
+        if not packed:
+            assert extent.offset is not None
+            yield _Piece(extent.start, extent.length, fds[extent.depth], extent.offset)
+            continue
+        at = extent.start
+        while at < extent.end:
+            end = min(extent.end, (at // _SLICE + 1) * _SLICE)
+            if at // _SLICE not in packed:
+                assert extent.offset is not None
+                yield _Piece(at, end - at, fds[extent.depth], extent.offset + at - extent.start)
+            at = end
+
+
+def _chunks(pieces: Iterator[_Piece]) -> Iterator[_Chunk]:
+    """Cuts pieces of the disk at the chunks' bounds, and gathers those of each chunk."""
+    number = -1
+    here: list[_Piece] = []
+    for piece in pieces:
+        at, offset, left = piece.at, piece.offset, piece.length
+        while left:
+            chunk, inside = divmod(at, CHUNK)
+            length = min(left, CHUNK - inside)
+            if chunk != number:
+                if here:
+                    yield number, here
+                number, here = chunk, []
+            here.append(_Piece(inside, length, piece.fd, offset, piece.owner))
+            at, offset, left = at + length, offset + length, left - length
+    if here:
+        yield number, here
+
+
+class _Unpacker:
+    """Has qemu-img write slices of the disk as raw scratch files, beside the image where that can be."""
+
+    def __init__(self, stack: contextlib.ExitStack, img: ImgBase, layers: Sequence[Layer], virtual_size: int) -> None:
+        self.img, self.layers, self.virtual_size = img, layers, virtual_size
+        folder = os.path.dirname(layers[0].path)
+        self.directory = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix=".imgtool-", dir=folder if os.access(folder, os.W_OK) else None)
+        )
+
+    def slices(self, numbers: Sequence[int], ahead: int) -> Iterator[_Chunk]:
+        """The chunks of the slices `numbers`, `ahead` of which are unpacked at the same time."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(ahead) as pool:
+            waiting = deque(pool.submit(self._unpack, number) for number in numbers[:ahead])
+            for index, number in enumerate(numbers):
+                scratch = waiting.popleft().result()
+                waiting.extend(pool.submit(self._unpack, later) for later in numbers[index + ahead :][:1])
+                yield from _chunks(self._pieces(number, scratch))
+
+    def _unpack(self, number: int) -> _Scratch:
+        start = number * _SLICE
+        below = options_of(self.layers, "file.")
+        if below is None:
+            top = self.layers[0]
+            below = {"file.driver": top.format, "file.file.filename": top.path}
+        length = min(_SLICE, self.virtual_size - start)
+        source = ImageOpts.of({"driver": "raw", "offset": start, "size": length, **below})
+        path = os.path.join(self.directory, str(number))
+        argv = img_argv.convert(self.img.program, [source], path, output_format="raw", cache="unsafe")
+        self.img._read(argv, [source], force_share=False, limits=self.img.long_limits)
+        return _Scratch(path)
+
+    def _pieces(self, number: int, scratch: _Scratch) -> Iterator[_Piece]:
+        for start, end in _data_parts(scratch.fd):
+            yield _Piece(number * _SLICE + start, end - start, scratch.fd, start, scratch)
+
+
+def _data_parts(fd: int) -> Iterator[tuple[int, int]]:
+    at, size = 0, os.fstat(fd).st_size
+    while at < size:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            return  # nothing but a hole is left
+        end = min(size, os.lseek(fd, at, os.SEEK_HOLE))
+        yield at, end
+        at = end
+
+
+class _Work:
+    """Hashes chunks on several threads; hashing and reading leave Python's lock to others."""
+
+    def __init__(
+        self,
+        virtual_size: int,
+        chunks: Iterator[_Chunk],
+        extents: Sequence[Extent],
+        progress: Progress | None,
+    ) -> None:
+        self.virtual_size = virtual_size
+        self._chunks = chunks
+        self._lock = threading.Lock()
+        self._found: list[tuple[int, bytes]] = []
+        self._failed: BaseException | None = None
+        self._progress = progress
+        self._total = max(1, sum(extent.length for extent in extents if extent.data and not extent.zero))
+        self._done = 0
+
+    def run(self, threads: int) -> None:
+        helpers = [threading.Thread(target=self._work, daemon=True) for _ in range(threads - 1)]
+        for helper in helpers:
+            helper.start()
+        self._work()
+        for helper in helpers:
+            helper.join()
+        if self._failed is not None:
+            raise self._failed
+
+    def _work(self) -> None:
+        buffer = bytearray(CHUNK)
+        try:
+            while batch := self._take():
+                self._found.extend(_hashed(batch, buffer, self.virtual_size))
+        except BaseException as error:
+            self._failed = error
+
+    def _take(self) -> list[_Chunk]:
+        with self._lock:
+            if self._failed is not None:
+                return []
+            batch = list(islice(self._chunks, _BATCH))
+            if self._progress is not None:
+                self._progress(min(100.0, 100 * self._done / self._total))
+                self._done += sum(piece.length for _, pieces in batch for piece in pieces)
+            return batch
+
+    def digest(self) -> str:
+        whole = hashlib.sha256(b"imgtool1\n" + self.virtual_size.to_bytes(8, "big"))
+        for number, digest in sorted(self._found):
+            whole.update(_ENTRY.pack(number, digest))
+        return PREFIX + whole.hexdigest()
+
+
+def _hashed(batch: Sequence[_Chunk], buffer: bytearray, virtual_size: int) -> Iterator[tuple[int, bytes]]:
+    """(number, SHA-256) of the chunks that are not all zeros."""
+    whole = memoryview(buffer)
+    for number, pieces in batch:
+        length = min(CHUNK, virtual_size - number * CHUNK)
+        if length <= 0:
+            continue
+        if len(pieces) > 1 or pieces[0].length < length:
+            buffer[:] = _ZEROS
+        for piece in pieces:
+            _fill(whole[piece.at : piece.at + piece.length], piece)
+        here = buffer if length == CHUNK else buffer[:length]
+        if here != _ZEROS[:length]:
+            yield number, hashlib.sha256(here).digest()
+
+
+def _fill(target: memoryview, piece: _Piece) -> None:
+    """Reads the piece; what lies past the end of its file is zeros."""
+    done = 0
+    while done < piece.length:
+        got = os.preadv(piece.fd, [target[done:]], piece.offset + done)
+        if got == 0:
+            target[done:] = bytes(piece.length - done)
+            return
+        done += got
