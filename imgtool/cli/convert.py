@@ -20,11 +20,13 @@ from imgtool.cli.create import made_lines, parent_of
 from imgtool.cli.images import (
     Opened,
     check_name,
+    children_of,
     emit_command,
     explained,
     open_image,
     print_option_help,
     qemu_img,
+    refuse_children,
     say,
     snapshot_known,
     touched,
@@ -218,7 +220,10 @@ def _check_target(target: str, sources: list[Opened], *, force: bool, in_place: 
             if os.path.exists(image.path) and os.path.samestat(status, os.stat(image.path)):
                 what = "is read" if image is source.top else f"is what {source.name} stands on"
                 raise UsageError(f"{printable(target)} cannot be the target: it {what}", path=target)
-    if in_place or force or stat.S_ISBLK(status.st_mode):
+    if force or stat.S_ISBLK(status.st_mode):
+        return
+    if in_place:
+        refuse_children(target, children_of(target), doing="writing to it")
         return
     raise ImageExistsError(
         f"{printable(target)} exists already", path=target, hint="choose another name, or --force to replace it"

@@ -207,16 +207,20 @@ def snapshot_known(opened: Opened, wanted: str) -> None:
     )
 
 
-def refuse_with_children(opened: Opened, *, force: bool, but: str | None = None, doing: str) -> None:
-    """RefusedError when other images than `but` stand on the image, which `doing` would pull out from under them."""
-    if force or opened.path is None:
-        return
-    children = children_of(opened.path, but=but)
+def refuse_with_children(opened: Opened, *, force: bool, doing: str) -> None:
+    """RefusedError when other images stand on the image, which `doing` would pull out from under them."""
+    if not force and opened.path is not None:
+        refuse_children(opened.path, children_of(opened.path), doing=doing)
+
+
+def refuse_children(path: str, children: Sequence[str], *, doing: str) -> None:
+    """RefusedError when there are `children` of the image at `path`."""
     if children:
+        name = printable(path)
         raise RefusedError(
-            f"{doing} would change what is read through {listed(children)}: {opened.place} is the backing file",
-            path=opened.path,
-            hint=f"`imgtool chain show {opened.name}` shows what stands on it; --force does it all the same",
+            f"{name} is the backing file of {listed(children)}: {doing} would change what is read there",
+            path=path,
+            hint=f"`imgtool chain show {name}` shows what stands on it; --force does it all the same",
         )
 
 

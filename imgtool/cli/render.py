@@ -12,7 +12,7 @@ from imgtool.image.names import printable
 
 def size(count: int) -> str:
     """`10 GiB (10737418240 bytes)`"""
-    return f"{short_size(count)} ({count} bytes)" if count >= 1024 else f"{count} bytes"
+    return f"{short_size(count)} ({count} bytes)" if count >= 1024 else short_size(count)
 
 
 def short_size(count: int) -> str:

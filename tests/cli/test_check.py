@@ -92,7 +92,7 @@ def test_the_repair_of_an_image_that_others_stand_on_is_refused(images: Images, 
     before = path.read_bytes()
     done = imgtool("check", "-r", "all", path)
     assert done.status == 1
-    assert f"read through {images / 'top.qcow2'}" in done.stderr
+    assert f"is the backing file of {images / 'top.qcow2'}" in done.stderr
     assert path.read_bytes() == before
     assert imgtool("check", "-r", "all", "--force", path).status == 0
 

@@ -93,6 +93,9 @@ def test_with_n_an_existing_target_is_written_in_place(images: Images, imgtool: 
     assert imgtool("convert", "-n", "-O", "qcow2", path, target).status == 0
     assert same(images, path, target)
     assert target.stat().st_ino == inode
+    images.overlay("top.qcow2", "target.qcow2")
+    done = imgtool("convert", "-n", "-O", "qcow2", path, target)
+    assert (done.status, str(images / "top.qcow2") in done.stderr) == (1, True)
 
 
 def test_what_is_read_is_never_the_target(images: Images, imgtool: Imgtool) -> None:
