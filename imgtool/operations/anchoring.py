@@ -6,26 +6,48 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from imgtool.chain.anchors import state_of
+from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image.anchor import Anchor, edited_head, read_anchor, take, write_anchor
+from imgtool.image.formats import FORMATS
 from imgtool.image.header import Header, read_header
+from imgtool.image.names import printable
 from imgtool.operations.transaction import Transaction
 
+_TRUE = ("same", "copied")
 
-def follow(change: Transaction, overlay: str, parent_file: str, *, staged: str | None = None) -> None:
-    """Anchors `overlay` to the new version of its parent, which is the file `parent_file` for now, as part of
-    `change`: in the overlay's own new version `staged`, else in place. An overlay without an anchor gets none.
+
+def follow(
+    change: Transaction,
+    overlay: str,
+    *,
+    parent: str,
+    becomes: str,
+    staged: str | None = None,
+    same_content: bool = True,
+    accept: bool = False,
+) -> None:
+    """Anchors `overlay` to the new version of its `parent`, which is the file `becomes` for now, as part of `change`:
+    in the overlay's own new version `staged`, else in place. With `same_content` a guest reads from the new parent
+    what it read from the old.
+
+    An overlay without an anchor gets none, and one whose anchor was not true any more keeps it (not with `accept`):
+    what was noticed is not to be forgotten.
     """
     with _opened(staged or overlay, os.O_RDWR if staged else os.O_RDONLY) as fd:
         header = read_header(fd)
         anchor = read_anchor(fd, header)
         if anchor is None or header.backing is None:
             return
-        new = _anchor_to(parent_file, header.backing)
+        if not accept and state_of(anchor, header.backing, parent, parent_format=header.backing_format) not in _TRUE:
+            return
+        new = anchor_to(becomes, header, content=anchor.content if same_content else None)
         if staged is not None:
-            write_anchor(fd, new)
+            _write(fd, new)
         else:
+            _refuse_sealed(overlay, parent)
             change.hold(overlay)
-            change.patch(overlay, edited_head(fd, anchor=new))
+            change.patch(overlay, _head(fd, new))
 
 
 def add_anchor(overlay: str, parent_file: str) -> None:
@@ -33,17 +55,43 @@ def add_anchor(overlay: str, parent_file: str) -> None:
     left without."""
     with _opened(overlay, os.O_RDWR) as fd:
         header = read_header(fd)
-        if header.backing is not None and _can_be_anchored(header):
-            write_anchor(fd, _anchor_to(parent_file, header.backing))
+        if header.backing is not None and can_be_anchored(header):
+            write_anchor(fd, anchor_to(parent_file, header))
 
 
-def _can_be_anchored(header: Header) -> bool:
+def can_be_anchored(header: Header) -> bool:
     return header.format == "qcow2" and getattr(header.details, "version", 0) >= 3
 
 
-def _anchor_to(parent_file: str, reference: bytes) -> Anchor:
+def anchor_to(parent_file: str, header: Header, *, content: str | None = None) -> Anchor:
+    """The anchor of an overlay that has `header` to the file `parent_file`."""
+    assert header.backing is not None
+    format = header.backing_format
     with _opened(parent_file, os.O_RDONLY) as fd:
-        return take(fd, reference)
+        return take(
+            fd, header.backing, read_header(fd, format=format if format in FORMATS else None), content=content
+        )
+
+
+def _write(fd: int, anchor: Anchor) -> None:
+    os.pwrite(fd, _head(fd, anchor), 0)
+
+
+def _head(fd: int, anchor: Anchor) -> bytes:
+    """The header with `anchor`; without any where there is no room for this one: better none than one that lies."""
+    try:
+        return edited_head(fd, anchor=anchor)
+    except ImageFormatError:
+        return edited_head(fd, anchor=None)
+
+
+def _refuse_sealed(overlay: str, parent: str) -> None:
+    if not os.stat(overlay).st_mode & 0o222:
+        raise RefusedError(
+            f"{printable(overlay)} is sealed, and remembers {printable(parent)} as it is now",
+            hint=f"`chmod u+w {printable(overlay)}` if it was not meant to be sealed",
+            path=overlay,
+        )
 
 
 @contextmanager

@@ -6,35 +6,76 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 
+from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH
 from imgtool.chain.scan import absolute, survey
-from imgtool.chain.walk import guard
+from imgtool.chain.walk import guard, walk
 from imgtool.errors import ImageInUseError, RefusedError
+from imgtool.image.header import Header, Qcow2Details, read_header
 from imgtool.image.locks import holders
 from imgtool.image.names import PathLike, printable
 from imgtool.operations.journal import recover
+from imgtool.operations.transaction import check_replaceable
+
+FORCED_DEPTH = 1000
+"""Images in a chain that qemu-img still opens: at 1,200 version 7.2 crashes."""
 
 
 class Around:
     """An image, the chain it stands on, and everything found that stands on any image of that chain."""
 
     def __init__(
-        self, image: PathLike, *, store: Iterable[PathLike] = (), format: str | None = None, settle: bool = True
+        self,
+        image: PathLike,
+        *,
+        store: Iterable[PathLike] = (),
+        format: str | None = None,
+        settle: bool = True,
+        whole: bool = True,
+        max_depth: int = MAX_DEPTH,
     ) -> None:
-        """Looks; with `settle`, first finishes changes that were broken off here. Raises as `chain.guard` does."""
+        """Looks; with `settle`, first finishes changes that were broken off here.
+
+        Raises as `chain.guard` does; without `whole` only for the image itself: its chain may be broken. An image
+        named by a symlink is looked at where it lies.
+        """
         path = absolute(image)
+        if os.path.islink(path):
+            path = os.path.realpath(path)
+        self._store = list(store)
+        self._format = format
         if settle:
             recover(os.path.dirname(os.path.realpath(path)))
-        self.chain = guard(path, format=format, max_depth=MAX_DEPTH)
-        if settle:
-            for directory in {
-                os.path.dirname(os.path.realpath(node.path)) for node in self.chain[1:] if _local(node)
-            }:
-                recover(directory)
-        found = survey([node.path for node in self.chain if _local(node)], store=store, format=format)
-        self._by_path = found.graph.by_path()
+        while True:
+            self.chain = guard(path, format=format, max_depth=max_depth) if whole else self._walk(path, format=format)
+            directories = {os.path.dirname(os.path.realpath(node.path)) for node in self.chain if _local(node)}
+            finished = [path for directory in directories if settle for path in recover(directory)]
+            if not finished:
+                break
+        self._by_path = self._survey()
+        for node in self.chain:  # the survey goes by each file's magic number, QEMU by what the overlay says
+            if node.path in self._by_path:
+                found = self._by_path[node.path]
+                found.format, found.virtual_size = node.format, node.virtual_size
         self.image = self[path]
+
+    @staticmethod
+    def _walk(path: str, *, format: str | None) -> list[Image]:
+        chain = walk(path, format=format)
+        if chain[0].format is None:
+            guard(path, format=format, opens_parents=False, max_depth=None)  # says what is wrong with it
+        return chain
+
+    def _survey(self) -> dict[str, Image]:
+        found = survey(
+            [node.path for node in self.chain if _local(node)], store=self._store, format=self._format_of_asked()
+        )
+        return found.graph.by_path()
+
+    def _format_of_asked(self) -> str | None:
+        """`survey` takes one format for all that it is asked for."""
+        return self._format if len(self.chain) == 1 else None
 
     def __getitem__(self, path: str) -> Image:
         return self._by_path[path]
@@ -62,19 +103,39 @@ class Around:
         """The image's parent, that one's parent, and so on to the base."""
         return [self._by_path[node.path] for node in self.chain[1:] if node.path in self._by_path]
 
+    def confirm(self) -> None:
+        """ImageInUseError when something stands on an image of the chain that did not when it was looked at."""
+        before = {path: set(image.children) for path, image in self._by_path.items()}
+        now = self._survey()
+        for node in self.chain:
+            here = now.get(node.path)
+            if here is not None and not set(here.children) <= before.get(node.path, set()):
+                raise ImageInUseError(
+                    f"another program made an overlay of {printable(node.path)} meanwhile",
+                    hint="nothing was changed here; run the command again",
+                    path=node.path,
+                )
+
+    def refuse_changed(self, *, force: bool) -> list[str]:
+        """RefusedError when an image of the chain does not stand on what it was made on, unless `force`; what else
+        its anchors say is returned."""
+        return refuse_changed(self.chain, force=force)
+
 
 def _local(node: Image) -> bool:
     return node.path.startswith("/")
 
 
-def refuse_in_use(images: Iterable[Image], *, why: str) -> None:
-    """ImageInUseError when a program writes one of `images`; `why` ends the sentence."""
+def refuse_in_use(images: Iterable[Image], *, why: str, even_reading: bool = False) -> None:
+    """ImageInUseError when a program writes one of `images`, or with `even_reading` has it open; `why` ends the
+    sentence."""
     for image in images:
-        if image.in_use == "write":
+        if image.in_use == "write" or (even_reading and image.in_use is not None):
             users = ", ".join(f"{printable(user.program)} (pid {user.pid})" for user in holders(image.path))
             by = f" by {users}" if users else ""
+            how = "in use for writing" if image.in_use == "write" else "in use"
             raise ImageInUseError(
-                f"{printable(image.path)} is in use for writing{by}: {why}",
+                f"{printable(image.path)} is {how}{by}: {why}",
                 hint="end that process first",
                 path=image.path,
             )
@@ -90,17 +151,64 @@ def refuse_sealed(image: Image) -> None:
         )
 
 
-def refuse_not_a_file(image: Image) -> None:
-    """RefusedError when `image` is a block device, which cannot be replaced in one step."""
-    if not stat.S_ISREG(os.stat(image.path).st_mode):
+def refuse_not_replaceable(image: Image) -> None:
+    """RefusedError when a changed copy of the file at `image` could not take its place, or would not be a copy of all
+    that the image is."""
+    shown = printable(image.path)
+    check_replaceable(image.path)
+    header = header_of(image)
+    details = header.details
+    if isinstance(details, Qcow2Details) and details.external_data:
         raise RefusedError(
-            f"{printable(image.path)} is no regular file: it cannot be changed whole or not at all",
-            hint="`imgtool convert` copies it into a file",
+            f"{shown} keeps its data in another file: it cannot be changed whole or not at all",
+            hint="`imgtool convert` or `imgtool chain flatten --to` makes one image of it",
+            path=image.path,
+        )
+    if getattr(details, "extents", ()):
+        raise RefusedError(
+            f"{shown} consists of several files: it cannot be changed whole or not at all",
+            hint="`imgtool convert -O qcow2` makes one of them",
+            path=image.path,
+        )
+    if image.data_file_of:
+        raise RefusedError(
+            f"{shown} is the external data file of {printable(image.data_file_of[0])}: what that one reads would "
+            "change",
+            path=image.path,
+        )
+    if image.has("backing-ambiguous"):
+        found = next(found for found in image.findings if found.code == "backing-ambiguous")
+        raise RefusedError(
+            f"which file {shown} stands on depends on the name it is opened by: {found.message}",
+            hint="`imgtool rebase -u` with an absolute name of the backing file makes it one",
             path=image.path,
         )
 
 
+def refuse_encrypted(image: Image) -> None:
+    """RefusedError for an image that qemu-img cannot read without a key."""
+    details = header_of(image).details
+    if image.format == "luks" or getattr(details, "encryption", None) is not None:
+        raise RefusedError(
+            f"{printable(image.path)} is encrypted: imgtool cannot read it",
+            hint="with --image-opts and --object, qemu-img's own way is gone, which works on the image in place",
+            path=image.path,
+        )
+
+
+def header_of(image: Image) -> Header:
+    fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return read_header(fd, format=image.format)
+    finally:
+        os.close(fd)
+
+
 def names(images: Sequence[Image]) -> str:
     """`a.qcow2, b.qcow2 and 3 more`, for messages."""
-    shown = ", ".join(printable(image.path) for image in images[:3])
-    return shown + (f" and {len(images) - 3} more" if len(images) > 3 else "")
+    return listed([image.path for image in images])
+
+
+def listed(paths: Sequence[str]) -> str:
+    shown = ", ".join(printable(path) for path in paths[:3])
+    return shown + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

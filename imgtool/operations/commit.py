@@ -10,22 +10,31 @@ file that the image options name instead of the one in the header.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from imgtool.chain.graph import Image
+from imgtool.chain.scan import absolute
 from imgtool.errors import RefusedError
 from imgtool.image.names import PathLike, printable
 from imgtool.operations.anchoring import follow
-from imgtool.operations.around import Around, names, refuse_in_use, refuse_not_a_file, refuse_sealed
+from imgtool.operations.around import (
+    Around,
+    header_of,
+    names,
+    refuse_encrypted,
+    refuse_in_use,
+    refuse_not_replaceable,
+    refuse_sealed,
+)
 from imgtool.operations.plan import Plan, Touched
+from imgtool.operations.proof import Progress, prove_sound
+from imgtool.operations.refit import refit, refuse_not_movable
 from imgtool.operations.transaction import Transaction
 from imgtool.qemu import img_argv
-from imgtool.qemu.img_argv import ImageOpts, Verbatim
+from imgtool.qemu.img_argv import ImageOpts
 from imgtool.qemu.qemu_img import QemuImg
-
-Progress = Callable[[float], None]
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -41,6 +50,9 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     emptied: bool
     preserved: tuple[str, ...] = ()
     """The other overlays of the base, which were given what they would have lost."""
+    between: tuple[str, ...] = ()
+    """The images between the two, which read the committed data as well now."""
+    notes: tuple[str, ...] = ()
 
 
 class CommitRequest:
@@ -55,30 +67,56 @@ class CommitRequest:
         keep: bool = False,
         preserve_siblings: bool = False,
         force: bool = False,
+        rate_limit: int | None = None,
         store: Iterable[PathLike] = (),
         settle: bool = True,
     ) -> None:
         """See `commit`."""
-        around = Around(overlay, format=format, store=store, settle=settle)
+        self.around = around = Around(overlay, format=format, store=store, settle=settle)
         self.overlay = around.image
-        self.keep = keep
         self.below = self._path_to(around, base)
         self.base = self.below[-1]
+        self.keep = keep or base is not None  # as in qemu-img, where -b implies -d
+        self.rate_limit = rate_limit
+        self.force = force
         self.siblings: list[Image] = []
-        refuse_sealed(self.base)
-        for image in (self.overlay, self.base):
-            refuse_not_a_file(image)
-        refuse_in_use([self.overlay, *self.below], why="committing would change a disk under a running machine")
-        hurt = self._others(around)
-        if hurt and preserve_siblings:
+        self._look_at_files()
+        self._look_at_snapshots()
+        hurt = self._others()
+        if hurt and preserve_siblings and all(image.path in self.base.children for image in hurt):
             refuse_in_use(hurt, why="it cannot be given what it would lose")
             for image in hurt:
-                refuse_not_a_file(image)
+                refuse_not_replaceable(image)
+                refuse_not_movable(image)
             self.siblings = hurt
         elif hurt and not force:
             self._refuse(hurt)
-        self.above = around.children(self.overlay)
+        refuse_in_use(hurt, why="what it reads would change", even_reading=not preserve_siblings)
+        self.above = around.children(self.overlay, but=[self.overlay.path])
         refuse_in_use(self.above, why=f"it stands on {printable(self.overlay.path)}")
+        self.notes = around.refuse_changed(force=force)
+
+    def _look_at_files(self) -> None:
+        refuse_sealed(self.base)
+        if not self.keep:
+            refuse_sealed(self.overlay)
+            refuse_not_replaceable(self.overlay)
+        refuse_not_replaceable(self.base)
+        for image in (self.overlay, self.base):
+            refuse_encrypted(image)
+        refuse_in_use([self.overlay, *self.below], why="committing would change a disk under a running machine")
+
+    def _look_at_snapshots(self) -> None:
+        """RefusedError when an internal snapshot of the overlay, or of an image between, reads from the base."""
+        held = [image for image in (self.overlay, *self.below[:-1]) if image.snapshots]
+        if held and not self.force:
+            image = held[0]
+            kept = ", ".join(printable(snapshot.name or snapshot.id) for snapshot in image.snapshots[:3])
+            raise RefusedError(
+                f"{printable(image.path)} has internal snapshots ({kept}), which would read what is committed",
+                hint="`imgtool snapshot -d` deletes them; `imgtool chain flatten` keeps them; --force changes them",
+                path=image.path,
+            )
 
     def _path_to(self, around: Around, base: PathLike | None) -> list[Image]:
         """The images from the overlay's parent down to the one that will be written."""
@@ -89,7 +127,7 @@ class CommitRequest:
             )
         if base is None:
             return [parent]
-        path = os.path.abspath(os.fsdecode(base))
+        path = absolute(base)
         below = around.chain_below()
         for index, image in enumerate(below):
             if path in image.all_names or (os.path.exists(path) and os.path.samefile(path, image.path)):
@@ -100,13 +138,13 @@ class CommitRequest:
             path=self.overlay.path,
         )
 
-    def _others(self, around: Around) -> list[Image]:
+    def _others(self) -> list[Image]:
         """The images beside the way down that read what will change: overlays of the base, and, since they stand on
         it, the images between and their other overlays."""
         hurt: list[Image] = []
         above = self.overlay.path
         for image in reversed(self.below):
-            hurt += [one for one in around.children(image, but=[above]) if one.path != above]
+            hurt += self.around.children(image, but=[above])
         way = {image.path for image in self.below} | {above}
         return [image for image in hurt if image.path not in way]
 
@@ -121,14 +159,23 @@ class CommitRequest:
 
     def plan(self, program: str) -> Plan:
         base, overlay = self.base, self.overlay
-        argv = img_argv.commit(program, self._open_on(overlay.path, base.path), keep=self.keep)
+        argv = img_argv.commit(
+            program,
+            self._open_on(overlay.path, base.path),
+            base=base.path if len(self.below) > 1 else None,
+            keep=self.keep,
+            cache="unsafe",
+            rate_limit=self.rate_limit,
+        )
         commands = [argv, *(self._rebase_argv(program, image.path, base.path) for image in self.siblings)]
         images = [Touched(path=image.path, action="replace", bytes=image.actual_size) for image in self.siblings]
-        images.append(Touched(path=base.path, action="replace", bytes=base.actual_size))
+        images += [Touched(path=image.path, action="read") for image in self.below[:-1]]
+        written = (base.actual_size or 0) + (overlay.actual_size or 0)
+        images.append(Touched(path=base.path, action="replace", bytes=written))
         images.append(Touched(path=overlay.path, action="read" if self.keep else "replace"))
-        notes = ["the commands work on copies beside the images, which then take the images' places"]
+        notes = ["the commands work on copies beside the images, which then take the images' places", *self.notes]
         if (overlay.virtual_size or 0) > (base.virtual_size or 0):
-            notes.append(f"{printable(base.path)} grows to {overlay.virtual_size} bytes")
+            notes.append(f"{printable(base.path)} grows from {base.virtual_size} to {overlay.virtual_size} bytes")
         if len(self.below) > 1:
             notes.append(f"{names(self.below[:-1])} will read the committed data as well")
         return Plan(commands=tuple(map(tuple, commands)), images=tuple(images), notes=tuple(notes))
@@ -139,7 +186,9 @@ class CommitRequest:
         return ImageOpts.of_chain([(overlay, self.overlay.format or "qcow2"), *below])
 
     def _rebase_argv(self, program: str, sibling: str, base: str) -> list[str]:
-        return img_argv.rebase(program, sibling, backing=base, backing_format=self.base.format, format="qcow2")
+        return img_argv.rebase(
+            program, sibling, backing=base, backing_format=self.base.format, format="qcow2", cache="unsafe"
+        )
 
     def make(self, qemu_img: QemuImg, *, progress: Progress | None = None) -> Commit:
         """Commits. Whatever happens, every image afterwards reads as before it or as after."""
@@ -147,52 +196,66 @@ class CommitRequest:
             for image in (self.overlay, *self.below, *self.siblings):
                 change.hold(image.path)
             base = change.stage(self.base.path, copy_of=self.base.path)
-            overlay = change.stage(self.overlay.path, copy_of=self.overlay.path)
+            overlay = self.overlay.path
+            if not self.keep:
+                overlay = change.stage(overlay, copy_of=overlay)
             qemu_img.commit_chain(
                 self._open_on(overlay, base),
                 base=base if len(self.below) > 1 else None,
                 keep=self.keep,
-                cache="writeback",
+                cache="unsafe",  # what it writes is brought to the disk by the transaction
+                rate_limit=self.rate_limit,
                 progress=progress,
             )
+            prove_sound(qemu_img, base, format=self.base.format, image=self.base.path)
             # First those who would lose something, so that at no moment anybody reads what is not his.
             for sibling in self.siblings:
                 change.replace(sibling.path, self._preserved(change, qemu_img, sibling, base))
             change.replace(self.base.path, base)
             self._settle_overlay(change, overlay, base)
-            change.commit()
-        after = qemu_img.info(self.base.path, format=self.base.format).virtual_size
+            change.commit(self.around.confirm)
         return Commit(
             path=self.overlay.path,
             base=self.base.path,
             base_size_before=self.base.virtual_size or 0,
-            base_size_after=after,
+            base_size_after=header_of(self.base).virtual_size,
             emptied=not self.keep,
             preserved=tuple(image.path for image in self.siblings),
+            between=tuple(image.path for image in self.below[:-1]),
+            notes=tuple(self.notes),
         )
 
     def _settle_overlay(self, change: Transaction, overlay: str, base: str) -> None:
         """The emptied overlay takes its place, and everyone above it remembers what he stands on now."""
-        direct = len(self.below) == 1
-        if self.keep:
-            if direct:
-                follow(change, self.overlay.path, base)
+        staged = None if self.keep else overlay
+        nearest = self.below[-2] if len(self.below) > 1 else self.overlay
+        follow(
+            change,
+            nearest.path,
+            parent=self.base.path,
+            becomes=base,
+            staged=staged if nearest is self.overlay else None,
+            same_content=False,
+            accept=self.force,
+        )
+        if staged is None:
             return
-        if direct:
-            follow(change, self.overlay.path, base, staged=overlay)
-        change.replace(self.overlay.path, overlay)
+        change.replace(self.overlay.path, staged)
         for image in self.above:
-            follow(change, image.path, overlay)
+            follow(change, image.path, parent=self.overlay.path, becomes=staged)
 
     def _preserved(self, change: Transaction, qemu_img: QemuImg, sibling: Image, base: str) -> str:
         """A copy of `sibling` that reads the same on the new base as it does on the old one."""
-        assert sibling.backing is not None
-        format = self.base.format or "raw"
-        copy = change.stage(sibling.path, copy_of=sibling.path)
-        qemu_img.rebase(copy, backing=base, backing_format=format, format=sibling.format, cache="writeback")
-        reference = Verbatim(sibling.backing.reference)
-        qemu_img.rebase(copy, backing=reference, backing_format=format, format=sibling.format, unsafe=True)
-        follow(change, sibling.path, base, staged=copy)
+        copy = refit(change, qemu_img, sibling, onto=base, onto_format=self.base.format or "raw", named=None)
+        follow(
+            change,
+            sibling.path,
+            parent=self.base.path,
+            becomes=base,
+            staged=copy,
+            same_content=False,
+            accept=self.force,
+        )
         return copy
 
 

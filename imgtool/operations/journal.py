@@ -31,7 +31,8 @@ class Step(NamedTuple):
     place: the same, where nothing has that name yet.
     link: `target` becomes a further name of `source`, of inode `inode`.
     remove: the name `target` goes, if it is still the file of inode `inode`.
-    patch: `data` is written at the beginning of `target`, if it is still the file of inode `inode`.
+    patch: `data` is written at the beginning of `target`, if it is still the file of inode `inode`; its time of last
+    change becomes `mtime_ns`, since overlays of it remember that and a guest reads the same through them.
     """
 
     verb: Verb
@@ -39,6 +40,7 @@ class Step(NamedTuple):
     target: str
     inode: int = 0
     data: bytes = b""
+    mtime_ns: int = 0
 
 
 def journals(directory: str) -> list[str]:
@@ -108,6 +110,7 @@ def steps_record(steps: Sequence[Step], directory: str) -> dict[str, Any]:
                 "source": relative(step.source),
                 "target": relative(step.target),
                 "inode": step.inode,
+                "mtime": step.mtime_ns,
                 "data": base64.b64encode(step.data).decode(),
             }
             for step in steps
@@ -139,6 +142,7 @@ def _read(journal: str) -> tuple[list[Step], list[str]]:
                     whole(words["target"]),
                     words["inode"],
                     base64.b64decode(words["data"]),
+                    words.get("mtime", 0),
                 )
                 for words in record.get("steps", ())
             ]
@@ -209,7 +213,9 @@ def _patch(step: Step) -> None:
         return  # moved on by a later step, which the run before did
     try:
         if os.fstat(fd).st_ino == step.inode:
-            os.pwrite(fd, step.data, 0)
+            if os.pwrite(fd, step.data, 0) != len(step.data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.utime(fd, ns=(os.fstat(fd).st_atime_ns, step.mtime_ns))
             os.fsync(fd)
     finally:
         os.close(fd)

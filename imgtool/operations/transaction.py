@@ -160,14 +160,16 @@ class Transaction:
         self._steps.append(Step("remove", "", target, os.lstat(target).st_ino))
 
     def patch(self, target: str, head: bytes) -> None:
-        """The file `target`, held before, gets `head` as its first bytes: a header that is to name another parent."""
+        """The file `target`, held before, gets `head` as its first bytes: a header with another reference or anchor,
+        while a guest reads the same."""
         assert target in self._held, "a file that is patched in place is held"
         target = os.path.realpath(target)
         if not os.access(target, os.W_OK):
             raise RefusedError(
                 f"{printable(target)} may not be written", hint="its permissions forbid it", path=target
             )
-        self._steps.append(Step("patch", "", target, os.lstat(target).st_ino, head))
+        status = os.lstat(target)
+        self._steps.append(Step("patch", "", target, status.st_ino, head, status.st_mtime_ns))
 
     def commit(self, confirm: Callable[[], None] | None = None) -> None:
         """Puts everything in place. After this returns it is on disk.

@@ -78,10 +78,19 @@ class Changing(ImgBase):
         base: PathLike | None = None,
         keep: bool = False,
         cache: Cache | None = None,
+        rate_limit: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         """As `commit`, for a chain whose images were named one by one (`ImageOpts.of_chain`)."""
-        argv = img_argv.commit(self.program, chain, base=base, keep=keep, cache=cache, progress=progress is not None)
+        argv = img_argv.commit(
+            self.program,
+            chain,
+            base=base,
+            keep=keep,
+            cache=cache,
+            rate_limit=rate_limit,
+            progress=progress is not None,
+        )
         self._change(argv, chain, progress=progress)
 
     def snapshot_create(
