@@ -140,7 +140,7 @@ def test_every_leaf_of_a_tree_is_found(name: str, leaves: list[tuple[str, str | 
 @pytest.mark.parametrize(
     "name",
     [
-        "", "a\0b", "nbd:", "nbd:unix:", "nbd:h", "nbd:h:x", "nbd:h:99999", "nbd://", "nbd+unix:///e", "nbd+unix://h/e?socket=/s",
+        "", "a\0b", ":", ":x", "nbd:", "nbd:unix:", "nbd:h", "nbd:h:x", "nbd:h:99999", "nbd://", "nbd+unix:///e", "nbd+unix://h/e?socket=/s",
         "nbd:h:1:exportname=", "http:/x", "https://", "http://h:99999/", "http://[::1/", "ssh://h", "iscsi://h/t", "rbd:pool", "rbd:/i",
         "gluster://h/vol", "nfs://h", "fat:", "file:", "blkdebug:x", "blkverify:/r", "null-co://x", "nvme://x", "json:", "json:[]",
         "json:{", "json:{}", 'json:{"driver":"qcow2"}', 'json:{"driver":1}', 'json:{"file":"node0"}', 'json:{"driver":"nbd"}',

@@ -24,6 +24,8 @@ _PCI = re.compile(r"nvme://(?P<device>[0-9A-Fa-f]{4}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{
 def parse_protocol(text: str, protocol: str) -> Reference:
     """What `text` means to the driver of `protocol`, the part before its first colon. A protocol that no driver known
     here has keeps its name, and nothing else is said about it."""
+    if not protocol:
+        refuse(text, "a protocol without a name")
     parser = _PARSERS.get(protocol)
     if parser is None:
         return Reference(text=text, kind="protocol", protocol=protocol)
