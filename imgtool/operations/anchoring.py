@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from imgtool.chain.anchors import state_of
+from imgtool.chain.graph import Image
 from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image.anchor import Anchor, edited_head, read_anchor, take, write_anchor
 from imgtool.image.formats import FORMATS
@@ -48,6 +49,13 @@ def follow(
             _refuse_sealed(overlay, parent)
             change.hold(overlay)
             change.patch(overlay, _head(fd, new))
+
+
+def take_place(change: Transaction, image: Image, staged: str, children: Iterable[Image]) -> None:
+    """`staged`, from which a guest reads the same, becomes `image`, and `children` remember it."""
+    change.replace(image.path, staged)
+    for child in children:
+        follow(change, child.path, parent=image.path, becomes=staged)
 
 
 def add_anchor(overlay: str, parent_file: str) -> None:

@@ -18,7 +18,7 @@ from imgtool.chain.graph import Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import RefusedError
 from imgtool.image.names import PathLike, printable
-from imgtool.operations.anchoring import follow
+from imgtool.operations.anchoring import follow, take_place
 from imgtool.operations.around import (
     Around,
     header_of,
@@ -88,6 +88,7 @@ class CommitRequest:
             for image in hurt:
                 refuse_not_replaceable(image)
                 refuse_not_movable(image)
+                refuse_in_use(around.children(image), why=f"it stands on {printable(image.path)}")
             self.siblings = hurt
         elif hurt and not force:
             self._refuse(hurt)
@@ -162,7 +163,7 @@ class CommitRequest:
         argv = img_argv.commit(
             program,
             self._open_on(overlay.path, base.path),
-            base=base.path if len(self.below) > 1 else None,
+            base=base.path if self.keep else None,
             keep=self.keep,
             cache="unsafe",
             rate_limit=self.rate_limit,
@@ -180,10 +181,11 @@ class CommitRequest:
             notes.append(f"{names(self.below[:-1])} will read the committed data as well")
         return Plan(commands=tuple(map(tuple, commands)), images=tuple(images), notes=tuple(notes))
 
-    def _open_on(self, overlay: str, base: str) -> ImageOpts:
-        """The overlay open with the chain it has, but with `base` where the base was."""
+    def _open_on(self, overlay: str, base: str, *, above: str | None = None) -> ImageOpts:
+        """The overlay open with the chain it has, but with `base` where the base was, and the qcow2 `above` on it."""
+        top = [] if above is None else [(above, "qcow2")]
         below = [(base if image is self.base else image.path, image.format or "raw") for image in self.below]
-        return ImageOpts.of_chain([(overlay, self.overlay.format or "qcow2"), *below])
+        return ImageOpts.of_chain([*top, (overlay, self.overlay.format or "qcow2"), *below])
 
     def _rebase_argv(self, program: str, sibling: str, base: str) -> list[str]:
         return img_argv.rebase(
@@ -196,12 +198,11 @@ class CommitRequest:
             for image in (self.overlay, *self.below, *self.siblings):
                 change.hold(image.path)
             base = change.stage(self.base.path, copy_of=self.base.path)
-            overlay = self.overlay.path
-            if not self.keep:
-                overlay = change.stage(overlay, copy_of=overlay)
+            emptied = None if self.keep else change.stage(self.overlay.path, copy_of=self.overlay.path)
+            above = None if emptied is not None else self._above(change, qemu_img)
             qemu_img.commit_chain(
-                self._open_on(overlay, base),
-                base=base if len(self.below) > 1 else None,
+                self._open_on(emptied or self.overlay.path, base, above=above),
+                base=None if above is None else base,
                 keep=self.keep,
                 cache="unsafe",  # what it writes is brought to the disk by the transaction
                 rate_limit=self.rate_limit,
@@ -210,9 +211,10 @@ class CommitRequest:
             prove_sound(qemu_img, base, format=self.base.format, image=self.base.path)
             # First those who would lose something, so that at no moment anybody reads what is not his.
             for sibling in self.siblings:
-                change.replace(sibling.path, self._preserved(change, qemu_img, sibling, base))
+                copy = self._preserved(change, qemu_img, sibling, base)
+                take_place(change, sibling, copy, self.around.children(sibling))
             change.replace(self.base.path, base)
-            self._settle_overlay(change, overlay, base)
+            self._settle_overlay(change, emptied, base)
             change.commit(self.around.confirm)
         return Commit(
             path=self.overlay.path,
@@ -225,24 +227,28 @@ class CommitRequest:
             notes=tuple(self.notes),
         )
 
-    def _settle_overlay(self, change: Transaction, overlay: str, base: str) -> None:
+    def _above(self, change: Transaction, qemu_img: QemuImg) -> str:
+        """An empty image to commit from through the overlay: qemu-img opens the topmost for writing, and a kept
+        overlay is not to be written."""
+        above = change.stage(self.overlay.path)
+        qemu_img.create_over(above, self.overlay.virtual_size or 0, format="qcow2")
+        return above
+
+    def _settle_overlay(self, change: Transaction, emptied: str | None, base: str) -> None:
         """The emptied overlay takes its place, and everyone above it remembers what he stands on now."""
-        staged = None if self.keep else overlay
         nearest = self.below[-2] if len(self.below) > 1 else self.overlay
         follow(
             change,
             nearest.path,
             parent=self.base.path,
             becomes=base,
-            staged=staged if nearest is self.overlay else None,
+            staged=emptied,
             same_content=False,
             accept=self.force,
         )
-        if staged is None:
+        if emptied is None:
             return
-        change.replace(self.overlay.path, staged)
-        for image in self.above:
-            follow(change, image.path, parent=self.overlay.path, becomes=staged)
+        take_place(change, self.overlay, emptied, self.above)
 
     def _preserved(self, change: Transaction, qemu_img: QemuImg, sibling: Image, base: str) -> str:
         """A copy of `sibling` that reads the same on the new base as it does on the old one."""

@@ -7,6 +7,7 @@ from imgtool.qemu.img_base import QUICK_LIMITS, Progress
 from imgtool.qemu.img_change import Changing
 from imgtool.qemu.img_make import Making
 from imgtool.qemu.img_read import Reading
+from imgtool.qemu.img_stage import Staging
 
 __all__ = [
     "QUICK_LIMITS",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 
-class QemuImg(Reading, Making, Changing):
+class QemuImg(Reading, Making, Changing, Staging):
     """qemu-img as typed calls.
 
     A `Source` is a path (of any name: it is always taken for a file or device, never for an option or protocol) or

@@ -1,0 +1,60 @@
+"""qemu-img's verbs on a file that an operation has staged: it is there, hidden, and nobody uses it yet, so that no
+further care is needed for what happens half-way. Nothing is flushed: who staged it brings it to the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from imgtool.qemu import img_argv
+from imgtool.qemu.img_argv import Backing, OptionValue, Source
+from imgtool.qemu.img_base import ImgBase, Progress
+
+
+class Staging(ImgBase):
+    """See QemuImg."""
+
+    def create_over(
+        self,
+        staged: str,
+        size: int,
+        *,
+        format: str,
+        backing: Backing | None = None,
+        backing_format: str | None = None,
+        options: Mapping[str, OptionValue] = {},
+    ) -> None:
+        """Makes the file `staged` an empty image of `size` bytes. `backing` is written as it is, and not opened."""
+        argv = img_argv.create(
+            self.program,
+            staged,
+            size,
+            format=format,
+            backing=backing,
+            backing_format=backing_format,
+            unsafe_backing=backing is not None,
+            options=options,
+        )
+        self._change(argv, staged)
+
+    def convert_over(
+        self,
+        source: Source,
+        staged: str,
+        *,
+        format: str | None = None,
+        output_format: str,
+        options: Mapping[str, OptionValue] = {},
+        progress: Progress | None = None,
+    ) -> None:
+        """Makes the file `staged` an image of the disk that `source` holds."""
+        argv = img_argv.convert(
+            self.program,
+            [source],
+            staged,
+            output_format=output_format,
+            format=format,
+            options=options,
+            cache="unsafe",
+            progress=progress is not None,
+        )
+        self._change(argv, staged, others=[source], progress=progress)
