@@ -18,7 +18,7 @@ help:
 	@echo 'make clean   remove what these made here'
 
 demo: packages-demo $(INSTALLED)
-	$(PYTHON) fixtures/demo.py
+	$(PYTHON) -m fixtures.demo
 
 test: packages-test $(INSTALLED) lint
 	$(PYTHON) -m pytest
@@ -29,7 +29,7 @@ lint: $(INSTALLED)
 	$(PYTHON) -m mypy
 
 matrix: packages-matrix $(INSTALLED)
-	$(PYTHON) fixtures/matrix.py
+	$(PYTHON) -m fixtures.matrix
 
 fuzz: packages-test $(INSTALLED)
 	$(PYTHON) -m tests.image.fuzz
