@@ -11,10 +11,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from imgtool.errors import CommandError, MachineError
+from imgtool.machine.argv import compile_argv
 from imgtool.machine.console import restored
 from imgtool.machine.host import Command, Helper, Secret
+from imgtool.machine.nets.join import opened
 from imgtool.machine.plan import Plan, scratch_dir
 from imgtool.machine.runtime import PID_FILE, QEMU_LOG, Vm, release
 from imgtool.machine.seed import iso
@@ -58,13 +61,16 @@ def launch(plan: Plan, programs: Programs) -> Started:
     try:
         _make_ready(plan, programs)
         begun = time.monotonic()
-        process = start(
-            plan.command.argv,
-            detached=plan.detached,
-            terminal=not plan.detached,
-            stderr=vm.file(QEMU_LOG),
-            record=vm.file(PID_FILE),
-        )
+        with opened(plan.command.taps, vm.name) as descriptors:
+            plan = _with_descriptors(plan, descriptors)
+            process = start(
+                plan.command.argv,
+                detached=plan.detached,
+                terminal=not plan.detached,
+                stderr=vm.file(QEMU_LOG),
+                pass_fds=[descriptor for queues in descriptors.values() for descriptor in queues],
+                record=vm.file(PID_FILE),
+            )
         _await_monitor(plan, process)
         _forget_scratch(plan)
         vm.update(phase="running")
@@ -75,6 +81,16 @@ def launch(plan: Plan, programs: Programs) -> Started:
         release(vm)
         raise
     return Started(vm, plan, process, begun)
+
+
+def _with_descriptors(plan: Plan, descriptors: dict[str, tuple[int, ...]]) -> Plan:
+    """The plan with the taps that are open now: QEMU is told their numbers, and its sandbox keeps it from more."""
+    if not descriptors:
+        return plan
+    host = replace(plan.host, descriptors=descriptors)
+    command = compile_argv(plan.machine, host)
+    plan.vm.update(argv=command.argv)
+    return plan._replace(host=host, command=command)
 
 
 def run(

@@ -12,6 +12,7 @@ from imgtool.errors import ProgramError
 from imgtool.machine.accelerator import Choice, choose
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Host, HugepageMount, Uefi
+from imgtool.machine.nets.join import bridges
 from imgtool.qemu.capabilities import Capabilities, capabilities
 from imgtool.qemu.programs import Programs
 
@@ -68,6 +69,7 @@ def learn_host(
         hugepages=hugepages(machine),
         memory_total=total,
         memory_free=free,
+        bridges=bridges(machine.networks or ()),
         bridge_helper=_first(_BRIDGE_HELPERS),
         passt=shutil.which("passt"),
         swtpm=shutil.which("swtpm"),

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from imgtool.errors import MachineError
@@ -37,16 +38,16 @@ MOST_QUEUES = 256
 
 
 class Tap(NamedTuple):
-    """A tap in a bridge, up. `fds` has one descriptor a queue, not inheritable: for `pass_fds`, then QEMU's
-    `-netdev tap,fd=N` or `fds=N:M`. To be closed (`drop_tap`) once QEMU has them."""
+    """A tap, up, in a bridge unless that is None. `fds` has one descriptor a queue, not inheritable: for `pass_fds`,
+    then QEMU's `-netdev tap,fd=N` or `fds=N:M`. To be closed (`drop_tap`) once QEMU has them."""
 
     name: str
-    bridge: str
+    bridge: str | None
     fds: tuple[int, ...]
 
 
 def make_tap(
-    bridge: str,
+    bridge: str | None,
     *,
     machine: str,
     index: int = 0,
@@ -62,15 +63,44 @@ def make_tap(
         raise MachineError(f"a tap has 1 to {MOST_QUEUES} queues, not {queues}")
     needs.demand(("ip",), tools, "make a tap")
     _check_device()
-    link = _find_bridge(bridge, tools, runner)
+    link = None if bridge is None else _find_bridge(bridge, iproute.links(tools.ip, runner))
     name, fds = _open_queues(machine, index, queues)
     tap = Tap(name, bridge, tuple(fds))
     try:
         if owner_uid is not None:
             fcntl.ioctl(fds[0], _TUNSETOWNER, owner_uid)
-        done = runner(iproute.plug_tap_argv(tools.ip, name, bridge, tap_mac(name), link.mtu), limits=_LIMITS)
-        if done.status != 0:
-            raise failure(done)
+        _connect(name, link, tools, runner)
+    except BaseException:
+        drop_tap(tap)
+        raise
+    return tap
+
+
+def take_tap(
+    name: str,
+    *,
+    bridge: str | None = None,
+    queues: int = 1,
+    tools: Tools | None = None,
+    runner: Runner = run,
+) -> Tap:
+    """The tap `name`, as somebody made it for this user (`ip tuntap add … user …`), or made now where there is none.
+    It joins `bridge` unless it is there already. MachineError when it is busy, another's, or of another kind."""
+    tools = tools or needs.find_tools()
+    _check_device()
+    links = iproute.links(tools.ip, runner)
+    link = next((link for link in links if link.ifname == name), None)
+    switch = None if bridge is None else _find_bridge(bridge, links)
+    if link is None or (bridge is not None and link.master != bridge):
+        needs.demand(("ip",), tools, "make a tap" if link is None else f"put {printable(name)} into a bridge")
+    try:
+        fds = _open_all(name, _flags(queues), 0, queues)
+    except OSError as error:
+        raise _not_taken(name, queues, error) from None
+    tap = Tap(name, bridge, tuple(fds))
+    try:
+        if link is None or (bridge is not None and link.master != bridge):
+            _connect(name, switch, tools, runner)
     except BaseException:
         drop_tap(tap)
         raise
@@ -96,8 +126,17 @@ def _check_device() -> None:
         raise MachineError(f"cannot make a tap: {lack.what}", hint=lack.fix)
 
 
-def _find_bridge(bridge: str, tools: Tools, runner: Runner) -> Link:
-    links = iproute.links(tools.ip, runner)
+def _connect(name: str, bridge: Link | None, tools: Tools, runner: Runner) -> None:
+    if bridge is None:
+        argv = iproute.up_argv(tools.ip, name)
+    else:
+        argv = iproute.plug_tap_argv(tools.ip, name, bridge.ifname, tap_mac(name), bridge.mtu)
+    done = runner(argv, limits=_LIMITS)
+    if done.status != 0:
+        raise failure(done)
+
+
+def _find_bridge(bridge: str, links: Sequence[Link]) -> Link:
     link = next((link for link in links if link.ifname == bridge), None)
     if link is None:
         bridges = ", ".join(printable(link.ifname) for link in links if link.kind == "bridge")
@@ -114,25 +153,48 @@ def _find_bridge(bridge: str, tools: Tools, runner: Runner) -> Link:
 
 
 def _open_queues(machine: str, index: int, queues: int) -> tuple[str, list[int]]:
-    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if queues > 1 else 0)
     for attempt in range(_ATTEMPTS):
         name = names.tap_name(machine, index, attempt)
-        fds: list[int] = []
         try:
-            # Without EXCL the first would silently join a tap that another machine has.
-            fds.append(_open(name, flags | _IFF_TUN_EXCL))
-            while len(fds) < queues:
-                fds.append(_open(name, flags))
+            # Without EXCL this would silently join a tap that another machine has.
+            return name, _open_all(name, _flags(queues), _IFF_TUN_EXCL, queues)
         except OSError as error:
-            for descriptor in fds:
-                os.close(descriptor)
-            if error.errno == errno.EBUSY and not fds:
-                continue
-            raise MachineError(f"cannot make the tap {name}: {error.strerror}") from None
-        return name, fds
+            if error.errno != errno.EBUSY:
+                raise MachineError(f"cannot make the tap {name}: {error.strerror}") from None
     raise MachineError(
         f"the machine {printable(machine)} has its tap already", hint="`ip link show type tun` lists them"
     )
+
+
+def _flags(queues: int) -> int:
+    return _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if queues > 1 else 0)
+
+
+def _open_all(name: str, flags: int, first: int, queues: int) -> list[int]:
+    """A descriptor a queue; the first with the flags `first` besides."""
+    fds: list[int] = []
+    try:
+        fds.append(_open(name, flags | first))
+        while len(fds) < queues:
+            fds.append(_open(name, flags))
+    except BaseException:
+        for descriptor in fds:
+            os.close(descriptor)
+        raise
+    return fds
+
+
+def _not_taken(name: str, queues: int, error: OSError) -> MachineError:
+    shown = printable(name)
+    make = f"ip tuntap add dev {shown} mode tap user {os.getuid()}" + (" multi_queue" if queues > 1 else "")
+    if error.errno == errno.EBUSY:
+        return MachineError(f"the tap {shown} is in use", hint="give each machine a tap of its own")
+    if error.errno == errno.EPERM:
+        return MachineError(f"the tap {shown} is not this user's", hint=f"as root: {make}")
+    if error.errno == errno.EINVAL:
+        kind = "several queues" if queues > 1 else "one queue"
+        return MachineError(f"{shown} is no tap for {kind}", hint=f"make it anew, as root: {make}")
+    return MachineError(f"cannot take the tap {shown}: {error.strerror}")
 
 
 def _open(name: str, flags: int) -> int:
