@@ -10,7 +10,7 @@ from imgtool.image.names import printable
 from imgtool.image.qapi import ImageInfo, LuksInfo, Qcow2Bitmap, Qcow2Info, SnapshotInfo, VmdkInfo, to_builtins
 
 if TYPE_CHECKING:
-    from imgtool.cli.info import Answer
+    from imgtool.cli.info_answer import Answer
 
 
 def describe(answer: Answer) -> Iterator[str]:
