@@ -42,20 +42,37 @@ KINDS: dict[str, Kind] = {
     "backing-format-doubtful": Kind("warning", "the backing file is named raw, but its bytes say otherwise"),
     "backing-ambiguous": Kind("warning", "which file the backing name means depends on the name used for the image"),
     "overlay-smaller": Kind("warning", "the disk is smaller than the backing file's, whose end it hides"),
+    "overlay-larger": Kind("info", "the disk is larger than the backing file's; past that it reads its own zeros"),
+    "parent-changed": Kind("error", "the backing file is not the disk that the image was made on"),
+    "parent-written": Kind("error", "the backing file was written after the image was made on it"),
+    "parent-copied": Kind("info", "the backing file is a copy of the one that the image was made on"),
+    "anchor-stale": Kind("warning", "the image was put on another backing file without remembering what that is"),
     "remote-parent": Kind("info", "the backing file is reached by a protocol and was not looked at"),
     "options-parent": Kind("info", "the backing file is a json: tree of several files and was not looked at"),
     "data-file-missing": Kind("error", "the external data file does not exist"),
     "data-file-unusable": Kind("error", "the external data file cannot be opened, or is no file"),
     "data-file-shared": Kind("error", "the file is the external data file of more than one image"),
     "data-file-misused": Kind("error", "the file is an external data file and something else besides"),
+    "corrupt": Kind("error", "QEMU found the image damaged and marked it: it is not opened for writing any more"),
+    "dirty": Kind("warning", "the image was not closed, and its reference counts are to be mended before it is used"),
+    "unknown-feature": Kind("error", "the image needs a feature that QEMU does not know, and is not opened"),
+    "truncated": Kind("error", "the end of the file is missing, and with it data of the disk"),
+    "damaged": Kind("error", "a check of the image's tables found contradictions"),
+    "leaks": Kind("warning", "a check found clusters that nothing uses: space is lost, no data"),
+    "check-failed": Kind("warning", "the image could not be checked or read to its end"),
+    "in-use": Kind("info", "a program has the image open"),
+    "snapshots": Kind("info", "internal snapshots keep space that the disk itself may not need any more"),
+    "outside-store": Kind("warning", "the backing file lies in none of the directories that were named"),
     "duplicate-name": Kind("warning", "one file has several names, by hard link or symlink"),
     "too-deep": Kind("warning", "the backing chain is longer than libvirt follows, and slow in QEMU"),
     "name-misleads": Kind("warning", "the name promises a format that the bytes do not have"),
+    "unfinished-change": Kind("warning", "a change of imgtool was broken off and is still to be finished"),
+    "leftover": Kind("warning", "hidden files of a run that was killed"),
     "unreadable-directory": Kind("warning", "a directory cannot be listed; what lies there is unknown"),
     "unreadable-files": Kind("info", "files that cannot be read were left out; whether they are images is unknown"),
 }
-"""Code → severity and meaning. `unreadable-directory` and `unreadable-files` stand in `Graph.findings`, all others at
-the image they concern."""
+"""Code → severity and meaning. Those of a store as a whole stand last, and in `Graph.findings`; all others at the
+image they concern. `chain show` tells what concerns the graph, `chain verify` all of it."""
 
 
 def finding(code: str, message: str) -> Finding:

@@ -98,18 +98,9 @@ def _judge(image: Image, parent: Image) -> None:
             image.add(
                 finding("backing-format-wrong", f"the backing file {name} is named {printable(named)}, but is {real}")
             )
-    if (
-        image.virtual_size is not None
-        and parent.virtual_size is not None
-        and image.virtual_size < parent.virtual_size
-        and image is not parent
-    ):
-        image.add(
-            finding(
-                "overlay-smaller",
-                f"{image.virtual_size} bytes on a backing file of {parent.virtual_size} bytes",
-            )
-        )
+    size, below = image.virtual_size, parent.virtual_size
+    if size is not None and below is not None and size < below:
+        image.add(finding("overlay-smaller", f"{size} bytes on a backing file of {below} bytes"))
 
 
 def _join_data_files(nodes: list[Image], node_of: NodeOf) -> dict[str, list[str]]:

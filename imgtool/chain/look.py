@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Callable
 
 from imgtool.chain.findings import finding
 from imgtool.chain.graph import Backing, BackingKind, DataFile, Image
@@ -29,6 +30,9 @@ FORMAT_NAMES = (".qcow2", ".qcow", ".qed", ".vmdk", ".vdi", ".vhd", ".vpc", ".vh
 
 LOCAL_PROTOCOLS = frozenset(("file", "host_device", "host_cdrom"))
 """Protocols whose path is an image on this host, and not, say, a directory that vvfat makes one of."""
+
+Notice = Callable[[Image, int, Header, os.stat_result], None]
+"""Takes an image, the descriptor of its file, its header and what fstat says."""
 
 Identity = int
 """Which file it is, whatever its name: device and inode, or a block device's own number, in one integer."""
@@ -69,8 +73,10 @@ class Looker:
     """Looks at files. Equal references from one directory share one `Backing`: a store of thousands of overlays has
     few bases."""
 
-    def __init__(self) -> None:
+    def __init__(self, notice: Notice | None = None) -> None:
+        """`notice` is called for each image whose header could be read, while its file is open."""
         self._backings: dict[tuple[str, bytes, str | None], Backing | ImageFormatError] = {}
+        self._notice = notice
 
     def at(self, path: str, *, format: str | None = None) -> tuple[Image, Identity | None]:
         """The node for `path`, whatever is there, and which file it is; None where nothing could be opened."""
@@ -122,6 +128,8 @@ class Looker:
                 image.snapshots = read_snapshots(fd, header)
             except ImageFormatError as error:
                 image.add(finding("malformed", error.message))
+        if self._notice is not None:
+            self._notice(image, fd, header, status)
         return image
 
     def backing(self, name: bytes, format: str | None, directory: str) -> Backing:

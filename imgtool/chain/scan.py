@@ -13,7 +13,7 @@ from typing import NamedTuple
 from imgtool.chain.findings import Finding, finding
 from imgtool.chain.graph import Graph, Image
 from imgtool.chain.link import link
-from imgtool.chain.look import FORMAT_NAMES, OPEN_FLAGS, Identity, Looker, identity, is_image_name, tidy
+from imgtool.chain.look import FORMAT_NAMES, OPEN_FLAGS, Identity, Looker, Notice, identity, is_image_name, tidy
 from imgtool.errors import ImageNotFoundError, ImageUnreadableError, UsageError
 from imgtool.image.header import FORMATS
 from imgtool.image.names import PathLike, printable
@@ -26,6 +26,8 @@ class Survey(NamedTuple):
     graph: Graph
     asked: tuple[str, ...]
     """The nodes of the images asked for, in that order; directories asked for are none."""
+    hidden: tuple[str, ...] = ()
+    """What lies in the directories under names that begin with `TEMPORARY_PREFIX`."""
 
 
 def scan(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format: str | None = None) -> Graph:
@@ -42,11 +44,17 @@ def scan(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format: s
     return survey(paths, store=store, format=format).graph
 
 
-def survey(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format: str | None = None) -> Survey:
-    """As `scan`, and which nodes were asked for."""
+def survey(
+    paths: Iterable[PathLike],
+    *,
+    store: Iterable[PathLike] = (),
+    format: str | None = None,
+    notice: Notice | None = None,
+) -> Survey:
+    """As `scan`, and which nodes were asked for. `notice` is called for each image while its file is open."""
     if format is not None and format not in FORMATS:
         raise UsageError(f"{format!r} is no image format", hint=f"one of {', '.join(FORMATS)}")
-    found = Store()
+    found = Store(notice)
     trees: list[str] = []
     asked: list[Image] = []
     for path in paths:
@@ -68,7 +76,7 @@ def survey(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format:
     found.symlinks()
     found.follow()
     graph = link(found.images, found.findings(), found.node_of, only=asked if narrow and asked else None)
-    return Survey(graph, tuple(dict.fromkeys(image.path for image in asked)))
+    return Survey(graph, tuple(dict.fromkeys(image.path for image in asked)), tuple(found.hidden))
 
 
 def check_asked(found: Survey) -> None:
@@ -94,9 +102,10 @@ def absolute(path: PathLike) -> str:
 class Store:
     """What has been looked at. A file is one image, however many names lead to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, notice: Notice | None = None) -> None:
         self.images: list[Image] = []
-        self._looker = Looker()
+        self.hidden: list[str] = []
+        self._looker = Looker(notice)
         self._names: dict[str, Image] = {}
         self._files: dict[Identity, Image] = {}
         self._followed = 0
@@ -172,6 +181,8 @@ class Store:
                 for entry in entries:
                     name = entry.name
                     if name.startswith(TEMPORARY_PREFIX):
+                        if not listed:
+                            self.hidden.append(entry.path)
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         below.append(entry.path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Literal
 
 import msgspec
@@ -84,22 +84,34 @@ def holders(path: str) -> list[Holder]:
     """The processes that have the file at `path` open and hold a lock on it; where no lock shows, those that have it
     open for writing. This process is left out. Only what /proc lets us see: other users' processes hide from all but
     root."""
-    if not sys.platform.startswith("linux"):
-        return []
-    try:
-        status = os.stat(path)
-    except OSError:
-        return []
-    identity = (status.st_dev, status.st_ino)
-    locking: list[Holder] = []
-    writing: list[Holder] = []
+    return holders_of([path])[path]
+
+
+def holders_of(paths: Iterable[str]) -> dict[str, list[Holder]]:
+    """As `holders`, for many files in one look at all processes."""
+    found: dict[str, list[Holder]] = {}
+    wanted: dict[tuple[int, int], list[str]] = {}
+    for path in paths:
+        found[path] = []
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        wanted.setdefault((status.st_dev, status.st_ino), []).append(path)
+    if not wanted or not sys.platform.startswith("linux"):
+        return found
+    writing: dict[str, list[Holder]] = {}
     for pid in _processes():
-        flags = [_use(pid, fd) for fd in _open_files(pid, identity)]
-        if "lock" in flags:
-            locking.append(Holder(pid, _program(pid)))
-        elif "write" in flags:
-            writing.append(Holder(pid, _program(pid)))
-    return locking or writing
+        uses: dict[tuple[int, int], set[str]] = {}
+        for identity, fd in _open_files(pid, wanted):
+            uses.setdefault(identity, set()).add(_use(pid, fd))
+        for identity, flags in uses.items():
+            for path in wanted[identity]:
+                if "lock" in flags:
+                    found[path].append(Holder(pid, _program(pid)))
+                elif "write" in flags:
+                    writing.setdefault(path, []).append(Holder(pid, _program(pid)))
+    return {path: locking or writing.get(path, []) for path, locking in found.items()}
 
 
 def _processes() -> Iterator[int]:
@@ -113,7 +125,8 @@ def _processes() -> Iterator[int]:
             yield int(name)
 
 
-def _open_files(pid: int, identity: tuple[int, int]) -> Iterator[str]:
+def _open_files(pid: int, wanted: Container[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], str]]:
+    """(which file, descriptor) for each of the process's descriptors that is one of `wanted`."""
     try:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
@@ -123,8 +136,9 @@ def _open_files(pid: int, identity: tuple[int, int]) -> Iterator[str]:
             status = os.stat(f"/proc/{pid}/fd/{name}")
         except OSError:
             continue
-        if (status.st_dev, status.st_ino) == identity:
-            yield name
+        identity = (status.st_dev, status.st_ino)
+        if identity in wanted:
+            yield identity, name
 
 
 def _use(pid: int, fd: str) -> Literal["lock", "write", "read"]:

@@ -1,0 +1,80 @@
+"""Hidden files that imgtool left among the images: of changes that were broken off, and of runs that were killed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+from imgtool.chain.findings import Finding, finding
+from imgtool.image.names import printable
+
+JOURNAL = ".journal"
+"""How the name of a journal of `imgtool.operations.transaction` ends."""
+
+_LOCK = ".lock"
+_OLD = 3600
+"""Seconds after which a scratch directory, which nobody holds a lock on, belongs to no run any more."""
+
+KEPT = ".imgtool-quarantine"
+"""Where `chain collect` puts images; no leftover."""
+
+
+def hidden_findings(paths: Iterable[str]) -> Iterator[tuple[str, Finding]]:
+    """(path, finding) for each of the hidden files `paths` that a process which is gone left behind."""
+    known = set(paths)
+    busy = {_mark(path) for path in known if path.endswith((JOURNAL, _LOCK)) and _is_locked(path)}
+    unfinished = {_mark(path) for path in known if path.endswith(JOURNAL)}
+    for path in sorted(known):
+        name = os.path.basename(path)
+        if name == KEPT or _mark(path) in busy:
+            continue
+        if path.endswith(JOURNAL):
+            if _is_decided(path):
+                text = "a change of these images was broken off; the next run finishes it"
+                yield path, finding("unfinished-change", text)
+            else:
+                yield (
+                    path,
+                    finding("leftover", f"{printable(name)} is of a run that was killed before it changed anything"),
+                )
+        elif _mark(path) not in unfinished and not _is_fresh(path):
+            yield path, finding("leftover", f"{printable(name)} was left by a run that was killed")
+
+
+def _mark(path: str) -> str:
+    """What the hidden files of one run in one directory share: `.imgtool-MARK.lock`, `.imgtool-MARK-0.tmp`."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, name.removeprefix(".imgtool-").partition(".")[0].partition("-")[0])
+
+
+def _is_locked(path: str) -> bool:
+    import fcntl
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _is_decided(path: str) -> bool:
+    try:
+        with open(path, "rb") as lines:
+            return any(line.startswith(b'{"steps"') and line.endswith(b"\n") for line in lines)
+    except OSError:
+        return False
+
+
+def _is_fresh(path: str) -> bool:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return True
+    return time.time() - status.st_mtime < _OLD
