@@ -18,11 +18,12 @@ the JSON Schema.
 
 from __future__ import annotations
 
+import contextlib
 import os.path
 import re
 import tomllib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import inspect
@@ -36,13 +37,17 @@ from imgtool.machine.options.text import nearest
 from imgtool.machine.options.words import typed
 from imgtool.sizes import parse_size
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 Path = tuple[str | int, ...]
 """Where in a document: `("drive", 1, "cache")`."""
 
 _LARGEST = 1 << 20
 
 
-class _Wrong(Exception):  # noqa: N818 - never leaves this module
+class Wrong(Exception):  # noqa: N818 - what `reading` makes a ConfigError of
+    """What is wrong at a place of a document."""
+
     def __init__(self, place: Path, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.place = place
@@ -54,18 +59,23 @@ def load_profile(path: str) -> Machine:
     """The machine that the profile at `path` describes; its file names are relative to the profile's folder.
     ConfigError, with the line, when something in it is wrong."""
     where = absolute(path)
+    return with_absolute_paths(parse_profile(read_text(path), path), os.path.dirname(where))
+
+
+def read_text(path: str, what: str = "a profile") -> str:
+    """The text of the TOML file at `path`. ConfigError when there is none, or none that could be `what`."""
+    where = absolute(path)
     try:
         with open(where, "rb") as file:
             content = file.read(_LARGEST + 1)
     except OSError as error:
         raise ConfigError(f"{printable(path)}: {error.strerror}", path=where) from error
     if len(content) > _LARGEST:
-        raise ConfigError(f"{printable(path)} is too large for a profile", path=where)
+        raise ConfigError(f"{printable(path)} is too large for {what}", path=where)
     try:
-        text = content.decode()
+        return content.decode()
     except UnicodeDecodeError:
         raise ConfigError(f"{printable(path)} is not UTF-8", path=where) from None
-    return with_absolute_paths(parse_profile(text, path), os.path.dirname(where))
 
 
 def read_profile(path: str) -> dict[str, Any]:
@@ -76,33 +86,54 @@ def read_profile(path: str) -> dict[str, Any]:
 
 def parse_profile(text: str, name: str = "profile") -> Machine:
     """The machine that a profile's text describes, file names as they are written. ConfigError as `load_profile`."""
+    with reading(text, name) as document:
+        return to_machine(document)
+
+
+@contextlib.contextmanager
+def reading(text: str, name: str) -> Iterator[dict[str, Any]]:
+    """Within, the document that the TOML `text` is; a Wrong raised there becomes a ConfigError with its line."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{printable(name)}: {error}", hint="see https://toml.io", path=name) from None
     try:
-        return _machine(document)
-    except _Wrong as wrong:
+        yield document
+    except Wrong as wrong:
         line = find_line(text, wrong.place)
         raise ConfigError(f"{printable(name)}:{line}: {wrong.message}", hint=wrong.hint, path=name) from None
 
 
-def _machine(document: dict[str, Any]) -> Machine:
+def to_machine(table: dict[str, Any], place: Path = (), *, more: Sequence[str] = ()) -> Machine:
+    """The machine whose settings are the table at `place` of a document. Wrong when they are not right; `more` are
+    keys that the table could hold besides."""
     known = kinds(Machine)
     settings: dict[str, Any] = {}
-    for key, value in document.items():
+    for key, value in table.items():
         if key not in known:
-            raise _unknown((key,), key, list(known))
+            raise _unknown((*place, key), key, [*more, *known])
         try:
             plain = typed(key, value)
         except UsageError as error:
-            raise _Wrong((key,), error.message, error.hint) from None
-        settings[key] = _checked(plain, known[key], (key,))
+            raise Wrong((*place, key), error.message, error.hint) from None
+        settings[key] = _checked(plain, known[key], (*place, key))
+    return _converted(settings, Machine, place)
+
+
+def to_struct(table: dict[str, Any], struct: type[T]) -> T:
+    """A whole document as a `struct`, sizes in QEMU's notation. Wrong when it is none."""
+    kind = Kind(inspect.type_info(struct), None)
+    return _converted(_checked(table, kind, ()), struct, ())
+
+
+def _converted(settings: dict[str, Any], struct: type[T], place: Path) -> T:
     try:
-        return msgspec.convert(settings, Machine)
+        return msgspec.convert(settings, struct)
     except msgspec.ValidationError as error:
-        message, _, place = str(error).rpartition(" - at `$")
-        raise _Wrong(_place(place), f"{_dotted(_place(place))}: {message or error}") from None
+        message, _, found = str(error).rpartition(" - at `$")
+        where = (*place, *_place(found))
+        shown = _dotted(where)
+        raise Wrong(where, f"{shown}: {message or error}" if shown else str(error)) from None
 
 
 def _checked(value: Any, kind: Kind, place: Path) -> Any:
@@ -111,7 +142,7 @@ def _checked(value: Any, kind: Kind, place: Path) -> Any:
         try:
             return parse_size(value)
         except UsageError as error:
-            raise _Wrong(place, f"{_dotted(place)}: {error.message}", error.hint) from None
+            raise Wrong(place, f"{_dotted(place)}: {error.message}", error.hint) from None
     if isinstance(value, list) and isinstance(kind.type, inspect.VarTupleType):
         item = Kind(kind.type.item_type, kind.unit)
         return [_checked(entry, item, (*place, at)) for at, entry in enumerate(value)]
@@ -144,12 +175,12 @@ def _struct(value: dict[str, Any], given: inspect.Type, place: Path) -> inspect.
         return None
     names = [str(tag) for tag in structs]
     if field not in value:
-        raise _Wrong(place, f"{_dotted(place)} needs {field} =", f"one of: {', '.join(names)}")
+        raise Wrong(place, f"{_dotted(place)} needs {field} =", f"one of: {', '.join(names)}")
     found = structs.get(value[field])
     if found is None:
         close = nearest(str(value[field]), names)
         listed = f"there are: {', '.join(names)}"
-        raise _Wrong(
+        raise Wrong(
             (*place, field),
             f"{_dotted(place)} has no {field} {printable(str(value[field]))!r}",
             f"did you mean {close}? {listed}" if close else listed,
@@ -157,10 +188,10 @@ def _struct(value: dict[str, Any], given: inspect.Type, place: Path) -> inspect.
     return found
 
 
-def _unknown(place: Path, key: str, names: list[str]) -> _Wrong:
+def _unknown(place: Path, key: str, names: list[str]) -> Wrong:
     close = nearest(key, names)
-    listed = f"{_dotted(place[:-1]) or 'a profile'} knows: {', '.join(names)}"
-    return _Wrong(place, f"unknown key {printable(key)!r}", f"did you mean {close}? {listed}" if close else listed)
+    listed = f"{_dotted(place[:-1]) or 'the file'} knows: {', '.join(names)}"
+    return Wrong(place, f"unknown key {printable(key)!r}", f"did you mean {close}? {listed}" if close else listed)
 
 
 def _dotted(place: Path) -> str:

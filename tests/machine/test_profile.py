@@ -105,7 +105,7 @@ def test_file_names_are_relative_to_the_profile(tmp_path: Path) -> None:
         ('[[network]]\n\ntype = "usr"\n', 3, "network[0] has no type 'usr'", "did you mean user?"),
         ('\n[[network]]\nmodel = "e1000"\n', 2, "network[0] needs type =", "one of: user"),
         ("\nsmp = { cpus = 4, coers = 2 }\n", 2, "unknown key 'coers'", "cores"),
-        ("a.b = 1\n", 1, "unknown key 'a'", "a profile knows"),
+        ("a.b = 1\n", 1, "unknown key 'a'", "the file knows"),
         ('\n[memory]\nsize = "2X"\n', 3, "memory.size: '2X' is not a size", "write a number"),
         ("[smp]\ncpus = 0\n", 2, "smp.cpus: Expected `int` >= 1", ""),
         ('\nsmp = "cpus=4,coer=2"\n', 2, "--smp has no 'coer'", "cores"),
