@@ -12,6 +12,8 @@ import pytest
 
 from imgtool.qemu.programs import Programs
 
+pytest_plugins = ["tests.guests"]
+
 
 class Images:
     """A directory of real images. `images / "name"` is a path in it."""

@@ -68,9 +68,10 @@ def raw(fd: int) -> Iterator[None]:
     """Within, each key comes as it is typed and none is a signal."""
     with restored(fd):
         if os.isatty(fd):
+            import termios
             import tty
 
-            tty.setraw(fd)
+            tty.setraw(fd, termios.TCSADRAIN)  # what was typed ahead is for the guest, too
         yield
 
 

@@ -15,6 +15,7 @@ and clears what it left.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -339,7 +340,8 @@ def _sweep(root: str) -> list[tuple[Vm, State]]:
             alive.append((vm, state))
             continue
         _clear(vm, state)
-        ended.append((os.stat(vm.path).st_mtime, vm))
+        if os.path.isdir(vm.path):
+            ended.append((os.stat(vm.path).st_mtime, vm))
     for _, vm in sorted(ended, key=lambda item: item[0])[:-_ENDED_KEPT]:
         shutil.rmtree(vm.path, ignore_errors=True)
     return alive
@@ -358,6 +360,8 @@ def _clear(vm: Vm, state: State | None) -> None:
     for name in entries:
         if not name.endswith(".log"):
             _remove(vm.file(name))
+    with contextlib.suppress(OSError):
+        os.rmdir(vm.path)  # where there are no logs
 
 
 def end_process(process: ProcessId, grace: float = 3.0) -> bool:

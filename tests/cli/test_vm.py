@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.guests import PROMPT, Machines, Shell
+
+
+@pytest.fixture
+def image(machines: Machines, tmp_path: Path) -> Path:
+    path = tmp_path / "small.qcow2"
+    machines("create", "-q", "-f", "qcow2", path, "1M")
+    return path
+
+
+@pytest.fixture
+def empty_vm(machines: Machines, image: Path) -> Iterator[str]:
+    """A VM in the background without anything to boot, which is up at once."""
+    name = machines("boot", "-d", image, "--accel", "tcg", "--memory", "64M", "--network", "none").stdout.strip()
+    yield name
+    machines("vm", "kill", name, check=False)
+
+
+def status(machines: Machines, name: str) -> str:
+    return str(json.loads(machines("vm", "show", name, "--output", "json").stdout)["status"])
+
+
+def test_detach_prints_the_name_and_the_vm_outlives_the_command(
+    machines: Machines, empty_vm: str, image: Path
+) -> None:
+    assert empty_vm == "small"
+    document = json.loads(machines("vm", "show", empty_vm, "--output", "json").stdout)
+    assert document["status"] == "running"
+    assert document["detached"] is True
+    assert document["memory"] == 64 << 20
+    assert document["accelerator"] == "tcg"
+    assert document["drives"] == [{"device": "drive0", "file": str(image), "format": "qcow2", "read-only": False}]
+    assert re.fullmatch(rf"small  running +pid {document['pid']}, 1 CPU, 64M, tcg, {image}\n", list_of(machines))
+    assert f"drive      drive0: {image} (qcow2)" in machines("vm", "show", empty_vm).stdout
+
+
+def list_of(machines: Machines) -> str:
+    lines = machines("vm", "list").stdout.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("shared"))
+
+
+def test_pause_resume_and_reset_are_seen_in_the_machine(machines: Machines, empty_vm: str) -> None:
+    machines("vm", "pause", empty_vm)
+    assert status(machines, empty_vm) == "paused"
+    machines("vm", "resume", empty_vm)
+    assert status(machines, empty_vm) == "running"
+    machines("vm", "reset", empty_vm)
+    assert status(machines, empty_vm) == "running"
+
+
+def test_stop_of_a_guest_that_does_not_listen_ends_it_all_the_same(machines: Machines, empty_vm: str) -> None:
+    qemu = machines.qemu(empty_vm)
+    done = machines("vm", "stop", empty_vm, "--timeout", "0.2", "--output", "json")
+    assert json.loads(done.stdout) == {"name": empty_vm, "how": "quit"}
+    assert "did not power off within 0.2 s" in done.stderr
+    assert not qemu.alive
+
+
+def test_a_qemu_that_is_stuck_is_terminated_and_at_last_killed(machines: Machines, empty_vm: str) -> None:
+    qemu = machines.qemu(empty_vm)
+    qemu.send(signal.SIGSTOP)
+    assert status(machines, empty_vm) == "unreachable"
+    machines("vm", "kill", empty_vm)
+    assert not qemu.alive
+    assert empty_vm not in machines.vms()
+
+
+def test_a_killed_qemu_is_recognised_and_its_log_stays(machines: Machines, empty_vm: str) -> None:
+    machines.qemu(empty_vm).send(signal.SIGKILL)
+    wait = machines("vm", "wait", empty_vm, "--for", "ended", check=False)
+    assert wait.returncode in (0, 1)
+    done = machines("vm", "show", empty_vm, check=False)
+    assert done.returncode == 1
+    assert f"the VM {empty_vm} has ended" in done.stderr
+    assert f"imgtool vm log {empty_vm}" in done.stderr
+    assert machines("vm", "log", empty_vm).returncode == 0
+
+
+def test_a_name_that_no_vm_has_is_one_clear_error(machines: Machines) -> None:
+    for command in ("show", "stop", "console", "pause"):
+        done = machines("vm", command, "nobody", check=False)
+        assert done.returncode == 1
+        assert "there is no VM named nobody" in done.stderr
+    assert "there is no VM named nobody, and no logs of one" in machines("vm", "log", "nobody", check=False).stderr
+
+
+def test_waiting_for_what_does_not_come_tells_how_far_the_guest_came(machines: Machines, empty_vm: str) -> None:
+    done = machines("vm", "wait", empty_vm, "--for", "serial:login:", "--timeout", "0.3", check=False)
+    assert done.returncode == 1
+    assert "small was not ready (serial:login:) after 0.3 s; the guest has said nothing yet" in done.stderr
+
+
+def test_an_open_port_is_not_taken_for_an_ssh_server(machines: Machines, image: Path) -> None:
+    words = ["--accel", "tcg", "--memory", "64M", "--network", "user"]
+    machines("boot", "-d", image, "--name", "deaf", *words)
+    done = machines("vm", "wait", "deaf", "--for", "ssh", "--timeout", "1", check=False)
+    argv = machines("vm", "ssh", "deaf", "--print", "--", "uname", "-a").stdout
+    again = machines("vm", "ssh", "deaf", "--print", "--", "uname", "-a").stdout
+    machines("vm", "kill", "deaf")
+    assert "deaf was not ready (ssh) after 1 s" in done.stderr
+    assert argv.endswith(" 127.0.0.1 uname -a\n")
+    assert argv == again, "the port that was forwarded is found again"
+
+
+def test_a_vm_without_a_network_has_no_way_for_ssh(machines: Machines, empty_vm: str) -> None:
+    done = machines("vm", "ssh", empty_vm, check=False)
+    assert done.returncode == 1
+    assert "there is no way to the guest of small" in done.stderr
+
+
+def test_exec_without_an_agent_says_what_is_missing(machines: Machines, empty_vm: str) -> None:
+    done = machines("vm", "exec", empty_vm, "--", "true", check=False)
+    assert done.returncode == 1
+    assert "there is no channel to a guest agent" in done.stderr
+    assert "--agent" in done.stderr
+
+
+def test_an_agent_that_does_not_answer_is_not_waited_for_for_ever(machines: Machines, image: Path) -> None:
+    machines("boot", "-d", image, "--name", "mute", "--agent", "--accel", "tcg", "--memory", "64M")
+    done = machines("vm", "exec", "mute", "--", "true", check=False)
+    late = machines("vm", "wait", "mute", "--for", "agent", "--timeout", "0.5", check=False)
+    machines("vm", "kill", "mute")
+    assert "the guest agent does not answer" in done.stderr
+    assert "was not ready (agent)" in late.stderr
+
+
+def test_set_cpus_refuses_what_the_machine_has_no_room_for(machines: Machines, empty_vm: str) -> None:
+    done = machines("vm", "set-cpus", empty_vm, "2", check=False)
+    assert done.returncode == 1
+    assert "has room for 1 CPUs, not 2" in done.stderr
+    assert "--smp 1,maxcpus=2" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "magic"), [("s.png", b"\x89PNG\r\n\x1a\n"), ("s.ppm", b"P6\n")])
+def test_a_screenshot_is_a_picture(
+    machines: Machines, empty_vm: str, tmp_path: Path, name: str, magic: bytes
+) -> None:
+    machines("vm", "screenshot", empty_vm, tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(magic)
+    assert len(content) > 1000
+
+
+@pytest.mark.guest
+def test_a_shared_guest_is_listed_with_what_it_was_booted_with(
+    machines: Machines, shared_guest: tuple[str, Shell]
+) -> None:
+    name, shell = shared_guest
+    assert int(shell("grep -c ^processor /proc/cpuinfo")) >= 1
+    memory = int(shell("awk '/MemTotal/ {print $2}' /proc/meminfo"))
+    assert 150_000 < memory < 262_144
+    assert f"{name}  running" in machines("vm", "list").stdout
+
+
+@pytest.mark.guest
+def test_plugged_in_cpus_are_seen_by_the_guest(machines: Machines, shared_guest: tuple[str, Shell]) -> None:
+    name, shell = shared_guest
+    assert shell("cat /sys/devices/system/cpu/possible") == "0-3"
+    before = json.loads(machines("vm", "show", name, "--output", "json").stdout)["cpus"]
+    assert before == 1
+    assert machines("vm", "set-cpus", name, "3").stdout == f"{name}: 3 CPUs\n"
+    deadline = time.monotonic() + 60
+    while shell("cat /sys/devices/system/cpu/present") != "0-2" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert shell("cat /sys/devices/system/cpu/present") == "0-2"
+    assert "has 3 CPUs, and they are not taken away" in machines("vm", "set-cpus", name, "1", check=False).stderr
+
+
+@pytest.mark.guest
+def test_wait_returns_for_what_the_console_has_said_before(
+    machines: Machines, shared_guest: tuple[str, Shell]
+) -> None:
+    name, _ = shared_guest
+    assert machines("vm", "wait", name, "--for", "serial:job control turned off").returncode == 0
+
+
+@pytest.mark.guest
+def test_the_log_is_shown_clean_or_as_it_is(machines: Machines, shared_guest: tuple[str, Shell]) -> None:
+    name, shell = shared_guest
+    shell("printf '\\033[31mred\\033[0m %s\\n' $((6*7))")
+    log = machines("vm", "log", name).stdout
+    assert "\nred 42\n" in log
+    assert "\x1b" not in log
+    assert "\x1b[31mred" in machines("vm", "log", name, "--raw").stdout
+    assert len(machines("vm", "log", name, "-n", "2").stdout.splitlines()) == 2
+
+
+@pytest.mark.guest
+def test_a_guest_that_powers_off_by_itself_leaves_nothing(machines: Machines, tmp_path: Path) -> None:
+    overlay = machines.overlay(tmp_path / "brief.qcow2")
+    words: list[str | Path] = [
+        "boot",
+        "-d",
+        overlay,
+        *machines.shell_words(),
+        "--smp",
+        "2",
+        "--wait",
+        f"serial:{PROMPT}$",
+    ]
+    machines(*words)
+    taken = machines("boot", "-d", overlay, "--name", "brief", "--ephemeral", check=False)
+    assert "a VM named brief is running" in taken.stderr
+    console = machines.terminal("vm", "console", "brief")
+    console.expect_exact("Ctrl-A X leaves it")
+    console.sendline("")
+    console.expect_exact(PROMPT)
+    second = machines("vm", "console", "brief", check=False)
+    assert "someone is at the console of brief already" in second.stderr
+    console.sendline("mount -t proc proc /proc; echo cpus $(grep -c ^processor /proc/cpuinfo)")
+    console.expect_exact("cpus 2")
+    console.send("\x01x")
+    console.expect_exact("left the console of brief")
+    console.expect(pexpect.EOF)
+    console.close()
+    assert console.exitstatus == 0
+    console = machines.terminal("vm", "console", "brief")
+    console.expect_exact("Ctrl-A X leaves it")
+    console.sendline("poweroff -f")
+    console.expect_exact("brief has ended")
+    console.expect(pexpect.EOF)
+    console.close()
+    assert console.exitstatus == 0
+    assert "brief" not in machines.vms()
+
+
+def test_following_the_log_ends_with_the_vm(machines: Machines, empty_vm: str) -> None:
+    words = [sys.executable, "-m", "imgtool", "vm", "log", empty_vm, "--follow"]
+    with subprocess.Popen(words, env=machines.env, stdout=subprocess.PIPE) as follower:
+        machines("vm", "kill", empty_vm)
+        follower.communicate(timeout=60)
+    assert follower.returncode in (0, 1), "1 when the VM had ended before it could look"
