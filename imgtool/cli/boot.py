@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from imgtool.cli.boot_options import FILES, cloud_init_options, firmware_options, machine_options, settings_of
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
 from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
 from imgtool.errors import UsageError
@@ -16,99 +17,6 @@ if TYPE_CHECKING:
     from imgtool.machine.launch import Started
     from imgtool.machine.plan import Plan
     from imgtool.machine.serial import Follower, Timeline
-
-F = TypeVar("F", bound="Callable[..., Any]")
-
-_FILES = ("fda", "fdb", "hda", "hdb", "hdc", "hdd", "cdrom", "kernel", "initrd", "dtb")
-
-_WORDS: tuple[tuple[str, str, str], ...] = (
-    ("name", "NAME", "What the VM is called.  [default: made from IMAGE]"),
-    ("uuid", "UUID", "The machine's UUID."),
-    ("machine", "TYPE[,PROP=…]", "Machine type and properties; `help` lists the types."),
-    ("cpu", "MODEL[,±FEATURE…]", "CPU model and features; `help` lists them."),
-    ("smp", "N|cpus=…", "CPUs and their topology: sockets=, dies=, cores=, threads=, maxcpus=."),
-    ("memory", "SIZE[,…]", "Memory (2G); slots= and maxmem= leave room for more.  [default: 1G]"),
-    ("boot", "ORDER|order=…", "Boot order: a floppy, c disk, d CD-ROM, n network; once=, menu=, …"),
-    ("append", "WORDS", "The kernel's command line."),
-    ("display", "TYPE[,…]", "none, gtk, sdl, curses, vnc, spice, egl-headless, dbus.  [default: none]"),
-    ("vga", "CARD", "std, cirrus, vmware, qxl, virtio, none."),
-    ("keymap", "LAYOUT", "Keyboard layout, such as de."),
-    ("vsock", "CID", "A vsock device with this context id."),
-    ("rtc", "BASE[,…]", "The clock: utc, localtime, or a date."),
-    ("audio", "DRIVER[,…]", "A sound card, model= and a host driver."),
-)
-"""Options that hold one option string: name, metavar, help."""
-
-_REPEATED: tuple[tuple[str, str, str], ...] = (
-    ("drive", "file=…[,…]", "A drive, with the keys of QEMU's -drive. May be repeated."),
-    (
-        "network",
-        "TYPE[,…]",
-        "user (hostfwd=tcp::2222-:22), bridge, tap, nat, passt, socket, …, none. May be repeated.",
-    ),
-    ("numa", "node,…", "A NUMA node (cpus=,mem=) or a distance (dist,src=,dst=,val=). May be repeated."),
-    ("serial", "PORT", "A serial port: stdio, pty, file, unix, tcp, null, none. May be repeated."),
-    ("parallel", "PORT", "A parallel port. May be repeated."),
-    ("share", "PATH[,…]", "A host folder in the guest: tag=, type=9p|virtiofs, readonly=on. May be repeated."),
-)
-
-_OPTIONAL: tuple[tuple[str, str, str], ...] = (
-    ("hugepages", "PATH", "Guest memory in huge pages."),
-    ("rng", "FILE", "A source of entropy."),
-    ("tpm", "MODEL[,…]", "A TPM 2.0, by swtpm."),
-    ("balloon", "[,…]", "A memory balloon."),
-    ("watchdog", "MODEL[,…]", "A watchdog, with action=."),
-)
-"""Options whose value may be left out."""
-
-
-def machine_options(command: F) -> F:
-    """Everything that describes the machine, each named as QEMU names it."""
-    for name, metavar, text in reversed((*_WORDS, *_REPEATED)):
-        repeated = any(name == known for known, _, _ in _REPEATED)
-        command = click.option(f"--{name}", metavar=metavar, multiple=repeated, help=text)(command)
-    for name, metavar, text in reversed(_OPTIONAL):
-        command = click.option(f"--{name}", metavar=metavar, is_flag=False, flag_value="", help=text)(command)
-    for name in reversed(_FILES):
-        command = click.option(f"--{name}", type=FILE_NAME, metavar="FILE", help=_FILE_HELP.get(name, ""))(command)
-    for name, text in (("agent", "A channel for the guest agent."), ("tablet", "A USB tablet as the pointer.")):
-        command = click.option(f"--{name}", is_flag=True, default=None, help=text)(command)
-    return command
-
-
-_FILE_HELP = {
-    "fda": "First floppy.",
-    "fdb": "Second floppy.",
-    "hda": "First hard disk of the machine's own bus.",
-    "hdb": "Second hard disk.",
-    "hdc": "Third hard disk.",
-    "hdd": "Fourth hard disk.",
-    "cdrom": "CD-ROM.",
-    "kernel": "Boot this kernel, not the disk's.",
-    "initrd": "Its initial RAM disk.",
-    "dtb": "Its device tree.",
-}
-
-
-def firmware_options(command: F) -> F:
-    command = click.option("--bios", type=FILE_NAME, metavar="FILE", help="A firmware image.")(command)
-    command = click.option("--uefi", is_flag=True, default=None, help="UEFI firmware (OVMF).")(command)
-    return click.option("--secure-boot", is_flag=True, default=None, help="UEFI with Secure Boot.")(command)
-
-
-def cloud_init_options(command: F) -> F:
-    for name, metavar, text, repeated in reversed(
-        (
-            ("cloud-init", "FILE", "User data for cloud-init.", False),
-            ("meta-data", "FILE", "Its meta data.", False),
-            ("network-config", "FILE", "Its network configuration.", False),
-            ("ssh-key", "FILE", "A public key that may log in. May be repeated.", True),
-            ("hostname", "NAME", "The guest's name.", False),
-            ("user", "NAME", "The user to make.  [default: your name]", False),
-        )
-    ):
-        command = click.option(f"--{name}", metavar=metavar, multiple=repeated, help=text)(command)
-    return command
 
 
 class BootCommand(click.Command):
@@ -188,7 +96,7 @@ def boot(
     if wait_for is not None and not detach:
         raise UsageError("--wait is for a VM in the background", hint="add -d")
     arguments = click.get_current_context().meta.get(_ARGUMENTS, ())
-    words = _over_profile(profile, _words(settings, arguments))
+    words = _over_profile(profile, settings_of(settings, arguments))
     target = _overlay_target(image, new_overlay)
     if dry_run:
         _overlay(context, image, format_, target, force=force, dry_run=True)
@@ -202,47 +110,6 @@ def boot(
     return _foreground(context, machine, timeline=timeline, force=force)
 
 
-def _words(settings: Mapping[str, Any], arguments: tuple[str, ...]) -> dict[str, Any]:
-    """The settings that were given, by their names in a profile."""
-    from imgtool.image.names import absolute
-
-    given = {name: value for name, value in settings.items() if value is not None and value != ()}
-    words: dict[str, Any] = {}
-    for name, value in given.items():
-        if name in _FILES:
-            words[name] = absolute(value)
-        elif name in ("uefi", "secure_boot", "bios"):
-            where = absolute(value) if name == "bios" else value
-            words.setdefault("firmware", {})[name.replace("_", "-")] = where
-        elif name in ("sandbox", "run_as"):
-            words.setdefault("safety", {})[name.replace("_", "-")] = value
-        elif name in _CLOUD_INIT:
-            key, is_file = _CLOUD_INIT[name]
-            words.setdefault("cloud-init", {})[key] = _absolutes(value) if is_file else value
-        else:
-            words[name.replace("_", "-")] = list(value) if isinstance(value, tuple) else value
-    if arguments:
-        words["arguments"] = list(arguments)
-    return words
-
-
-_CLOUD_INIT = {
-    "cloud_init": ("user-data", True),
-    "meta_data": ("meta-data", True),
-    "network_config": ("network-config", True),
-    "ssh_key": ("ssh-key", True),
-    "hostname": ("hostname", False),
-    "user": ("user", False),
-}
-"""Option → (its key in the table `cloud-init`, whether it names files)."""
-
-
-def _absolutes(value: Any) -> Any:
-    from imgtool.image.names import absolute
-
-    return [absolute(item) for item in value] if isinstance(value, tuple) else absolute(value)
-
-
 def _over_profile(profile: str | None, words: dict[str, Any]) -> dict[str, Any]:
     """The settings of the profile with `words` on top."""
     if profile is None:
@@ -254,15 +121,14 @@ def _over_profile(profile: str | None, words: dict[str, Any]) -> dict[str, Any]:
 
 
 def _machine(words: dict[str, Any], image: str | None, format_: str | None) -> Machine:
-    from imgtool.image.names import absolute
-    from imgtool.machine.options.words import from_words
+    from imgtool.machine.options.words import from_words, typed
 
     if image is not None:
-        disk = {"file": absolute(image), "if": "virtio", **({"format": format_} if format_ else {})}
-        words = {**words, "drive": [disk, *words.get("drive", ())]}
+        disk = {"file": image, "if": "virtio", **({"format": format_} if format_ else {})}
+        words = {**words, "drive": [disk, *typed("drive", words.get("drive", []))]}
     elif format_ is not None:
         raise UsageError("--format without an IMAGE")
-    if not words.keys() & {"drive", "kernel", "bios", "firmware", *_FILES, "network"}:
+    if not words.keys() & {"drive", "kernel", "bios", "firmware", *FILES, "network"}:
         raise UsageError("nothing to boot from", hint="give an IMAGE, a --cdrom or a --kernel")
     model = words.pop("nic-model", None)
     machine = from_words(words)
@@ -311,39 +177,31 @@ def _overlay(
 
 def _show(context: Context, machine: Machine, *, detach: bool, force: bool) -> None:
     from imgtool.cli.output import emit
-    from imgtool.machine.launch import describe
-    from imgtool.machine.plan import preview
+    from imgtool.machine.plan import document, preview
 
     plan = preview(machine, context.programs, detached=detach, force=force)
-    emit(context, describe(plan), _plan_lines(plan))
+    emit(context, document(plan), _plan_lines(plan))
 
 
 def _plan_lines(plan: Plan) -> Iterator[str]:
     from imgtool.cli.render import shell
     from imgtool.image.names import printable
+    from imgtool.machine.describe import describe
 
-    yield f"name    {plan.vm.name}"
-    yield f"accel   {plan.choice.accelerator}" + (f"  ({plan.choice.why})" if plan.choice.why else "")
-    yield f"cpus    {_topology(plan)}"
+    yield f"name      {plan.vm.name}"
+    for heading, text in describe(plan.machine, plan.host):
+        why = f" ({plan.choice.why})" if heading == "accel" and plan.choice.why else ""
+        yield f"{heading:9} {text}{why}"
     for path, disk in plan.host.disks.items():
-        chain = " → ".join(printable(link.path) for link in disk.chain[1:])
-        yield f"image   {printable(path)} ({disk.chain[0].format})" + (f" → {chain}" if chain else "")
+        chain = " → ".join(f"{printable(link.path)} ({link.format})" for link in disk.chain)
+        yield f"image     {chain or printable(path)}"
     for scratch in plan.command.scratch:
-        yield f"scratch {printable(scratch.path)} over {printable(scratch.backing)}"
-    for helper in plan.command.helpers:
-        yield f"run     {shell(helper.argv)}"
+        yield f"scratch   {printable(scratch.path)} over {printable(scratch.backing)}"
     for text in plan.warnings:
-        yield f"warning {text}"
-    yield f"run     {shell(plan.command.argv)}"
-
-
-def _topology(plan: Plan) -> str:
-    """`4 of at most 8: sockets(1) × cores(4) × threads(2) = 8 logical CPUs`."""
-    from imgtool.machine.smp import topology
-
-    found = topology(plan.machine.smp)
-    plugged = "" if found.cpus == found.maxcpus else f", {found.cpus} of them plugged in at the start"
-    return f"{found.product} = {found.maxcpus} logical CPU{'s' if found.maxcpus > 1 else ''}{plugged}"
+        yield f"warning   {text}"
+    for helper in plan.command.helpers:
+        yield f"run       {shell(helper.argv)}"
+    yield f"run       {shell(plan.command.argv)}"
 
 
 def _foreground(context: Context, machine: Machine, *, timeline: bool, force: bool) -> int:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from imgtool.errors import CommandError, MachineError
@@ -240,21 +239,3 @@ def _give_secrets(command: Command, monitor: Monitor) -> None:
         if secret.by_qmp:
             with open(secret.path) as file:
                 monitor.execute("set_password", {"protocol": secret.protocol, "password": file.read()})
-
-
-def describe(plan: Plan) -> dict[str, object]:
-    """The plan for `--dry-run --output json`."""
-    return {
-        "name": plan.vm.name,
-        "accelerator": plan.choice.accelerator,
-        "accelerator-why": plan.choice.why,
-        "command": list(plan.command.argv),
-        "before": msgspec.to_builtins(
-            {
-                "scratch": plan.command.scratch,
-                "helpers": plan.command.helpers,
-                "secrets": plan.command.secrets,
-            }
-        ),
-        "machine": msgspec.to_builtins(plan.machine),
-    }

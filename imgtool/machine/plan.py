@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from imgtool.errors import ConfigError, ImageInUseError
@@ -14,7 +15,7 @@ from imgtool.machine.compile.start import wants_uefi
 from imgtool.machine.config import Machine
 from imgtool.machine.disks import Learned, learn_disks, uses
 from imgtool.machine.firmware import Found, find_uefi
-from imgtool.machine.host import Command, Host
+from imgtool.machine.host import Command, Helper, Host, Scratch, Secret, TapNeed
 from imgtool.machine.outside import QEMU, learn_host
 from imgtool.machine.runtime import Vm, check_name, claim, name_from, release, runtime_root
 from imgtool.machine.seed import Seed, seed
@@ -24,6 +25,27 @@ from imgtool.qemu.programs import Programs
 
 SEED = "seed.iso"
 VARIABLES = "uefi-vars.qcow2"
+
+
+class Preparation(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What is done before QEMU starts."""
+
+    scratch: tuple[Scratch, ...]
+    helpers: tuple[Helper, ...]
+    secrets: tuple[Secret, ...]
+    taps: tuple[TapNeed, ...]
+
+
+class PlanDocument(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """`boot --dry-run --output json`."""
+
+    name: str
+    accelerator: str
+    accelerator_why: str
+    warnings: tuple[str, ...]
+    before: Preparation
+    command: tuple[str, ...]
+    machine: Machine
 
 
 class Plan(NamedTuple):
@@ -140,3 +162,19 @@ def _firmware(machine: Machine, programs: Programs) -> Found | None:
     if kind is None:
         raise ConfigError(f"this QEMU has no machine {machine.machine.type}", hint="`imgtool boot --machine help`")
     return find_uefi(found.target, kind.name, secure_boot=bool(machine.firmware.secure_boot))
+
+
+def document(plan: Plan) -> PlanDocument:
+    """The plan as one value that can be written down."""
+    command = plan.command
+    return PlanDocument(
+        name=plan.vm.name,
+        accelerator=plan.choice.accelerator,
+        accelerator_why=plan.choice.why,
+        warnings=plan.warnings,
+        before=Preparation(
+            scratch=command.scratch, helpers=command.helpers, secrets=command.secrets, taps=command.taps
+        ),
+        command=command.argv,
+        machine=plan.machine,
+    )

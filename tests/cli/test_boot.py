@@ -232,7 +232,8 @@ def test_dry_run_prints_a_command_that_can_be_pasted_and_changes_nothing(machine
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert lines["name"] == "small"
     assert lines["accel"] == "tcg"
-    assert lines["cpus"].startswith("sockets(1) × cores(4) × threads(2) = 8 logical CPUs, 4 of them")
+    assert lines["smp"] == "8 logical CPUs: 1 socket × 4 cores × 2 threads; 4 of them plugged in at the start"
+    assert lines["drive"] == f"drive0: virtio disk, bus 0, unit 0, {image}"
     command = shlex.split(lines["run"])
     assert command[1:3] == ["-nodefaults", "-no-user-config"]
     assert command[command.index("-smp") + 1] == "cpus=4,maxcpus=8,sockets=1,cores=4,threads=2"
@@ -247,6 +248,19 @@ def test_dry_run_in_json_is_one_document(machines: Machines, image: Path) -> Non
     assert document["accelerator"] == "tcg"
     assert document["before"]["scratch"][0]["backing"] == str(image)
     assert document["command"][0].endswith("qemu-system-x86_64")
+
+
+def test_a_profile_is_the_ground_and_the_command_line_counts(machines: Machines, image: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "vm.toml"
+    profile.write_text(
+        'name = "web"\nmemory = "512M"\naccel = "tcg"\nsmp = 2\n[[drive]]\nfile = "small.qcow2"\nif = "virtio"\n'
+    )
+    done = machines("boot", "--profile", profile, "--memory", "256M", "--dry-run", "--output", "json")
+    document = json.loads(done.stdout)
+    assert document["name"] == "web"
+    assert document["machine"]["memory"] == {"size": 256 << 20}
+    assert document["machine"]["smp"] == {"cpus": 2}
+    assert document["machine"]["drive"][0]["file"] == str(image)
 
 
 def test_a_dry_run_of_a_new_overlay_makes_none(machines: Machines, image: Path) -> None:

@@ -1,0 +1,136 @@
+"""The options of `imgtool boot` that describe the machine, and the settings they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from imgtool.cli.options import FILE_NAME
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+FILES = ("fda", "fdb", "hda", "hdb", "hdc", "hdd", "cdrom", "kernel", "initrd", "dtb")
+
+_WORDS: tuple[tuple[str, str, str], ...] = (
+    ("name", "NAME", "What the VM is called.  [default: made from IMAGE]"),
+    ("uuid", "UUID", "The machine's UUID."),
+    ("machine", "TYPE[,PROP=…]", "Machine type and properties; `help` lists the types."),
+    ("cpu", "MODEL[,±FEATURE…]", "CPU model and features; `help` lists them."),
+    ("smp", "N|cpus=…", "CPUs and their topology: sockets=, dies=, cores=, threads=, maxcpus=."),
+    ("memory", "SIZE[,…]", "Memory (2G); slots= and maxmem= leave room for more.  [default: 1G]"),
+    ("boot", "ORDER|order=…", "Boot order: a floppy, c disk, d CD-ROM, n network; once=, menu=, …"),
+    ("append", "WORDS", "The kernel's command line."),
+    ("display", "TYPE[,…]", "none, gtk, sdl, curses, vnc, spice, egl-headless, dbus.  [default: none]"),
+    ("vga", "CARD", "std, cirrus, vmware, qxl, virtio, none."),
+    ("keymap", "LAYOUT", "Keyboard layout, such as de."),
+    ("vsock", "CID", "A vsock device with this context id."),
+    ("rtc", "BASE[,…]", "The clock: utc, localtime, or a date."),
+    ("audio", "DRIVER[,…]", "A sound card, model= and a host driver."),
+)
+"""Options that hold one option string: name, metavar, help."""
+
+_REPEATED: tuple[tuple[str, str, str], ...] = (
+    ("drive", "file=…[,…]", "A drive, with the keys of QEMU's -drive. May be repeated."),
+    (
+        "network",
+        "TYPE[,…]",
+        "user (hostfwd=tcp::2222-:22), bridge, tap, nat, passt, socket, …, none. May be repeated.",
+    ),
+    ("numa", "node,…", "A NUMA node (cpus=,mem=) or a distance (dist,src=,dst=,val=). May be repeated."),
+    ("serial", "PORT", "A serial port: stdio, pty, file, unix, tcp, null, none. May be repeated."),
+    ("parallel", "PORT", "A parallel port. May be repeated."),
+    ("share", "PATH[,…]", "A host folder in the guest: tag=, type=9p|virtiofs, readonly=on. May be repeated."),
+)
+
+_OPTIONAL: tuple[tuple[str, str, str], ...] = (
+    ("hugepages", "PATH", "Guest memory in huge pages."),
+    ("rng", "FILE", "A source of entropy."),
+    ("tpm", "MODEL[,…]", "A TPM 2.0, by swtpm."),
+    ("balloon", "[,…]", "A memory balloon."),
+    ("watchdog", "MODEL[,…]", "A watchdog, with action=."),
+)
+"""Options whose value may be left out."""
+
+
+def machine_options(command: F) -> F:
+    """Everything that describes the machine, each named as QEMU names it."""
+    for name, metavar, text in reversed((*_WORDS, *_REPEATED)):
+        repeated = any(name == known for known, _, _ in _REPEATED)
+        command = click.option(f"--{name}", metavar=metavar, multiple=repeated, help=text)(command)
+    for name, metavar, text in reversed(_OPTIONAL):
+        command = click.option(f"--{name}", metavar=metavar, is_flag=False, flag_value="", help=text)(command)
+    for name in reversed(FILES):
+        command = click.option(f"--{name}", type=FILE_NAME, metavar="FILE", help=_FILE_HELP.get(name, ""))(command)
+    for name, text in (("agent", "A channel for the guest agent."), ("tablet", "A USB tablet as the pointer.")):
+        command = click.option(f"--{name}", is_flag=True, default=None, help=text)(command)
+    return command
+
+
+_FILE_HELP = {
+    "fda": "First floppy.",
+    "fdb": "Second floppy.",
+    "hda": "First hard disk of the machine's own bus.",
+    "hdb": "Second hard disk.",
+    "hdc": "Third hard disk.",
+    "hdd": "Fourth hard disk.",
+    "cdrom": "CD-ROM.",
+    "kernel": "Boot this kernel, not the disk's.",
+    "initrd": "Its initial RAM disk.",
+    "dtb": "Its device tree.",
+}
+
+
+def firmware_options(command: F) -> F:
+    command = click.option("--bios", type=FILE_NAME, metavar="FILE", help="A firmware image.")(command)
+    command = click.option("--uefi", is_flag=True, default=None, help="UEFI firmware (OVMF).")(command)
+    return click.option("--secure-boot", is_flag=True, default=None, help="UEFI with Secure Boot.")(command)
+
+
+def cloud_init_options(command: F) -> F:
+    for name, metavar, text, repeated in reversed(
+        (
+            ("cloud-init", "FILE", "User data for cloud-init.", False),
+            ("meta-data", "FILE", "Its meta data.", False),
+            ("network-config", "FILE", "Its network configuration.", False),
+            ("ssh-key", "FILE", "A public key that may log in. May be repeated.", True),
+            ("hostname", "NAME", "The guest's name.", False),
+            ("user", "NAME", "The user to make.  [default: your name]", False),
+        )
+    ):
+        command = click.option(f"--{name}", metavar=metavar, multiple=repeated, help=text)(command)
+    return command
+
+
+def settings_of(given: Mapping[str, Any], arguments: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that were given, by their names in a profile."""
+    words: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None or value == ():
+            continue
+        table, key = _TABLES.get(name, (None, name.replace("_", "-")))
+        plain = list(value) if isinstance(value, tuple) else value
+        if table is None:
+            words[key] = plain
+        else:
+            words.setdefault(table, {})[key] = plain
+    if arguments:
+        words["arguments"] = list(arguments)
+    return words
+
+
+_TABLES = {
+    "uefi": ("firmware", "uefi"),
+    "secure_boot": ("firmware", "secure-boot"),
+    "bios": ("firmware", "bios"),
+    "sandbox": ("safety", "sandbox"),
+    "run_as": ("safety", "run-as"),
+    "cloud_init": ("cloud-init", "user-data"),
+    "meta_data": ("cloud-init", "meta-data"),
+    "network_config": ("cloud-init", "network-config"),
+    "ssh_key": ("cloud-init", "ssh-key"),
+    "hostname": ("cloud-init", "hostname"),
+    "user": ("cloud-init", "user"),
+}
+"""Options that are a key of a table in a profile."""
