@@ -22,7 +22,7 @@ import contextlib
 import os.path
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -38,6 +38,7 @@ from imgtool.machine.options.words import typed
 from imgtool.sizes import parse_size
 
 T = TypeVar("T", bound=msgspec.Struct)
+M = TypeVar("M", bound=Machine)
 
 Path = tuple[str | int, ...]
 """Where in a document: `("drive", 1, "cache")`."""
@@ -87,7 +88,7 @@ def read_profile(path: str) -> dict[str, Any]:
 def parse_profile(text: str, name: str = "profile") -> Machine:
     """The machine that a profile's text describes, file names as they are written. ConfigError as `load_profile`."""
     with reading(text, name) as document:
-        return to_machine(document)
+        return to_machine(document, Machine)
 
 
 @contextlib.contextmanager
@@ -104,20 +105,20 @@ def reading(text: str, name: str) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"{printable(name)}:{line}: {wrong.message}", hint=wrong.hint, path=name) from None
 
 
-def to_machine(table: dict[str, Any], place: Path = (), *, more: Sequence[str] = ()) -> Machine:
-    """The machine whose settings are the table at `place` of a document. Wrong when they are not right; `more` are
-    keys that the table could hold besides."""
-    known = kinds(Machine)
+def to_machine(table: dict[str, Any], struct: type[M], place: Path = ()) -> M:
+    """The machine whose settings are the table at `place` of a document, as a `struct`, which may have more settings
+    than Machine. Wrong when they are not right."""
+    known = kinds(struct)
     settings: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
-            raise _unknown((*place, key), key, [*more, *known])
+            raise _unknown((*place, key), key, list(known))
         try:
             plain = typed(key, value)
         except UsageError as error:
             raise Wrong((*place, key), error.message, error.hint) from None
         settings[key] = _checked(plain, known[key], (*place, key))
-    return _converted(settings, Machine, place)
+    return _converted(settings, struct, place)
 
 
 def to_struct(table: dict[str, Any], struct: type[T]) -> T:

@@ -1,0 +1,79 @@
+"""The files of the host that go into a layer: what of them counts, in an order that is always the same."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from imgtool.build.memory import Memory
+from imgtool.errors import ConfigError
+from imgtool.image.names import printable
+
+_REMEMBERED = 1 << 20
+"""Smaller files are read faster than looked up."""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One file, folder or link below what is copied. Times, owners and the host's paths do not count."""
+
+    path: str
+    """Below the folder that is copied; empty for a file that is copied alone."""
+    kind: Literal["file", "folder", "link"]
+    mode: str
+    """Octal permissions. A link has none of its own."""
+    sha256: str | None = None
+    target: str | None = None
+
+
+class Found(msgspec.Struct, frozen=True):
+    """An entry, and where it lies."""
+
+    entry: Entry
+    source: str
+
+
+def files_of(source: str, memory: Memory) -> list[Found]:
+    """What is copied of `source`: the file alone, or what a folder holds, sorted by path. A `source` that is a link
+    is followed, links inside are copied as links. ConfigError for what cannot be read, or is no file, folder or
+    link."""
+    try:
+        status = os.stat(source)
+        if not stat.S_ISDIR(status.st_mode):
+            return [_entry(source, "", status, memory)]
+        return list(_below(source, "", memory))
+    except OSError as error:
+        place = os.fsdecode(error.filename) if error.filename else source
+        raise ConfigError(f"{printable(place)} cannot be copied: {error.strerror}", path=place) from error
+
+
+def _below(folder: str, prefix: str, memory: Memory) -> Iterator[Found]:
+    for name in sorted(os.listdir(folder), key=os.fsencode):
+        source = os.path.join(folder, name)
+        path = prefix + name
+        found = _entry(source, path, os.lstat(source), memory)
+        yield found
+        if found.entry.kind == "folder":
+            yield from _below(source, path + "/", memory)
+
+
+def _entry(source: str, path: str, status: os.stat_result, memory: Memory) -> Found:
+    mode = f"{stat.S_IMODE(status.st_mode):04o}"
+    if stat.S_ISLNK(status.st_mode):
+        return Found(Entry(path, "link", "0777", target=os.readlink(source)), source)
+    if stat.S_ISDIR(status.st_mode):
+        return Found(Entry(path, "folder", mode), source)
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{printable(source)} is no file, folder or link, and cannot be copied", path=source)
+    return Found(Entry(path, "file", mode, sha256=_sha256(source, status.st_size, memory)), source)
+
+
+def _sha256(source: str, size: int, memory: Memory) -> str:
+    if size >= _REMEMBERED:
+        return memory.sha256(source)
+    from imgtool.build.memory import file_sha256
+
+    return file_sha256(source)

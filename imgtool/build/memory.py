@@ -1,0 +1,101 @@
+"""Digests remembered by what a file is: device, inode, size and times. A file that was not touched is not read again.
+
+What a digest is worth depends on the times: a file changed twice within one tick of the clock looks the same. So a
+file is digested only when its last change is older than a tick, and never remembered on file systems whose clock is
+too coarse to tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from imgtool.errors import ConfigError
+from imgtool.image.names import printable
+
+_TICK_NS = 20_000_000
+"""Linux stamps files by the tick of its timer, 10 ms at the coarsest."""
+_COARSE_NS = 2_000_000_000
+_CHUNK = 1 << 20
+
+
+class Memory:
+    """Digests of files of this host, in small files of a cache folder. Losing them costs time and nothing else."""
+
+    def __init__(self, directory: str | None = None) -> None:
+        """`directory` is the user's cache folder of imgtool unless given."""
+        self._directory = directory
+
+    @property
+    def directory(self) -> str:
+        if self._directory is None:
+            from platformdirs import user_cache_dir
+
+            self._directory = os.path.join(user_cache_dir("imgtool", appauthor=False), "digests")
+        return self._directory
+
+    def digest(self, kind: str, paths: Sequence[str], compute: Callable[[], str]) -> str:
+        """What `compute` returns of the files `paths`, or returned when they were as they are now. `kind` names the
+        digest. OSError when a file is not there."""
+        before = _wait_a_tick(paths)
+        place = self._place(kind, before)
+        with contextlib.suppress(OSError), open(place) as file:
+            return file.read()
+        found = compute()
+        if _identities(paths) == before and not _is_coarse(before):
+            self._keep(place, found)
+        return found
+
+    def sha256(self, path: str) -> str:
+        """The SHA-256 of the bytes of the file at `path`, in hex. ConfigError when it cannot be read."""
+        try:
+            return self.digest("sha256", [path], lambda: file_sha256(path))
+        except OSError as error:
+            raise ConfigError(f"{printable(path)} cannot be read: {error.strerror}", path=path) from error
+
+    def _place(self, kind: str, identities: Sequence[tuple[int, ...]]) -> str:
+        name = hashlib.sha256(repr((kind, list(identities))).encode()).hexdigest()[:40]
+        return os.path.join(self.directory, name)
+
+    def _keep(self, place: str, digest: str) -> None:
+        with contextlib.suppress(OSError):
+            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            draft = f"{place}.{os.getpid()}"
+            with open(draft, "w") as file:
+                file.write(digest)
+            os.replace(draft, place)
+
+
+def file_sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _identities(paths: Sequence[str]) -> list[tuple[int, ...]]:
+    return [identity(os.stat(path)) for path in paths]
+
+
+def _wait_a_tick(paths: Sequence[str]) -> list[tuple[int, ...]]:
+    """The files' identities, once none of them can change again without another."""
+    found = _identities(paths)
+    age = time.time_ns() - max((file[4] for file in found), default=0)
+    if 0 <= age < _TICK_NS:
+        time.sleep((_TICK_NS - age) / 1e9)
+        found = _identities(paths)
+    return found
+
+
+def _is_coarse(identities: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a file's clock counts whole seconds, and is too near to now to be told from the next second."""
+    now = time.time_ns()
+    return any(file[4] % 1_000_000_000 == 0 and now - file[4] < _COARSE_NS for file in identities)
