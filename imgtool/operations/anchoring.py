@@ -67,6 +67,21 @@ def add_anchor(overlay: str, parent_file: str) -> None:
             write_anchor(fd, anchor_to(parent_file, header))
 
 
+def add_anchor_if_room(overlay: str, parent_file: str) -> None:
+    """As `add_anchor`; where clusters are too small for it the overlay has none."""
+    try:
+        add_anchor(overlay, parent_file)
+    except ImageFormatError:
+        drop_anchor(overlay)
+
+
+def drop_anchor(overlay: str) -> None:
+    """Takes the anchor out of the qcow2 at `overlay`, which nobody uses yet, if it has one."""
+    with _opened(overlay, os.O_RDWR) as fd:
+        if read_anchor(fd, read_header(fd)) is not None:
+            write_anchor(fd, None)
+
+
 def can_be_anchored(header: Header) -> bool:
     return header.format == "qcow2" and getattr(header.details, "version", 0) >= 3
 

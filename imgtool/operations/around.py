@@ -80,6 +80,10 @@ class Around:
     def __getitem__(self, path: str) -> Image:
         return self._by_path[path]
 
+    def find(self, path: str) -> Image | None:
+        """The image at `path`, where it was found."""
+        return self._by_path.get(path)
+
     @property
     def parent(self) -> Image | None:
         """The image's backing file, None at a base; RefusedError where it is no file on this host."""

@@ -14,7 +14,7 @@ from imgtool.image.snapshot_table import exchange_disks
 from imgtool.operations.around import header_of
 from imgtool.operations.proof import Progress, prove_same, prove_sound
 from imgtool.operations.transaction import Transaction
-from imgtool.qemu.img_argv import ImageOpts, Verbatim
+from imgtool.qemu.img_argv import ImageOpts, Source, Verbatim
 from imgtool.qemu.qemu_img import QemuImg
 
 MOVABLE = ("qcow2", "qed")
@@ -44,7 +44,7 @@ def refit(
     qemu_img: QemuImg,
     image: Image,
     *,
-    onto: str | None,
+    onto: str | Verbatim | None,
     onto_format: str = "raw",
     named: str | None = None,
     progress: Progress | None = None,
@@ -76,7 +76,7 @@ class _Work:
         qemu_img: QemuImg,
         image: Image,
         copy: str,
-        onto: str | None,
+        onto: str | Verbatim | None,
         onto_format: str,
     ) -> None:
         self.change, self.qemu_img, self.image, self.copy = change, qemu_img, image, copy
@@ -109,8 +109,10 @@ class _Work:
         assert self.image.backing is not None
         return self.image.backing.reference
 
-    def opened(self, copy: str) -> ImageOpts:
-        """`copy` on the new backing file, whatever its header names."""
+    def opened(self, copy: str) -> Source:
+        """`copy` on the new backing file, whatever its header names if that is a path."""
+        if isinstance(self.onto, Verbatim):
+            return copy
         assert self.onto is not None
         return ImageOpts.of_chain([(copy, self.format), (self.onto, self.onto_format)])
 

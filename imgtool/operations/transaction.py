@@ -156,7 +156,7 @@ class Transaction:
 
     def remove(self, target: str) -> None:
         """The name `target` goes. When a step before it replaces `target`, nothing is removed."""
-        _check_not_sticky(target)
+        check_removable(target)
         self._steps.append(Step("remove", "", target, os.lstat(target).st_ino))
 
     def patch(self, target: str, head: bytes) -> None:
@@ -297,10 +297,11 @@ def check_replaceable(path: str) -> None:
             hint="remove the other names, or make copies of them, first",
             path=path,
         )
-    _check_not_sticky(os.path.realpath(path))
+    check_removable(os.path.realpath(path))
 
 
-def _check_not_sticky(path: str) -> None:
+def check_removable(path: str) -> None:
+    """RefusedError when the name `path` may not be taken away though its directory may be written."""
     folder = os.stat(os.path.dirname(path))
     mine = os.geteuid()
     if folder.st_mode & stat.S_ISVTX and mine not in (0, folder.st_uid, os.lstat(path).st_uid):

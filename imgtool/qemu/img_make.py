@@ -97,12 +97,13 @@ class Making(ImgBase):
         overwrite: bool = False,
         objects: Sequence[str] = (),
         progress: Progress | None = None,
+        finish: Callable[[str], None] | None = None,
     ) -> Created:
         """Copies `sources` (several are concatenated) into a new image, which appears under its name only when it is
         complete and on disk. A block device, or any target with `skip_creation` (-n), is written in place.
 
         `rate_limit` is bytes a second, `sparse_size` bytes. Unreadable sectors become zeros with `salvage`, and
-        qemu-img's words about them are the result's `notes`.
+        qemu-img's words about them are the result's `notes`. `finish` is as for `create`.
         """
         images = [sources] if isinstance(sources, str | bytes | os.PathLike | ImageOpts) else list(sources)
 
@@ -147,6 +148,7 @@ class Making(ImgBase):
             progress=progress,
             force_share=force_share,
             salvage=salvage,
+            finish=finish,
         )
 
     def _make(

@@ -1,0 +1,122 @@
+"""Delete: an overlay that nobody needs any more goes, with the file that holds its data if it has one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import msgspec
+
+from imgtool.errors import RefusedError
+from imgtool.image.names import PathLike, printable
+from imgtool.operations.around import Around, listed, names, refuse_in_use, refuse_sealed
+from imgtool.operations.plan import Plan, Touched
+from imgtool.operations.transaction import Transaction, check_removable
+
+
+class Deleted(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """An overlay that is gone."""
+
+    path: str
+    files: tuple[str, ...]
+    """Every file that was deleted."""
+    freed: int
+    """Bytes on the host."""
+    notes: tuple[str, ...] = ()
+
+
+class DeleteRequest:
+    """A deletion that may be made: everything about it was looked at and allowed, nothing was changed."""
+
+    def __init__(
+        self, overlay: PathLike, *, force: bool = False, store: Iterable[PathLike] = (), settle: bool = True
+    ) -> None:
+        """See `delete`."""
+        self.around = around = Around(overlay, store=store, settle=settle, whole=False)
+        self.image = image = around.image
+        shown = printable(image.path)
+        children = around.children(image, but=[image.path])
+        refuse_in_use([image], why="it cannot be deleted", even_reading=True)
+        if children and not force:
+            raise RefusedError(
+                f"{names(children)} {'stands' if len(children) == 1 else 'stand'} on {shown}",
+                hint=f"`imgtool chain shorten --delete {printable(children[0].path)}` merges it into what stands on "
+                "it; --force deletes it all the same",
+                path=image.path,
+            )
+        refuse_in_use(children, why=f"it stands on {shown}", even_reading=True)
+        if image.backing is None and not force:
+            raise RefusedError(
+                f"{shown} is no overlay: it stands on nothing, and what it holds is nowhere else",
+                hint="--force deletes it all the same",
+                path=image.path,
+            )
+        if image.data_file_of:
+            raise RefusedError(
+                f"{shown} is the external data file of {listed(list(image.data_file_of))}",
+                hint="delete that one: its data file goes with it",
+                path=image.path,
+            )
+        if not force:
+            refuse_sealed(image)
+        self._refuse_other_names(force)
+        self.notes: list[str] = []
+        self.files = [image.path, *self._data_file()]
+        for file in self.files:
+            check_removable(file)
+
+    def _refuse_other_names(self, force: bool) -> None:
+        others = [name for name in self.image.all_names if name != self.image.path]
+        if others and not force:
+            raise RefusedError(
+                f"{printable(self.image.path)} has other names: {listed(others)}",
+                hint="delete those first; --force deletes this one name",
+                path=self.image.path,
+            )
+
+    def _data_file(self) -> list[str]:
+        """Its external data file, if that is certain to be nothing else. A header may name any file of the host."""
+        found = self.image.data_file
+        if not found or found.path is None or not os.path.isfile(found.path):
+            return []
+        data = self.around.find(found.path)
+        if os.path.dirname(os.path.realpath(found.path)) != os.path.dirname(os.path.realpath(self.image.path)):
+            why = "it lies in another directory"
+        elif os.path.islink(found.path) or data is None or data.format != "raw":
+            why = "it is an image by itself"
+        elif [user for user in data.data_file_of or () if user != self.image.path] or data.children:
+            why = "other images need it"
+        else:
+            refuse_in_use([data], why="it holds the data of what is to be deleted", even_reading=True)
+            return [found.path]
+        self.notes.append(f"its data file {printable(found.path)} is left: {why}")
+        return []
+
+    def plan(self) -> Plan:
+        images = (Touched(path=file, action="delete") for file in self.files)
+        return Plan(
+            commands=(), images=tuple(images), notes=(f"{self._freed()} bytes on disk are freed", *self.notes)
+        )
+
+    def _freed(self) -> int:
+        found = [os.lstat(file) for file in self.files]
+        return sum(status.st_blocks * 512 for status in found if status.st_nlink == 1)
+
+    def make(self) -> Deleted:
+        """Deletes: all the files or none."""
+        freed = self._freed()
+        with Transaction(self.image.path) as change:
+            change.hold(self.image.path)
+            for file in self.files:  # the image before its data: there is no moment at which it lacks that
+                change.remove(file)
+            change.commit(self.around.confirm)
+        return Deleted(path=self.image.path, files=tuple(self.files), freed=freed, notes=tuple(self.notes))
+
+
+def delete(overlay: PathLike, *, force: bool = False, store: Iterable[PathLike] = ()) -> Deleted:
+    """Deletes `overlay`, and the external data file beside it that nothing else needs.
+
+    RefusedError when something stands on it, it is no overlay, is sealed, or has other names (none of these with
+    `force`); ImageInUseError when a program has it open.
+    """
+    return DeleteRequest(overlay, force=force, store=store).make()

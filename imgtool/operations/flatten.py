@@ -1,0 +1,256 @@
+"""Flatten: an image that stands on others becomes one that stands on nothing, and a guest reads the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from imgtool.chain.scan import absolute
+from imgtool.errors import ImageExistsError, RefusedError
+from imgtool.image.header import Qcow2Details
+from imgtool.image.names import PathLike, printable
+from imgtool.operations.anchoring import drop_anchor, take_place
+from imgtool.operations.around import (
+    FORCED_DEPTH,
+    Around,
+    header_of,
+    refuse_encrypted,
+    refuse_in_use,
+    refuse_not_replaceable,
+    refuse_sealed,
+)
+from imgtool.operations.plan import Plan, Touched
+from imgtool.operations.proof import Progress, ProofError, prove_same, prove_sound, same
+from imgtool.operations.refit import MOVABLE, refit, refuse_not_movable
+from imgtool.operations.transaction import Transaction
+from imgtool.qemu import img_argv
+from imgtool.qemu.img_argv import OptionValue
+from imgtool.qemu.qemu_img import QemuImg
+
+
+class Flattened(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """An image that stands on nothing now."""
+
+    path: str
+    """Where it is: the image itself, or the new file."""
+    source: str
+    format: str
+    virtual_size: int
+    actual_size: int
+    """Bytes allocated on the host."""
+    stood_on: tuple[str, ...]
+    """The images it needed before, from its backing file down."""
+    notes: tuple[str, ...] = ()
+
+
+class FlattenRequest:
+    """A flattening that may be made: everything about it was looked at and allowed, nothing was changed."""
+
+    def __init__(
+        self,
+        image: PathLike,
+        *,
+        to: PathLike | None = None,
+        format: str | None = None,
+        output_format: str | None = None,
+        options: Mapping[str, OptionValue] | None = None,
+        compressed: bool = False,
+        overwrite: bool = False,
+        force: bool = False,
+        store: Iterable[PathLike] = (),
+        settle: bool = True,
+    ) -> None:
+        """See `flatten`."""
+        self.around = around = Around(image, format=format, store=store, settle=settle, max_depth=FORCED_DEPTH)
+        self.image = around.image
+        self.to = None if to is None else absolute(to)
+        self.output_format = output_format or self.image.format or "qcow2"
+        self.options = dict(options or {})
+        self.compressed = compressed
+        self.overwrite = overwrite
+        self.stood_on = tuple(image.path for image in around.chain_below())
+        refuse_encrypted(self.image)
+        refuse_in_use([self.image, *around.chain_below()], why="what is read through it may change")
+        self.notes = around.refuse_changed(force=force)
+        self.children = around.children(self.image, but=[self.image.path])
+        if self.to is None:
+            self._look_in_place()
+        else:
+            self._look_at_target(self.to)
+
+    def _look_in_place(self) -> None:
+        if not self.around.chain[0].backing:
+            raise RefusedError(
+                f"{printable(self.image.path)} stands on nothing already",
+                hint="--to NEW copies it all the same",
+                path=self.image.path,
+            )
+        if self.output_format != self.image.format or self.options or self.compressed:
+            raise RefusedError(
+                "in place an image keeps its format and options",
+                hint="--to NEW makes one in another format",
+                path=self.image.path,
+            )
+        refuse_sealed(self.image)
+        refuse_not_replaceable(self.image)
+        if self.image.format in MOVABLE:
+            refuse_not_movable(self.image)
+        refuse_in_use(self.children, why=f"it stands on {printable(self.image.path)}")
+
+    def _look_at_target(self, to: str) -> None:
+        if os.path.lexists(to):
+            for image in self.around.chain:
+                if os.path.exists(image.path) and os.path.exists(to) and os.path.samefile(image.path, to):
+                    raise RefusedError(
+                        f"{printable(to)} is an image of the chain that is read",
+                        hint="choose another name; without --to the image is flattened in place",
+                        path=to,
+                    )
+            if not self.overwrite:
+                raise ImageExistsError(
+                    f"{printable(to)} exists already", hint="choose another name, or --force to replace it", path=to
+                )
+            self._refuse_base(to)
+        if self.image.snapshots:
+            count = len(self.image.snapshots)
+            self.notes.append(
+                f"{printable(to)} gets the disk as it is now, not the {count} internal "
+                f"{'snapshot' if count == 1 else 'snapshots'}; flattening in place keeps them"
+            )
+
+    def _refuse_base(self, to: str) -> None:
+        there = Around(to, settle=False, whole=False)
+        if there.image.children:
+            raise RefusedError(
+                f"{printable(to)} is the backing file of {printable(there.image.children[0])}",
+                hint="choose another name",
+                path=to,
+            )
+
+    @property
+    def _bitmaps(self) -> bool:
+        details = header_of(self.image).details
+        return self.output_format == "qcow2" and isinstance(details, Qcow2Details) and bool(details.bitmaps)
+
+    def plan(self, program: str) -> Plan:
+        image = self.image
+        below = [Touched(path=path, action="read") for path in self.stood_on]
+        size = sum(one.actual_size or 0 for one in (image, *self.around.chain_below()))
+        if self.to is None and image.format in MOVABLE:
+            argv = img_argv.rebase(program, image.path, backing=None, format=image.format, cache="unsafe")
+            notes = ["the command works on a copy beside the image, which then takes its place"]
+            touched = Touched(path=image.path, action="replace", bytes=size)
+        else:
+            target = self.to or image.path
+            argv = img_argv.convert(
+                program,
+                [image.path],
+                target,
+                format=image.format,
+                output_format=self.output_format,
+                options=self.options,
+                compressed=self.compressed,
+                bitmaps=self._bitmaps,
+            )
+            notes = ["written under a hidden name first, then renamed"]
+            exists = os.path.lexists(target)
+            touched = Touched(path=target, action="replace" if exists else "create", bytes=size)
+            below.insert(0, Touched(path=image.path, action="read"))
+        notes += ["a guest must read the same from it as from the image, or nothing is changed", *self.notes]
+        return Plan(commands=(tuple(argv),), images=(touched, *below), notes=tuple(notes))
+
+    def make(self, qemu_img: QemuImg, *, progress: Progress | None = None) -> Flattened:
+        """Flattens. Whatever happens, the image afterwards reads as before, and `to` is there whole or not at all."""
+        if self.to is None:
+            self._in_place(qemu_img, progress)
+        else:
+            self._to_new(qemu_img, self.to, progress)
+        path = self.to or self.image.path
+        status = os.stat(path)
+        return Flattened(
+            path=path,
+            source=self.image.path,
+            format=self.output_format,
+            virtual_size=self.image.virtual_size or 0,
+            actual_size=status.st_blocks * 512,
+            stood_on=self.stood_on,
+            notes=tuple(self.notes),
+        )
+
+    def _hold(self, change: Transaction) -> None:
+        for image in (self.image, *self.around.chain_below()):
+            if image.format is not None:
+                change.hold(image.path)
+
+    def _in_place(self, qemu_img: QemuImg, progress: Progress | None) -> None:
+        image = self.image
+        with Transaction(image.path) as change:
+            self._hold(change)
+            if image.format in MOVABLE:
+                copy = refit(change, qemu_img, image, onto=None, progress=progress)
+                if image.format == "qcow2":
+                    drop_anchor(copy)
+            else:
+                format = image.format or "raw"
+                copy = change.stage(image.path)
+                qemu_img.convert_over(image.path, copy, format=format, output_format=format, progress=progress)
+                prove_sound(qemu_img, copy, format=format, image=image.path)
+                prove_same(qemu_img, copy, image.path, formats=(format, format), image=image.path)
+            take_place(change, image, copy, self.children)
+            change.commit(self.around.confirm)
+
+    def _to_new(self, qemu_img: QemuImg, to: str, progress: Progress | None) -> None:
+        image = self.image
+
+        def prove(hidden: str) -> None:
+            if not same(qemu_img, hidden, image.path, formats=(self.output_format, image.format)):
+                raise ProofError(f"{printable(to)} would not hold the same disk; it was not made", path=to)
+
+        with Transaction(image.path) as change:
+            self._hold(change)
+            qemu_img.convert(
+                image.path,
+                to,
+                format=image.format,
+                output_format=self.output_format,
+                options=self.options,
+                compressed=self.compressed,
+                bitmaps=self._bitmaps,
+                overwrite=self.overwrite,
+                progress=progress,
+                finish=prove,
+            )
+
+
+def flatten(
+    image: PathLike,
+    *,
+    to: PathLike | None = None,
+    output_format: str | None = None,
+    options: Mapping[str, OptionValue] | None = None,
+    compressed: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+    store: Iterable[PathLike] = (),
+    qemu_img: QemuImg | None = None,
+) -> Flattened:
+    """Copies into `image` all that it reads from the images below it, so that it stands on nothing; or writes all of
+    it into the new file `to`, in `output_format` with `options`.
+
+    In place its format, options, internal snapshots and bitmaps stay, and what stands on it reads the same.
+    RefusedError for a base, a sealed image, or one whose parent changed since (not with `force`); ImageInUseError
+    when a program writes one of the images; ImageExistsError when `to` exists (not with `overwrite`).
+    """
+    request = FlattenRequest(
+        image,
+        to=to,
+        output_format=output_format,
+        options=options,
+        compressed=compressed,
+        overwrite=overwrite,
+        force=force,
+        store=store,
+    )
+    return request.make(qemu_img or QemuImg())
