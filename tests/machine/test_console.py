@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import pty
+import socket
+import termios
+import threading
+from pathlib import Path
+
+import pytest
+
+from imgtool.errors import MachineError
+from imgtool.machine.console import Keys, attach, raw, restored
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent", "asked"),
+    [
+        (b"ls\r", b"ls\r", []),
+        (b"\x03\x1b[A", b"\x03\x1b[A", []),
+        (b"a\x01xb", b"a", ["leave"]),
+        (b"\x01X", b"", ["leave"]),
+        (b"\x01\x01", b"\x01", []),
+        (b"\x01h?", b"?", ["help"]),
+        (b"\x01zq", b"zq", []),
+    ],
+)
+def test_every_key_but_ctrl_a_is_the_guests(typed: bytes, sent: bytes, asked: list[str]) -> None:
+    assert Keys().feed(typed) == (sent, asked)
+
+
+def test_ctrl_a_and_its_key_may_come_apart() -> None:
+    keys = Keys()
+    assert keys.feed(b"\x01") == (b"", [])
+    assert keys.feed(b"x") == (b"", ["leave"])
+
+
+class Port:
+    """A serial port whose guest prints what it is sent, between brackets."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen()
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self) -> None:
+        connection, _ = self.listener.accept()
+        with connection:
+            while typed := connection.recv(100):
+                connection.sendall(b"[" + typed + b"]")
+                if b"off" in typed:
+                    return
+
+    def close(self) -> None:
+        self.thread.join(10)
+        self.listener.close()
+
+
+def test_a_console_joins_both_ways_and_is_left_by_ctrl_a_x(tmp_path: Path) -> None:
+    port = Port(tmp_path / "s")
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append(attach(port.path, stdin=slave, stdout=slave)))
+    thread.start()
+    os.write(master, b"hi")
+    said = b""
+    while b"[hi]" not in said:
+        said += os.read(master, 100)
+    os.write(master, b"\x01x")
+    thread.join(10)
+    assert answers == ["left"]
+    assert termios.tcgetattr(slave) == before
+    port.close()
+    os.close(master)
+    os.close(slave)
+
+
+def test_a_console_ends_with_its_vm_and_takes_a_file_for_a_keyboard(tmp_path: Path) -> None:
+    port = Port(tmp_path / "s")
+    typed = tmp_path / "typed"
+    typed.write_bytes(b"power off\n")
+    shown = tmp_path / "shown"
+    with typed.open("rb") as stdin, shown.open("wb") as stdout:
+        assert attach(port.path, stdin=stdin.fileno(), stdout=stdout.fileno()) == "ended"
+    assert shown.read_bytes() == b"[power off\n]"
+    port.close()
+
+
+def test_a_port_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="the serial console cannot be reached: No such file"):
+        attach(str(tmp_path / "none"))
+
+
+def test_a_terminal_is_as_before_whatever_happened_to_it() -> None:
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+
+    def spoil() -> None:
+        with restored(slave), raw(slave):
+            assert termios.tcgetattr(slave) != before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spoil()
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
+
+
+def test_what_is_no_terminal_is_left_alone(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file, raw(file.fileno()):
+        file.write(b"x")
