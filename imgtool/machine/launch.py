@@ -52,9 +52,10 @@ class Ended(NamedTuple):
     said: str
 
 
-def launch(plan: Plan, programs: Programs) -> Started:
+def launch(plan: Plan, programs: Programs, *, tied: bool = False) -> Started:
     """Starts the VM and returns once its QEMU answers over QMP. CommandError with QEMU's own words when it does not
-    come up; then nothing of it is left but logs."""
+    come up; then nothing of it is left but logs. A VM that is `tied`, in the background or not, ends with imgtool,
+    however that dies."""
     vm = plan.vm
     process: Process | None = None
     try:
