@@ -104,7 +104,9 @@ def _may_be_truncated(fd: int, details: Qcow2Details, size: int) -> bool:
         return False
     where = os.pread(fd, 8, details.refcount_table_offset + 8 * block)
     offset = int.from_bytes(where) & _OFFSET
-    if not offset or len(where) < 8:
+    if len(where) < 8 or offset >= size:
+        return True
+    if not offset:
         return False
     at = entry * bits // 8
     return bool(os.pread(fd, min(_LOOKED_AT, cluster - at), offset + at).strip(b"\0"))

@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Looking": {
         "show": Entry("imgtool.cli.chain:show", "Show what images stand on and what stands on them."),
+        "verify": Entry("imgtool.cli.chain_verify:verify", "Look for everything that is wrong with them."),
+    },
+    "Changing": {
+        "repair": Entry("imgtool.cli.chain_repair:repair", "Mend what verify found, where nothing can be lost."),
+        "anchor": Entry("imgtool.cli.chain_repair:anchor", "Have overlays remember their backing files anew."),
     },
 }
 
 
 @click.group(cls=LazyGroup, sections=SECTIONS)
 def chain() -> None:
-    """See the graph of images: who stands on whom."""
+    """See, verify and change the graph of images: who stands on whom."""
 
 
 @click.command(

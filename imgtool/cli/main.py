@@ -31,7 +31,7 @@ SECTIONS = {
         "bitmap": Entry("imgtool.cli.bitmap:bitmap", "Change the dirty bitmaps of an image."),
     },
     "Chains": {
-        "chain": Entry("imgtool.cli.chain:chain", "See the graph of images: who stands on whom."),
+        "chain": Entry("imgtool.cli.chain:chain", "See, verify and change the graph of images."),
         "overlay": Entry("imgtool.cli.overlay:overlay", "Make and list overlays."),
         "commit": Entry("imgtool.cli.commit:commit", "Write an overlay's changes into its backing file."),
         "rebase": Entry("imgtool.cli.rebase:rebase", "Put an overlay on another backing file."),
@@ -42,6 +42,7 @@ SECTIONS = {
         "net": Entry("imgtool.cli.net:net", "Make and show networks for machines."),
     },
     "About imgtool": {
+        "doctor": Entry("imgtool.cli.doctor:doctor", "Say what this host has for virtual machines, and lacks."),
         "schema": Entry("imgtool.cli.schema:schema", "Print the JSON Schema of a document imgtool writes or reads."),
         "completion": Entry("imgtool.cli.completion:completion", "Print the completion script for a shell."),
     },

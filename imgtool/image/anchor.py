@@ -17,7 +17,7 @@ from typing import Final, Literal
 import msgspec
 
 from imgtool.errors import ImageFormatError
-from imgtool.image.formats.qcow2 import EXT_BACKING_FORMAT, EXT_END, Extension, Qcow2Details
+from imgtool.image.formats.qcow2 import EXT_BACKING_FORMAT, EXT_DATA_FILE, EXT_END, Extension, Qcow2Details
 from imgtool.image.header import Header, read_header
 
 EXT_ANCHOR = 0x494D4741
@@ -166,9 +166,11 @@ def edited_head(
     *,
     anchor: Anchor | Literal["keep"] | None = KEEP,
     backing: tuple[bytes, str] | Literal["keep"] = KEEP,
+    data_file: bytes | Literal["keep"] = KEEP,
 ) -> bytes:
-    """The first bytes that the qcow2 open at `fd` needs to carry `anchor` (None: none) and to name `backing`: the
-    reference and the format of its backing file. All else stays, and so does the rest of the file.
+    """The first bytes that the qcow2 open at `fd` needs to carry `anchor` (None: none), to name `backing`, the
+    reference and the format of its backing file, and its external data file. All else stays, and so does the rest of
+    the file.
 
     ImageFormatError when the image is no qcow2 of version 3 or its first cluster has no room.
     """
@@ -190,6 +192,8 @@ def edited_head(
         name, format = backing
         extensions = [(kind, data) for kind, data in extensions if kind != EXT_BACKING_FORMAT]
         extensions.insert(0, (EXT_BACKING_FORMAT, format.encode()))
+    if data_file != KEEP:
+        extensions = [(kind, data_file if kind == EXT_DATA_FILE else data) for kind, data in extensions]
     return _compose(head, details, extensions, name, len(header.backing or b""))
 
 
