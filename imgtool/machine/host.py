@@ -93,6 +93,10 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     passt: str | None = None
     swtpm: str | None = None
     virtiofsd: str | None = None
+    virtiofsd_of_qemu: bool = False
+    """It is the one in C that came with QEMU until 7.2, and takes other options."""
+    root: bool = False
+    """imgtool runs as root, and so do the programs beside QEMU."""
 
 
 class Secret(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):

@@ -12,17 +12,14 @@ from imgtool.errors import ProgramError
 from imgtool.machine.accelerator import Choice, choose
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Host, HugepageMount, Uefi
+from imgtool.machine.nets import helper
 from imgtool.machine.nets.join import bridges
 from imgtool.qemu.capabilities import Capabilities, capabilities
+from imgtool.qemu.process import Limits, Runner, run
 from imgtool.qemu.programs import Programs
 
 QEMU = "qemu-system-x86_64"
 
-_BRIDGE_HELPERS = (
-    "/usr/lib/qemu/qemu-bridge-helper",
-    "/usr/libexec/qemu-bridge-helper",
-    "/usr/local/libexec/qemu-bridge-helper",
-)
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
 
 
@@ -56,6 +53,7 @@ def learn_host(
     found = capabilities(programs.find(qemu))
     choice = learn_accelerator(machine, found)
     total, free = memory()
+    virtiofsd = find_virtiofsd()
     host = Host(
         qemu=found.program,
         capabilities=found,
@@ -70,12 +68,29 @@ def learn_host(
         memory_total=total,
         memory_free=free,
         bridges=bridges(machine.networks or ()),
-        bridge_helper=_first(_BRIDGE_HELPERS),
+        bridge_helper=helper.find(),
         passt=shutil.which("passt"),
         swtpm=shutil.which("swtpm"),
-        virtiofsd=shutil.which("virtiofsd") or _first(_VIRTIOFSD),
+        virtiofsd=virtiofsd,
+        virtiofsd_of_qemu=wants_virtiofs(machine) and virtiofsd is not None and is_virtiofsd_of_qemu(virtiofsd),
+        root=os.getuid() == 0,
     )
     return host, choice
+
+
+def find_virtiofsd() -> str | None:
+    """It lies outside of PATH where it came from a package."""
+    return shutil.which("virtiofsd") or _first(_VIRTIOFSD)
+
+
+def wants_virtiofs(machine: Machine) -> bool:
+    return any(share.type == "virtiofs" for share in machine.shares)
+
+
+def is_virtiofsd_of_qemu(program: str, *, runner: Runner = run) -> bool:
+    """Whether it is QEMU's own virtiofsd in C (`virtiofsd version 7.2.0`) rather than the one in Rust (`virtiofsd
+    1.13.2`)."""
+    return b"virtiofsd version" in runner([program, "--version"], limits=Limits(seconds=10)).stdout
 
 
 def memory() -> tuple[int | None, int | None]:

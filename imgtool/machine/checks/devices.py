@@ -177,6 +177,10 @@ def check_shares(context: Context) -> Problems:
             yield ConfigError(
                 "--share type=virtiofs: virtiofsd was not found", hint="apt-get install virtiofsd; type=9p needs none"
             )
+        if share.type == "virtiofs" and share.readonly and context.host.virtiofsd_of_qemu:
+            yield ConfigError(
+                "--share: QEMU's own virtiofsd knows no readonly=on", hint="type=9p does, and the newer virtiofsd"
+            )
     for tag, times in Counter(share_tag(share) for share in context.machine.shares).items():
         if times > 1:
             yield ConfigError(

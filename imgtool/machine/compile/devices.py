@@ -155,9 +155,14 @@ def _add_share(parts: Parts, place: int, share: Share, kind: Board, host: Host) 
         parts.device({"driver": f"virtio-9p{kind.virtio}", "id": f"{name}-device", "fsdev": name, "mount_tag": tag})
         return
     socket = parts.runtime(f"{name}.sock")
-    argv = [host.virtiofsd or "virtiofsd", f"--socket-path={socket}", f"--shared-dir={share.path}"]
-    if share.readonly:
-        argv.append("--readonly")
+    argv = [host.virtiofsd or "virtiofsd", f"--socket-path={socket}"]
+    if host.virtiofsd_of_qemu:
+        # FUSE's option syntax: a comma ends the value unless a backslash stands before it
+        argv += ["-f", "-o", "source=" + share.path.replace("\\", "\\\\").replace(",", "\\,")]
+    else:
+        argv.append(f"--shared-dir={share.path}")
+        if share.readonly:
+            argv.append("--readonly")
     parts.helpers.append(Helper(name=f"virtiofsd-{name}", argv=tuple(argv), socket=socket))
     parts.chardev("socket", {"id": name, "path": socket})
     driver = "vhost-user-fs-pci" if kind.virtio == "-pci" else "vhost-user-fs-device"

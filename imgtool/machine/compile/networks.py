@@ -218,6 +218,9 @@ def _descriptors(key: str, numbers: tuple[int, ...]) -> dict[str, str]:
 def _passt(parts: Parts, network: Passt, name: str, host: Host) -> dict[str, Any]:
     socket = parts.runtime(f"{name}.sock")
     argv = [host.passt or "passt", "--foreground", "--quiet", "--one-off", "--socket", socket]
+    if host.root:
+        # else it becomes nobody, who cannot reach a socket in root's runtime directory
+        argv += ["--runas", "0"]
     for only, wanted in (("--ipv6-only", network.ipv4), ("--ipv4-only", network.ipv6)):
         if wanted is False:
             argv.append(only)
