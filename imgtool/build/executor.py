@@ -38,6 +38,10 @@ SHELL = ("/bin/sh", "-eu")
 """What runs a step's lines when the recipe names no interpreter."""
 
 
+KEY_COMMENT = "imgtool-build"
+"""The comment of the SSH key that leads a build in: sealing finds the key by it and takes it out."""
+
+
 class ExecutorError(MachineError):
     """Something could not be done in the guest, by no fault of the step's command."""
 

@@ -58,6 +58,9 @@ class Guest(Protocol):
     def let_go(self) -> None:
         """Closes the ways into the guest, so that somebody else may use its console."""
 
+    def reboot(self, kind: Kind, seconds: float) -> None:
+        """Has the guest reboot, by the way of this kind. ExecutorError when it does not come back in time."""
+
     def snapshot(self, overlay: str) -> None:
         """From now on the guest writes to the image `overlay`, whose backing file is the one it wrote to until now.
         When this returns, that one is complete and only read."""
@@ -179,6 +182,12 @@ class RunningGuest:
         for executor in self._executors.values():
             executor.close()
         self._executors.clear()
+
+    def reboot(self, kind: Kind, seconds: float) -> None:
+        executor = self.executor(kind)
+        for other in [other for other in self._executors if other != kind]:
+            self._executors.pop(other).close()
+        executor.reboot(seconds=seconds)
 
     def snapshot(self, overlay: str) -> None:
         self._snapshots += 1

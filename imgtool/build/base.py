@@ -1,0 +1,104 @@
+"""What the first layer stands on."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from imgtool.build.memory import Memory
+from imgtool.build.recipe import OCI, Loaded, load_recipe
+from imgtool.chain.graph import Image
+from imgtool.chain.walk import guard
+from imgtool.errors import ConfigError, ImageNotFoundError
+from imgtool.image.names import printable
+from imgtool.qemu.qemu_img import QemuImg
+
+
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    format: str
+    virtual_size: int
+    content: str
+    """The digest of what a guest reads of it."""
+
+
+def base_path(loaded: Loaded) -> str:
+    """The image that `from` means: itself, or another recipe's output. ConfigError with the line when it is none."""
+    given = loaded.recipe.image.from_
+    if given.startswith(OCI):
+        raise _wrong(loaded, f"{printable(given)} has not been pulled", "`imgtool pull` makes a local image of it")
+    if not given.endswith(".toml"):
+        return given
+    other = load_recipe(given)
+    if other.recipe.output is None:
+        raise _wrong(loaded, f"{printable(given)} has no [output]", "give it one, or name an image")
+    return other.recipe.output.path
+
+
+def parents(loaded: Loaded) -> list[Loaded]:
+    """The recipes that must be built before this one, the first first. ConfigError when they go in a circle."""
+    found: list[Loaded] = []
+    seen = [os.path.realpath(loaded.path)]
+    here = loaded
+    while here.recipe.image.from_.endswith(".toml"):
+        below = load_recipe(here.recipe.image.from_)
+        real = os.path.realpath(below.path)
+        if real in seen:
+            raise _wrong(here, f"{printable(below.path)} is made from this recipe's own image", "break the circle")
+        seen.append(real)
+        found.append(below)
+        here = below
+    return found[::-1]
+
+
+def find_base(loaded: Loaded, memory: Memory, qemu_img: QemuImg) -> Base:
+    """The recipe's base, digested: from memory unless it was touched. ImageError or ChainError when it cannot be
+    used, ConfigError when it is not what the recipe pins."""
+    image = loaded.recipe.image
+    path = base_path(loaded)
+    try:
+        chain = guard(path, format=image.format)
+    except ImageNotFoundError as error:
+        error.message = f"{printable(loaded.path)}:{loaded.line('image', 'from')}: {error.message}"
+        raise
+    if image.sha256 is not None and memory.sha256(path) != image.sha256.lower():
+        raise _wrong(loaded, f"{printable(path)} is not the file that sha256 pins", None, "sha256")
+    size = chain[0].virtual_size
+    format = chain[0].format
+    assert size is not None
+    assert format is not None
+    return Base(path=path, format=format, virtual_size=size, content=content_of(chain, memory, qemu_img))
+
+
+def content_of(chain: list[Image], memory: Memory, qemu_img: QemuImg) -> str:
+    """The content digest of a chain that `guard` let pass, remembered by what its files are."""
+    from imgtool.chain.content import layers_of
+    from imgtool.qemu.digest import content_digest
+
+    layers = layers_of(chain)
+    size = chain[0].virtual_size
+    assert size is not None
+    files = [path for layer in layers for path in (layer.path, layer.data_file) if path is not None]
+    formats = "+".join(layer.format for layer in layers)
+    return memory.digest(f"content:{formats}", files, lambda: content_digest(qemu_img, layers, size))
+
+
+def disk_size(loaded: Loaded, base: Base) -> int:
+    """The size of the image's disk. ConfigError when it would lose the end of the base."""
+    wanted = loaded.recipe.image.size
+    if wanted is None:
+        return base.virtual_size
+    if wanted < base.virtual_size:
+        raise _wrong(
+            loaded,
+            f"the base has {base.virtual_size} bytes, of which image.size would leave {wanted}",
+            "a disk is made smaller by its guest first, then by `imgtool resize --shrink`",
+            "size",
+        )
+    return wanted
+
+
+def _wrong(loaded: Loaded, message: str, hint: str | None, key: str = "from") -> ConfigError:
+    line = loaded.line("image", key)
+    return ConfigError(f"{printable(loaded.path)}:{line}: {message}", hint=hint, path=loaded.path)
