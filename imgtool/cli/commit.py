@@ -1,25 +1,14 @@
-"""`imgtool commit IMAGE`"""
+"""`imgtool commit IMAGE`, which is `imgtool overlay commit` too."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
-from imgtool.cli.images import (
-    Opened,
-    children_of,
-    emit_command,
-    explained,
-    listed,
-    open_image,
-    qemu_img,
-    say,
-    touched,
-)
+from imgtool.cli.images import emit_command, explained, open_image, qemu_img, touched
 from imgtool.cli.options import (
     FILE_NAME,
     cache_option,
@@ -32,31 +21,38 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.progress import progress
 from imgtool.cli.render import size
-from imgtool.errors import RefusedError
-from imgtool.image.names import absolute, printable
+from imgtool.cli.requests import looking, only_with_image_opts, refuse_unseen, said, show_plan, store_option
+from imgtool.image.names import printable
 from imgtool.image.qapi import to_builtins
 
 if TYPE_CHECKING:
-    from imgtool.chain.graph import Image
-    from imgtool.qemu.results import Committed
+    from imgtool.operations.commit import Commit
+    from imgtool.qemu.img_argv import Cache
 
 
 @click.command(
     epilog="\b\nExamples:\n"
     "  imgtool commit overlay.qcow2\n"
-    "  imgtool commit -d overlay.qcow2 && rm overlay.qcow2\n"
+    "  imgtool commit --preserve-siblings overlay.qcow2\n"
+    "  imgtool commit -d overlay.qcow2 && imgtool overlay delete overlay.qcow2\n"
     "  imgtool commit -b base.qcow2 top.qcow2\n"
     "  imgtool commit --dry-run overlay.qcow2"
 )
 @file_argument()
 @format_option()
-@click.option("-b", "--base", type=FILE_NAME, metavar="FILE", help="Write into this image further down the chain.")
+@click.option("-b", "--base", type=FILE_NAME, metavar="FILE", help="Write into this image further down; implies -d.")
 @click.option("-d", "--keep", is_flag=True, help="Leave the overlay as it is instead of emptying it.")
-@cache_option("The cache mode for writing.  [default: writeback]")
+@click.option(
+    "--preserve-siblings",
+    is_flag=True,
+    help="First give the base's other overlays what they would lose, so that they go on reading the same.",
+)
+@cache_option("The cache mode for writing the copy, which is synced in any case.  [default: unsafe]")
 @rate_limit_option
+@store_option
 @image_opts_option
 @object_option
-@force_option("Although other images stand on what is written to.")
+@force_option("Although other images, or internal snapshots, read what is written to.")
 @progress_option
 @quiet_option
 @dry_run_option
@@ -68,8 +64,10 @@ def commit(
     format_: str | None,
     base: str | None,
     keep: bool,
-    cache: str | None,
+    preserve_siblings: bool,
+    cache: Cache | None,
     rate_limit: int | None,
+    stores: tuple[str, ...],
     image_opts: bool,
     objects: tuple[str, ...],
     force: bool,
@@ -78,83 +76,89 @@ def commit(
     """Write an overlay's changes into its backing file, then empty the overlay.
 
     Every other overlay of that backing file would read the changes too, and be damaged by them: with such overlays
-    beside it, it is refused. With -b the images between are of no use afterwards.
+    beside it, it is refused. With -b the images between read the changes as well.
+
+    The work is done on a copy that then takes the backing file's place: whatever happens meanwhile, every image reads
+    as before or as after.
     """
-    opened = open_image(image, format=format_, image_opts=image_opts)
-    below = _below(opened, base)
-    if not force:
-        _refuse(opened, below)
-    arguments: dict[str, Any] = {
-        "format": opened.format,
-        "base": below[-1].path if base is not None and below else base,
-        "keep": keep,
-        "cache": cache,
-        "rate_limit": rate_limit,
-        "objects": objects,
-    }
+    if image_opts:
+        _in_place(context, image, format_, base, keep, cache, rate_limit, objects, force, dry_run)
+        return
+    only_with_image_opts(object=objects)
+    from imgtool.operations.commit import CommitRequest
+
+    with looking(image):
+        request = CommitRequest(
+            image,
+            base=base,
+            format=format_,
+            keep=keep,
+            preserve_siblings=preserve_siblings,
+            force=force,
+            cache=cache,
+            rate_limit=rate_limit,
+            store=stores,
+            settle=not dry_run,
+        )
+    if dry_run:
+        show_plan(context, request)
+        return
+    with progress(context, "commit") as show:
+        done = request.make(qemu_img(context), progress=show)
+    said(context, done, _lines(image, done), done.notes)
+
+
+def _lines(image: str, done: Commit) -> Iterator[str]:
+    base = printable(done.base)
+    yield f"{printable(image)}: committed into {base}, and {'emptied' if done.emptied else 'left as it is'}"
+    if done.base_size_before != done.base_size_after:
+        yield f"{base} has {size(done.base_size_after)} now, {size(done.base_size_before)} before"
+    for sibling in done.preserved:
+        yield f"{printable(sibling)} reads what it did before"
+    for between in done.between:
+        yield f"{printable(between)} reads the committed data as well"
+
+
+def _in_place(
+    context: Context,
+    image: str,
+    format_: str | None,
+    base: str | None,
+    keep: bool,
+    cache: Cache | None,
+    rate_limit: int | None,
+    objects: tuple[str, ...],
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """An image given by QEMU's options, at the user's own risk."""
+    opened = open_image(image, format=format_, image_opts=True)
+    refuse_unseen(image, force=force, doing="committing")
     program = qemu_img(context)
     if dry_run:
         from imgtool.qemu import img_argv
 
-        images = [touched(opened.source, "read" if keep or base else "write")]
-        images += [touched(one.path, "write" if one is below[-1] else "read") for one in below]
-        argv = img_argv.commit(program.program, opened.source, **arguments)
-        emit_command(context, argv, images, notes=_notes(below))
+        argv = img_argv.commit(
+            program.program,
+            opened.source,
+            base=base,
+            keep=keep,
+            cache=cache,
+            rate_limit=rate_limit,
+            objects=objects,
+        )
+        emit_command(context, argv, [touched(opened.source, "write")])
         return
     with explained(context, formats=[format_]), progress(context, "commit") as show:
-        done = program.commit(opened.source, progress=show, **arguments)
-    say(context, to_builtins(done), _lines(opened, done, keep or base is not None))
-
-
-def _below(opened: Opened, base: str | None) -> list[Image]:
-    """The images from the backing file down to the one that will be written; empty where they are not known."""
-    if opened.top is None:
-        return []
-    below = list(opened.chain[1:])
-    if not below:
-        raise RefusedError(f"{opened.place} has no backing file to commit into", path=opened.path)
-    if base is None:
-        return below[:1]
-    path = absolute(base)
-    for index, image in enumerate(below):
-        if image.path == path or (
-            os.path.exists(path) and os.path.exists(image.path) and os.path.samefile(path, image.path)
-        ):
-            return below[: index + 1]
-    listed = ", ".join(printable(image.path) for image in below)
-    raise RefusedError(
-        f"{opened.place} does not stand on {printable(path)}", path=opened.path, hint=f"it stands on {listed}"
-    )
-
-
-def _refuse(opened: Opened, below: list[Image]) -> None:
-    """RefusedError when an image that will hold something else has overlays beside those on the way to it."""
-    above = opened.path
-    for image in below:
-        others = children_of(image.path, but=above) if os.path.exists(image.path) else []
-        if others:
-            raise RefusedError(
-                f"{printable(image.path)} is the backing file of {listed(others)} too: "
-                f"committing {opened.place} would change what is read there",
-                path=opened.path,
-                hint="`imgtool convert` makes one image of the whole chain instead; --force commits all the same",
-            )
-        above = image.path
-
-
-def _notes(below: list[Image]) -> list[str]:
-    if len(below) < 2:
-        return []
-    between = ", ".join(printable(image.path) for image in below[:-1])
-    return [f"of no use afterwards: {between}"]
-
-
-def _lines(opened: Opened, done: Committed, kept: bool) -> Iterator[str]:
-    base = printable(done.base) if done.base else "its backing file"
-    yield f"{opened.name}: committed into {base}, and {'left as it is' if kept else 'emptied'}"
-    before, after = done.base_before, done.base_after
-    if before is not None and after is not None:
-        if before.virtual_size != after.virtual_size:
-            yield f"{base} has {size(after.virtual_size)} now, {size(before.virtual_size)} before"
-        if before.actual_size is not None and after.actual_size is not None:
-            yield f"{base} takes {size(after.actual_size)} on disk now, {size(before.actual_size)} before"
+        done = program.commit(
+            opened.source,
+            base=base,
+            keep=keep,
+            cache=cache,
+            rate_limit=rate_limit,
+            objects=objects,
+            progress=show,
+        )
+    kept = keep or base is not None
+    lines = [f"{opened.name}: committed, and {'left as it is' if kept else 'emptied'}"]
+    said(context, to_builtins(done), lines)

@@ -20,13 +20,16 @@ SECTIONS = {
     "Commands": {
         "new": Entry("imgtool.cli.overlay:new", "Make an overlay of a base."),
         "list": Entry("imgtool.cli.overlay:list_", "List the overlays of a base."),
+        "commit": Entry("imgtool.cli.commit:commit", "Write an overlay's changes into its backing file."),
+        "reset": Entry("imgtool.cli.overlay_change:reset", "Make an overlay empty again."),
+        "delete": Entry("imgtool.cli.overlay_change:delete", "Delete an overlay that nothing stands on."),
     },
 }
 
 
 @click.group(cls=LazyGroup, sections=SECTIONS)
 def overlay() -> None:
-    """Make and list overlays."""
+    """Make, list, commit, reset and delete overlays."""
 
 
 @click.command(

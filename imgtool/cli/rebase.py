@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
-from imgtool.cli.create import Parent, parent_of
-from imgtool.cli.images import emit_command, explained, open_image, qemu_img, say, touched
+from imgtool.cli.images import emit_command, explained, open_image, qemu_img, touched
 from imgtool.cli.options import (
     FILE_NAME,
     cache_option,
@@ -24,14 +22,14 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.output import remark
 from imgtool.cli.progress import progress
-from imgtool.cli.render import size
-from imgtool.errors import ImageNotFoundError, RefusedError
+from imgtool.cli.requests import looking, only_with_image_opts, refuse_unseen, said, show_plan, store_option
+from imgtool.errors import UsageError
 from imgtool.image.names import printable
 from imgtool.image.qapi import to_builtins
 
 if TYPE_CHECKING:
-    from imgtool.chain.graph import Image
-    from imgtool.qemu.results import Changed
+    from imgtool.operations.rebase import Rebase
+    from imgtool.qemu.img_argv import Cache
 
 
 @click.command(
@@ -53,16 +51,19 @@ if TYPE_CHECKING:
 @click.option(
     "--backing-as-is", is_flag=True, help="-b is QEMU's own reference (nbd://…, json:…), not a file's name."
 )
+@click.option("--absolute", is_flag=True, help="Name the backing file by its absolute path.")
+@click.option("--relative", is_flag=True, help="Name it by its path as seen from the image's directory.")
 @click.option(
     "-u", "--unsafe", is_flag=True, help="Change the name only: the new backing file holds what the old did."
 )
 @format_option()
-@cache_option("The cache mode for writing.  [default: writethrough; no other survives a crash]")
+@cache_option("The cache mode for writing the copy, which is synced in any case.  [default: unsafe]")
 @source_cache_option
-@force_share_option("Read the backing files even while a virtual machine writes them.")
+@force_share_option("With --image-opts: read the backing files even while a virtual machine writes them.")
+@store_option
 @image_opts_option
 @object_option
-@force_option("With -u: although the new backing file is missing or smaller.")
+@force_option("With -u: although a guest will or may read something else.")
 @progress_option
 @quiet_option
 @dry_run_option
@@ -74,82 +75,93 @@ def rebase(
     backing: str,
     backing_format: str | None,
     backing_as_is: bool,
+    absolute: bool,
+    relative: bool,
     unsafe: bool,
     format_: str | None,
-    cache: str | None,
-    source_cache: str | None,
+    cache: Cache | None,
+    source_cache: Cache | None,
     force_share: bool,
+    stores: tuple[str, ...],
     image_opts: bool,
     objects: tuple[str, ...],
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Put an overlay on another backing file. What a guest reads stays the same: whatever the new backing file holds
-    otherwise is copied into the overlay. With -u only the name in the overlay is changed.
+    """Put an overlay on another backing file. What a guest reads stays the same, from the disk and from internal
+    snapshots: whatever the new backing file holds otherwise is copied into the overlay. With -u only the name in the
+    overlay is changed, if that makes no difference.
+
+    The work is done on a copy, which takes the overlay's place when it was compared with it.
     """
-    opened = open_image(image, format=format_, image_opts=image_opts, opens_parents=not unsafe, follow=not unsafe)
-    parent = _parent(opened.path, backing, backing_format, as_is=backing_as_is, unchecked=unsafe and force)
-    if parent is not None and unsafe and not force:
-        _check_size(opened.chain[1:2], parent, opened.path)
-    arguments: dict[str, Any] = {
-        "backing": parent.reference if parent else None,
-        "backing_format": parent.format if parent else None,
-        "format": opened.format,
-        "unsafe": unsafe,
-        "cache": cache,
-        "source_cache": source_cache,
-        "force_share": force_share,
-        "objects": objects,
-    }
+    if absolute and relative:
+        raise UsageError("--absolute and --relative exclude each other")
+    if backing_as_is and (absolute or relative):
+        raise UsageError("a reference that is taken as it is cannot be made absolute or relative")
+    from imgtool.qemu.img_argv import Verbatim
+
+    base = Verbatim(backing) if backing_as_is else backing
+    if image_opts:
+        arguments = {
+            "backing": base or None,
+            "backing_format": backing_format,
+            "unsafe": unsafe,
+            "cache": cache,
+            "source_cache": source_cache,
+            "force_share": force_share,
+            "objects": objects,
+        }
+        _in_place(context, image, format_, arguments, force, dry_run)
+        return
+    only_with_image_opts(object=objects, force_share=force_share)
+    from imgtool.operations.rebase import RebaseRequest
+
+    with looking(image):
+        request = RebaseRequest(
+            image,
+            base or None,
+            backing_format=backing_format,
+            format=format_,
+            unsafe=unsafe,
+            absolute=absolute,
+            relative=relative,
+            force=force,
+            cache=cache,
+            source_cache=source_cache,
+            store=stores,
+            settle=not dry_run,
+        )
+    if dry_run:
+        show_plan(context, request)
+        return
+    with progress(context, "rebase") as show:
+        done = request.make(qemu_img(context), progress=show)
+    if done.backing_format is not None and backing_format is None:
+        remark(context, f"the backing file's format is {done.backing_format}, by its header")
+    said(context, done, _lines(image, done, unsafe), done.notes)
+
+
+def _lines(image: str, done: Rebase, unsafe: bool) -> Iterator[str]:
+    now, was = ("nothing" if name is None else printable(name) for name in (done.backing, done.before))
+    tail = ": only the name was changed" if unsafe else ""
+    if not done.proven:
+        tail += ", and nobody has looked whether a guest reads the same"
+    yield f"{printable(image)} stands on {now} now, on {was} before{tail}"
+
+
+def _in_place(
+    context: Context, image: str, format_: str | None, arguments: dict[str, Any], force: bool, dry_run: bool
+) -> None:
+    """An image given by QEMU's options, at the user's own risk."""
+    opened = open_image(image, format=format_, image_opts=True)
+    refuse_unseen(image, force=force, doing="rebasing")
     program = qemu_img(context)
     if dry_run:
         from imgtool.qemu import img_argv
 
-        images = [touched(opened.source, "write")]
-        images += [touched(one.path, "read") for one in opened.chain[1:]] if not unsafe else []
-        images += [touched(parent.path, "read")] if parent and parent.path and not unsafe else []
-        emit_command(context, img_argv.rebase(program.program, opened.source, **arguments), images)
+        argv = img_argv.rebase(program.program, opened.source, **arguments)
+        emit_command(context, argv, [touched(opened.source, "write")])
         return
-    formats = [format_, parent.format if parent else None]
-    with explained(context, formats=formats), progress(context, "rebase") as show:
+    with explained(context, formats=[arguments["backing_format"]]), progress(context, "rebase") as show:
         changed = program.rebase(opened.source, progress=show, **arguments)
-    if parent and backing_format is None:
-        remark(context, f"the backing file's format is {parent.format}, by its header")
-    say(context, to_builtins(changed), _lines(opened.name, changed, unsafe))
-
-
-def _parent(path: str | None, backing: str, format: str | None, *, as_is: bool, unchecked: bool) -> Parent | None:
-    """The new backing file; None for none. Looked at even for -u: a wrong name or a circle is never meant."""
-    if not backing:
-        return None
-    base = path if path is not None else os.path.join(os.getcwd(), "image")
-    try:
-        return parent_of(base, backing, format, as_is=as_is, unsafe=unchecked, above=path)
-    except ImageNotFoundError as error:
-        if "-u" in (error.hint or ""):
-            error.hint = "-u --force writes the name all the same"
-        raise
-
-
-def _check_size(old: Sequence[Image], parent: Parent, path: str | None) -> None:
-    """RefusedError when the new backing file cannot hold what the old one did."""
-    for image in old:
-        if (
-            image.virtual_size is not None
-            and parent.virtual_size is not None
-            and parent.virtual_size < image.virtual_size
-        ):
-            raise RefusedError(
-                f"the new backing file has {size(parent.virtual_size)}, the old one {size(image.virtual_size)}: "
-                "with -u the new one has to hold what the old one did",
-                path=path,
-                hint="without -u what differs is copied; --force changes the name all the same",
-            )
-
-
-def _lines(name: str, changed: Changed, unsafe: bool) -> Iterator[str]:
-    now, was = (
-        "nothing" if info.backing_filename is None else printable(info.backing_filename)
-        for info in (changed.after, changed.before)
-    )
-    yield f"{name} stands on {now} now, on {was} before" + (": only the name was changed" if unsafe else "")
+    said(context, to_builtins(changed), [f"{opened.name}: rebased"])

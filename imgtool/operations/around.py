@@ -11,7 +11,8 @@ from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH
 from imgtool.chain.scan import absolute, survey
 from imgtool.chain.walk import guard, walk
-from imgtool.errors import ImageInUseError, RefusedError
+from imgtool.errors import ImageInUseError, RefusedError, UsageError
+from imgtool.image.formats import FORMATS
 from imgtool.image.header import Header, Qcow2Details, read_header
 from imgtool.image.locks import holders
 from imgtool.image.names import PathLike, printable
@@ -40,6 +41,7 @@ class Around:
         Raises as `chain.guard` does; without `whole` only for the image itself: its chain may be broken. An image
         named by a symlink is looked at where it lies.
         """
+        check_format(format)
         path = absolute(image)
         if os.path.islink(path):
             path = os.path.realpath(path)
@@ -124,6 +126,12 @@ class Around:
         """RefusedError when an image of the chain does not stand on what it was made on, unless `force`; what else
         its anchors say is returned."""
         return refuse_changed(self.chain, force=force)
+
+
+def check_format(format: str | None) -> None:
+    """UsageError when QEMU has no format of that name."""
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"{printable(format)!r} is no image format", hint=f"one of {', '.join(FORMATS)}")
 
 
 def _local(node: Image) -> bool:

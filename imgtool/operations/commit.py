@@ -33,7 +33,7 @@ from imgtool.operations.proof import Progress, prove_sound
 from imgtool.operations.refit import refit, refuse_not_movable
 from imgtool.operations.transaction import Transaction
 from imgtool.qemu import img_argv
-from imgtool.qemu.img_argv import ImageOpts
+from imgtool.qemu.img_argv import Cache, ImageOpts
 from imgtool.qemu.qemu_img import QemuImg
 
 
@@ -67,16 +67,18 @@ class CommitRequest:
         keep: bool = False,
         preserve_siblings: bool = False,
         force: bool = False,
+        cache: Cache | None = None,
         rate_limit: int | None = None,
         store: Iterable[PathLike] = (),
         settle: bool = True,
     ) -> None:
-        """See `commit`."""
+        """See `commit`. What qemu-img writes with `cache` is brought to the disk in any case."""
         self.around = around = Around(overlay, format=format, store=store, settle=settle)
         self.overlay = around.image
         self.below = self._path_to(around, base)
         self.base = self.below[-1]
         self.keep = keep or base is not None  # as in qemu-img, where -b implies -d
+        self.cache: Cache = cache or "unsafe"
         self.rate_limit = rate_limit
         self.force = force
         self.siblings: list[Image] = []
@@ -165,7 +167,7 @@ class CommitRequest:
             self._open_on(overlay.path, base.path),
             base=base.path if self.keep else None,
             keep=self.keep,
-            cache="unsafe",
+            cache=self.cache,
             rate_limit=self.rate_limit,
         )
         commands = [argv, *(self._rebase_argv(program, image.path, base.path) for image in self.siblings)]
@@ -204,7 +206,7 @@ class CommitRequest:
                 self._open_on(emptied or self.overlay.path, base, above=above),
                 base=None if above is None else base,
                 keep=self.keep,
-                cache="unsafe",  # what it writes is brought to the disk by the transaction
+                cache=self.cache,
                 rate_limit=self.rate_limit,
                 progress=progress,
             )

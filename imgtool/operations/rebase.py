@@ -33,6 +33,7 @@ from imgtool.image.reference import parse
 from imgtool.operations.anchoring import add_anchor_if_room, drop_anchor, take_place
 from imgtool.operations.around import (
     Around,
+    check_format,
     refuse_encrypted,
     refuse_in_use,
     refuse_not_replaceable,
@@ -41,10 +42,10 @@ from imgtool.operations.around import (
 from imgtool.operations.overlay import reference_to
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.proof import Progress, same
-from imgtool.operations.refit import refit, refuse_not_movable
+from imgtool.operations.refit import Caches, refit, refuse_not_movable
 from imgtool.operations.transaction import Transaction
 from imgtool.qemu import img_argv
-from imgtool.qemu.img_argv import Verbatim, backing_reference
+from imgtool.qemu.img_argv import Cache, Verbatim, backing_reference
 from imgtool.qemu.qemu_img import QemuImg
 
 
@@ -94,14 +95,18 @@ class RebaseRequest:
         absolute: bool = False,
         relative: bool = False,
         force: bool = False,
+        cache: Cache | None = None,
+        source_cache: Cache | None = None,
         store: Iterable[PathLike] = (),
         settle: bool = True,
     ) -> None:
-        """See `rebase`."""
+        """See `rebase`. What qemu-img writes with `cache` is brought to the disk in any case."""
         self.around = around = Around(image, format=format, store=store, settle=settle, whole=not unsafe)
         self.image = around.image
+        check_format(backing_format)
         self.unsafe = unsafe
         self.force = force
+        self.caches = Caches(cache or "unsafe", source_cache)
         refuse_sealed(self.image)
         refuse_not_replaceable(self.image)
         refuse_not_movable(self.image)
@@ -192,7 +197,8 @@ class RebaseRequest:
             backing_format=None if onto is None else onto.format,
             format=image.format,
             unsafe=self.unsafe,
-            cache="unsafe",
+            cache=self.caches.target,
+            source_cache=self.caches.source,
         )
         below = [*self.around.chain_below(), *(onto.chain if onto is not None else [])]
         notes = ["the command works on a copy beside the image, which then takes its place", *self.notes]
@@ -243,7 +249,7 @@ class RebaseRequest:
     def _refitted(self, change: Transaction, qemu_img: QemuImg, progress: Progress | None) -> str:
         onto = self.onto
         if onto is None:
-            return refit(change, qemu_img, self.image, onto=None, progress=progress)
+            return refit(change, qemu_img, self.image, onto=None, caches=self.caches, progress=progress)
         return refit(
             change,
             qemu_img,
@@ -251,6 +257,7 @@ class RebaseRequest:
             onto=onto.opened,
             onto_format=onto.format,
             named=onto.reference,
+            caches=self.caches,
             progress=progress,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from typing import NamedTuple
 
 from imgtool.chain.graph import Image
 from imgtool.errors import RefusedError
@@ -14,8 +15,17 @@ from imgtool.image.snapshot_table import exchange_disks
 from imgtool.operations.around import header_of
 from imgtool.operations.proof import Progress, prove_same, prove_sound
 from imgtool.operations.transaction import Transaction
-from imgtool.qemu.img_argv import ImageOpts, Source, Verbatim
+from imgtool.qemu.img_argv import Cache, ImageOpts, Source, Verbatim
 from imgtool.qemu.qemu_img import QemuImg
+
+
+class Caches(NamedTuple):
+    """The cache modes that qemu-img works with. What it writes is brought to the disk by the transaction, and a
+    failure that no flush has swallowed is seen there: so `unsafe` is the safest."""
+
+    target: Cache = "unsafe"
+    source: Cache | None = None
+
 
 MOVABLE = ("qcow2", "qed")
 """Formats in which QEMU can change the name of the backing file."""
@@ -47,13 +57,14 @@ def refit(
     onto: str | Verbatim | None,
     onto_format: str = "raw",
     named: str | None = None,
+    caches: Caches | None = None,
     progress: Progress | None = None,
 ) -> str:
     """A staged copy of `image` that reads on the file `onto` (None: on nothing) what `image` reads on its own backing
     file. Its header names `named`, or what it did when `onto` is a new version of that. CommandError or ProofError
     when that fails."""
     copy = change.stage(image.path, copy_of=image.path)
-    work = _Work(change, qemu_img, image, copy, onto, onto_format)
+    work = _Work(change, qemu_img, image, copy, onto, onto_format, caches or Caches())
     if image.snapshots:
         work.fill_snapshots()
     work.fill(progress)
@@ -78,9 +89,11 @@ class _Work:
         copy: str,
         onto: str | Verbatim | None,
         onto_format: str,
+        caches: Caches,
     ) -> None:
         self.change, self.qemu_img, self.image, self.copy = change, qemu_img, image, copy
         self.onto, self.onto_format = onto, onto_format
+        self.caches = caches
         self.format = image.format or "qcow2"
 
     def fill(self, progress: Progress | None = None) -> None:
@@ -90,7 +103,8 @@ class _Work:
             backing=self.onto,
             backing_format=None if self.onto is None else self.onto_format,
             format=self.format,
-            cache="unsafe",  # what it writes is brought to the disk by the transaction
+            cache=self.caches.target,
+            source_cache=self.caches.source,
             progress=progress,
         )
 

@@ -33,7 +33,8 @@ def test_changes_go_into_the_backing_file(images: Images, imgtool: Imgtool) -> N
     result = imgtool("commit", "-d", "-t", "writethrough", images / "top.qcow2", "--output", "json").document
     assert result["path"] == str(images / "top.qcow2")
     assert result["base"] == str(images / "mid.qcow2")
-    assert result["before"]["virtual-size"] == result["base-after"]["virtual-size"] == 1 << 20
+    assert result["base-size-before"] == result["base-size-after"] == 1 << 20
+    assert result["emptied"] is False
     images.run_io(images / "mid.qcow2", "read -P 4 192k 64k")
 
 
@@ -43,13 +44,14 @@ def test_into_an_image_further_down(images: Images, imgtool: Imgtool) -> None:
         "commit", "-b", images / "base.qcow2", images / "top.qcow2", "--dry-run", "--output", "json"
     ).document
     assert [(image["path"].rpartition("/")[2], image["action"]) for image in plan["images"]] == [
-        ("top.qcow2", "read"),
         ("mid.qcow2", "read"),
-        ("base.qcow2", "write"),
+        ("base.qcow2", "replace"),
+        ("top.qcow2", "read"),
     ]
-    assert plan["notes"] == [f"of no use afterwards: {images / 'mid.qcow2'}"]
+    assert f"{images / 'mid.qcow2'} will read the committed data as well" in plan["notes"]
     done = imgtool("commit", "-b", "base.qcow2", "top.qcow2", cwd=images.directory)
     assert done.status == 0
+    assert f"{images / 'mid.qcow2'} reads the committed data as well" in done.stdout
     images.run_io(images / "base.qcow2", "read -P 2 64k 64k", "read -P 3 128k 64k")
     done = imgtool("commit", "-b", "top.qcow2", "mid.qcow2", cwd=images.directory)
     assert done.status == 1
@@ -63,9 +65,14 @@ def test_a_sibling_would_be_damaged(images: Images, imgtool: Imgtool) -> None:
     done = imgtool("commit", images / "mid.qcow2")
     assert (done.status, done.stdout) == (1, "")
     assert str(images / "sibling.qcow2") in done.stderr
-    assert "--force commits all the same" in done.stderr
+    for way in ("--preserve-siblings", "imgtool convert", "--force"):
+        assert way in done.stderr
     assert imgtool("commit", "-b", images / "base.qcow2", images / "top.qcow2").status == 1
     assert (images / "base.qcow2").read_bytes() == before
+    done = imgtool("overlay", "commit", "--preserve-siblings", images / "mid.qcow2")
+    assert done.status == 0
+    assert f"{images / 'sibling.qcow2'} reads what it did before" in done.stdout
+    images.run_io(images / "sibling.qcow2", "read -P 0 64k 64k")
     assert imgtool("commit", "--force", images / "mid.qcow2").status == 0
 
 
@@ -74,7 +81,7 @@ def test_a_dry_run_changes_nothing(images: Images, imgtool: Imgtool) -> None:
     before = {path.name: path.read_bytes() for path in images.directory.iterdir()}
     done = imgtool("commit", "top.qcow2", "--dry-run", cwd=images.directory)
     assert done.status == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["write", "write", "run"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["replace", "replace", "run", "note"]
     assert {path.name: path.read_bytes() for path in images.directory.iterdir()} == before
 
 
@@ -84,8 +91,29 @@ def test_what_cannot_be_committed(images: Images, imgtool: Imgtool) -> None:
     assert (done.status, "has no backing file" in done.stderr) == (1, True)
     with images.opened(images / "top.qcow2"):
         done = imgtool("commit", images / "top.qcow2")
-    assert (done.status, "is in use by" in done.stderr) == (1, True)
+    assert (done.status, "is in use for writing by" in done.stderr) == (1, True)
     (images / "base.qcow2").unlink()
     done = imgtool("commit", images / "top.qcow2")
     assert (done.status, "is broken" in done.stderr) == (1, True)
     assert imgtool("commit").status == 2
+
+
+def test_an_image_given_by_its_options_is_qemu_imgs_own(images: Images, imgtool: Imgtool) -> None:
+    chain(images)
+    options = f"driver=qcow2,file.driver=file,file.filename={images / 'top.qcow2'}"
+    done = imgtool("commit", "--image-opts", options)
+    assert (done.status, done.stdout) == (1, "")
+    assert "--force" in done.stderr
+    plan = imgtool("commit", "--image-opts", "--force", options, "--dry-run", "--output", "json").document
+    assert plan["commands"][0][1:] == ["commit", "--image-opts", options]
+    assert imgtool("commit", "--image-opts", "--force", options).status == 0
+    images.run_io(images / "mid.qcow2", "read -P 3 128k 64k")
+    done = imgtool("commit", "--object", "secret,id=s,data=x", images / "top.qcow2")
+    assert (done.status, "--image-opts" in done.stderr) == (2, True)
+
+
+def test_a_progress_is_shown_to_programs(images: Images, imgtool: Imgtool) -> None:
+    chain(images)
+    done = imgtool("commit", "--progress", "json", images / "top.qcow2")
+    assert done.status == 0
+    assert '"task": "commit"' in done.stderr

@@ -1,0 +1,84 @@
+"""What the commands share that ask `imgtool.operations` for a change: they look, then show the plan or do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import click
+
+from imgtool.cli.context import Context
+from imgtool.cli.images import not_found
+from imgtool.cli.options import FILE_NAME
+from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
+from imgtool.image.names import absolute, printable
+
+if TYPE_CHECKING:
+    from imgtool.operations.plan import Plan
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+class Request(Protocol):
+    """A change that may be made."""
+
+    def plan(self, program: str) -> Plan: ...
+
+
+def store_option(command: F) -> F:
+    return click.option(
+        "--store",
+        "stores",
+        type=FILE_NAME,
+        metavar="DIR",
+        multiple=True,
+        help="Look for dependents in this directory and below, too. May be repeated.",
+    )(command)
+
+
+@contextmanager
+def looking(name: str) -> Iterator[None]:
+    """Within, an image that is not there is told as the commands do that are given its name."""
+    try:
+        yield
+    except ImageNotFoundError as error:
+        if error.path == absolute(name):
+            raise not_found(error, name) from error
+        raise
+
+
+def show_plan(context: Context, request: Request) -> None:
+    from imgtool.cli.plan import emit_plan
+
+    emit_plan(context, request.plan(context.programs.find("qemu-img")))
+
+
+def said(context: Context, value: object, lines: Iterable[str], notes: Sequence[str] = ()) -> None:
+    """The answer, and what is worth a remark."""
+    from imgtool.cli.images import say
+    from imgtool.cli.output import remark
+
+    for note in notes:
+        remark(context, note)
+    say(context, value, lines)
+
+
+def refuse_unseen(image: str, *, force: bool, doing: str) -> None:
+    """An image given by its options is qemu-img's alone: imgtool cannot look at it, nor work on a copy."""
+    if not force:
+        raise RefusedError(
+            f"imgtool cannot look at {printable(image)}, an image given by its options: what stands on it is not "
+            f"known, and {doing} it would be done in place",
+            hint="--force lets qemu-img do it",
+        )
+
+
+def only_with_image_opts(**given: object) -> None:
+    """UsageError for options that are of use only for an image given by its options."""
+    for name, value in given.items():
+        if value:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is of use only with --image-opts",
+                hint="an image given by its name is copied, and the copy changed: nobody else writes it",
+            )
