@@ -24,6 +24,8 @@ SECTIONS = {
         "verify": Entry("imgtool.cli.chain_verify:verify", "Look for everything that is wrong with them."),
     },
     "Changing": {
+        "flatten": Entry("imgtool.cli.flatten:flatten", "Make an image stand on nothing."),
+        "shorten": Entry("imgtool.cli.shorten:shorten", "Merge layers in the middle of a chain."),
         "repair": Entry("imgtool.cli.chain_repair:repair", "Mend what verify found, where nothing can be lost."),
         "anchor": Entry("imgtool.cli.chain_repair:anchor", "Have overlays remember their backing files anew."),
     },
