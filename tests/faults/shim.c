@@ -5,8 +5,9 @@
  *   FAULT_STATE   a file of struct state, shared by every process of the tree
  *   FAULT_DIR     only calls on files at or below this directory count
  *
- * Counted: write, pwrite, pwritev, ftruncate, fallocate, fsync, fdatasync, sync_file_range, rename, link, unlink,
- * copy_file_range, and the opening of a file with O_CREAT or O_TRUNC.
+ * Counted is every call that changes a file, its attributes or its name, or brings it to the disk: the writes,
+ * truncations and allocations, copy_file_range and the sharing of blocks (FICLONE), the syncs, rename, link, symlink,
+ * unlink, mkdir, rmdir, owner, mode, times and extended attributes, and opening a file with O_CREAT or O_TRUNC.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,10 +20,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 struct state {
@@ -152,6 +156,46 @@ ssize_t pwritev64(int fd, const struct iovec *parts, int count, off64_t at)
     return REAL(pwritev64)(fd, parts, count, at);
 }
 
+ssize_t writev(int fd, const struct iovec *parts, int count)
+{
+    GUARD(counts_fd(fd), 1)
+    return REAL(writev)(fd, parts, count);
+}
+
+ssize_t pwritev2(int fd, const struct iovec *parts, int count, off_t at, int flags)
+{
+    GUARD(counts_fd(fd), 1)
+    return REAL(pwritev2)(fd, parts, count, at, flags);
+}
+
+ssize_t pwritev64v2(int fd, const struct iovec *parts, int count, off64_t at, int flags)
+{
+    GUARD(counts_fd(fd), 1)
+    return REAL(pwritev64v2)(fd, parts, count, at, flags);
+}
+
+ssize_t sendfile(int to, int from, off_t *at, size_t size)
+{
+    GUARD(counts_fd(to), 1)
+    return REAL(sendfile)(to, from, at, size);
+}
+
+ssize_t sendfile64(int to, int from, off64_t *at, size_t size)
+{
+    GUARD(counts_fd(to), 1)
+    return REAL(sendfile64)(to, from, at, size);
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+    va_list rest;
+    va_start(rest, request);
+    void *argument = va_arg(rest, void *);
+    va_end(rest);
+    GUARD(request == 0x40049409 /* FICLONE */ && counts_fd(fd), 1)
+    return REAL(ioctl)(fd, request, argument);
+}
+
 ssize_t copy_file_range(int from, off64_t *from_at, int to, off64_t *to_at, size_t size, unsigned flags)
 {
     GUARD(counts_fd(to), 1)
@@ -180,6 +224,50 @@ int fallocate64(int fd, int mode, off64_t at, off64_t size)
 {
     GUARD(counts_fd(fd), 1)
     return REAL(fallocate64)(fd, mode, at, size);
+}
+
+int posix_fallocate(int fd, off_t at, off_t size)
+{
+    if (counts_fd(fd)) {
+        int error = fault(1);
+        if (error)
+            return error;
+    }
+    return REAL(posix_fallocate)(fd, at, size);
+}
+
+int posix_fallocate64(int fd, off64_t at, off64_t size)
+{
+    if (counts_fd(fd)) {
+        int error = fault(1);
+        if (error)
+            return error;
+    }
+    return REAL(posix_fallocate64)(fd, at, size);
+}
+
+int truncate(const char *path, off_t size)
+{
+    GUARD(counts_path(AT_FDCWD, path), 1)
+    return REAL(truncate)(path, size);
+}
+
+int truncate64(const char *path, off64_t size)
+{
+    GUARD(counts_path(AT_FDCWD, path), 1)
+    return REAL(truncate64)(path, size);
+}
+
+int sync_file_range(int fd, off64_t at, off64_t size, unsigned flags)
+{
+    GUARD(counts_fd(fd), 0)
+    return REAL(sync_file_range)(fd, at, size, flags);
+}
+
+int syncfs(int fd)
+{
+    GUARD(counts_fd(fd), 0)
+    return REAL(syncfs)(fd);
 }
 
 int fsync(int fd)
@@ -234,6 +322,108 @@ int unlinkat(int dir, const char *path, int flags)
 {
     GUARD(counts_path(dir, path), 0)
     return REAL(unlinkat)(dir, path, flags);
+}
+
+int symlink(const char *to, const char *path)
+{
+    GUARD(counts_path(AT_FDCWD, path), 1)
+    return REAL(symlink)(to, path);
+}
+
+int symlinkat(const char *to, int dir, const char *path)
+{
+    GUARD(counts_path(dir, path), 1)
+    return REAL(symlinkat)(to, dir, path);
+}
+
+int mkdir(const char *path, mode_t mode)
+{
+    GUARD(counts_path(AT_FDCWD, path), 1)
+    return REAL(mkdir)(path, mode);
+}
+
+int mkdirat(int dir, const char *path, mode_t mode)
+{
+    GUARD(counts_path(dir, path), 1)
+    return REAL(mkdirat)(dir, path, mode);
+}
+
+int rmdir(const char *path)
+{
+    GUARD(counts_path(AT_FDCWD, path), 0)
+    return REAL(rmdir)(path);
+}
+
+int chmod(const char *path, mode_t mode)
+{
+    GUARD(counts_path(AT_FDCWD, path), 0)
+    return REAL(chmod)(path, mode);
+}
+
+int fchmod(int fd, mode_t mode)
+{
+    GUARD(counts_fd(fd), 0)
+    return REAL(fchmod)(fd, mode);
+}
+
+int fchmodat(int dir, const char *path, mode_t mode, int flags)
+{
+    GUARD(counts_path(dir, path), 0)
+    return REAL(fchmodat)(dir, path, mode, flags);
+}
+
+int chown(const char *path, uid_t user, gid_t group)
+{
+    GUARD(counts_path(AT_FDCWD, path), 0)
+    return REAL(chown)(path, user, group);
+}
+
+int lchown(const char *path, uid_t user, gid_t group)
+{
+    GUARD(counts_path(AT_FDCWD, path), 0)
+    return REAL(lchown)(path, user, group);
+}
+
+int fchown(int fd, uid_t user, gid_t group)
+{
+    GUARD(counts_fd(fd), 0)
+    return REAL(fchown)(fd, user, group);
+}
+
+int fchownat(int dir, const char *path, uid_t user, gid_t group, int flags)
+{
+    GUARD(counts_path(dir, path), 0)
+    return REAL(fchownat)(dir, path, user, group, flags);
+}
+
+int futimens(int fd, const struct timespec times[2])
+{
+    GUARD(counts_fd(fd), 0)
+    return REAL(futimens)(fd, times);
+}
+
+int utimensat(int dir, const char *path, const struct timespec times[2], int flags)
+{
+    GUARD(counts_path(dir, path), 0)
+    return REAL(utimensat)(dir, path, times, flags);
+}
+
+int setxattr(const char *path, const char *name, const void *value, size_t size, int flags)
+{
+    GUARD(counts_path(AT_FDCWD, path), 1)
+    return REAL(setxattr)(path, name, value, size, flags);
+}
+
+int lsetxattr(const char *path, const char *name, const void *value, size_t size, int flags)
+{
+    GUARD(counts_path(AT_FDCWD, path), 1)
+    return REAL(lsetxattr)(path, name, value, size, flags);
+}
+
+int fsetxattr(int fd, const char *name, const void *value, size_t size, int flags)
+{
+    GUARD(counts_fd(fd), 1)
+    return REAL(fsetxattr)(fd, name, value, size, flags);
 }
 
 #define OPENS(flags) ((flags) & (O_CREAT | O_TRUNC))

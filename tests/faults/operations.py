@@ -1,0 +1,120 @@
+"""The operations that are swept for faults, each on a small store of its own."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from imgtool.operations.overlay import new_overlay
+from imgtool.qemu.programs import Programs
+from imgtool.qemu.qemu_img import QemuImg
+from tests.faults.harness import Operation
+
+SIZE = 1 << 20
+
+
+def _write(path: Path, *pieces: tuple[int, int], format: str = "qcow2") -> None:
+    """(number of the piece of 64 KiB, pattern) each."""
+    words = [word for number, pattern in pieces for word in ("-c", f"write -P {pattern} {number * 64}k 64k")]
+    argv = [Programs().find("qemu-io"), "-f", format, *words, str(path)]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+
+def base(path: Path, *pieces: tuple[int, int], format: str = "qcow2", size: int = SIZE) -> None:
+    QemuImg().create(path, size, format=format)
+    _write(path, *pieces, format=format)
+
+
+def overlay(path: Path, on: Path, *pieces: tuple[int, int], size: int | None = None) -> None:
+    new_overlay(on, path, size=size)
+    _write(path, *pieces)
+
+
+def _chain(store: Path) -> None:
+    """base ← mid ← top ← leaf, and a sibling of mid. base is written before anything stands on it."""
+    base(store / "base.qcow2", (0, 1), (1, 1), (2, 1))
+    overlay(store / "mid.qcow2", store / "base.qcow2", (1, 2))
+    overlay(store / "top.qcow2", store / "mid.qcow2", (2, 3), (5, 3))
+    overlay(store / "leaf.qcow2", store / "top.qcow2", (6, 4))
+
+
+def _siblings(store: Path) -> None:
+    base(store / "base.qcow2", (0, 1), (1, 1), (2, 1))
+    overlay(store / "top.qcow2", store / "base.qcow2", (1, 2), (3, 2))
+    overlay(store / "leaf.qcow2", store / "top.qcow2", (4, 4))
+    overlay(store / "sibling.qcow2", store / "base.qcow2", (0, 5))
+    overlay(store / "nephew.qcow2", store / "sibling.qcow2", (6, 6))
+
+
+def _raw(store: Path) -> None:
+    base(store / "base.raw", (0, 1), format="raw")
+    overlay(store / "top.qcow2", store / "base.raw", (1, 2), (17, 3), size=2 * SIZE)
+
+
+def _two_bases(store: Path) -> None:
+    base(store / "old.qcow2", (0, 1), (1, 1))
+    base(store / "new.qcow2", (0, 2), (1, 1), (3, 2))
+    overlay(store / "top.qcow2", store / "old.qcow2", (1, 3))
+    overlay(store / "leaf.qcow2", store / "top.qcow2", (4, 4))
+    (store / "same.qcow2").write_bytes((store / "old.qcow2").read_bytes())
+
+
+def _snapshots(store: Path) -> None:
+    base(store / "base.qcow2", (0, 1), (1, 1))
+    overlay(store / "top.qcow2", store / "base.qcow2", (1, 2))
+    QemuImg().snapshot_create(store / "top.qcow2", "first")
+    _write(store / "top.qcow2", (1, 3), (2, 3))
+
+
+def _line(store: Path) -> None:
+    base(store / "base.qcow2", (0, 9), (1, 9), (2, 9), (3, 9))
+    below = "base"
+    for number in range(1, 6):
+        overlay(store / f"{number}.qcow2", store / f"{below}.qcow2", (number - 1, number))
+        below = str(number)
+
+
+def _data_file(store: Path) -> None:
+    base(store / "base.qcow2", (0, 1))
+    new_overlay(store / "base.qcow2", store / "top.qcow2")
+
+
+OPERATIONS = (
+    Operation("commit", _chain, lambda store: ["commit", store / "top.qcow2"]),
+    Operation("commit -d", _chain, lambda store: ["commit", "-d", store / "top.qcow2"]),
+    Operation("commit -b", _chain, lambda store: ["commit", "-b", store / "base.qcow2", store / "top.qcow2"]),
+    Operation("commit to a raw base", _raw, lambda store: ["commit", store / "top.qcow2"]),
+    Operation(
+        "commit --preserve-siblings",
+        _siblings,
+        lambda store: ["commit", "--preserve-siblings", store / "top.qcow2"],
+    ),
+    Operation("rebase", _two_bases, lambda store: ["rebase", "-b", "new.qcow2", store / "top.qcow2"]),
+    Operation("rebase -u", _two_bases, lambda store: ["rebase", "-u", "-b", "same.qcow2", store / "top.qcow2"]),
+    Operation("rebase to nothing", _two_bases, lambda store: ["rebase", "-b", "", store / "top.qcow2"]),
+    Operation(
+        "rebase with snapshots",
+        _snapshots,
+        lambda store: ["rebase", "-b", "", store / "top.qcow2"],
+    ),
+    Operation(
+        "chain flatten",
+        _chain,
+        lambda store: ["chain", "flatten", store / "top.qcow2"],
+        done="stands on nothing already",
+    ),
+    Operation(
+        "chain flatten --to",
+        _chain,
+        lambda store: ["chain", "flatten", store / "top.qcow2", "--to", store / "new.qcow2"],
+        done="exists already",
+    ),
+    Operation(
+        "chain shorten",
+        _line,
+        lambda store: ["chain", "shorten", store / "5.qcow2", "--keep", store / "2.qcow2", "--delete"],
+        done="no layer to merge",
+    ),
+    Operation("overlay reset", _line, lambda store: ["overlay", "reset", store / "5.qcow2"]),
+    Operation("overlay delete", _line, lambda store: ["overlay", "delete", store / "5.qcow2"], done="does not exist"),
+)
