@@ -159,9 +159,9 @@ class Transaction:
         check_removable(target)
         self._steps.append(Step("remove", "", target, os.lstat(target).st_ino))
 
-    def patch(self, target: str, head: bytes) -> None:
+    def patch(self, target: str, head: bytes, *, by_then: str | None = None) -> None:
         """The file `target`, held before, gets `head` as its first bytes: a header with another reference or anchor,
-        while a guest reads the same."""
+        while a guest reads the same. `by_then` is its name where the steps before give it another."""
         assert target in self._held, "a file that is patched in place is held"
         target = os.path.realpath(target)
         if not os.access(target, os.W_OK):
@@ -169,7 +169,7 @@ class Transaction:
                 f"{printable(target)} may not be written", hint="its permissions forbid it", path=target
             )
         status = os.lstat(target)
-        self._steps.append(Step("patch", "", target, status.st_ino, head, status.st_mtime_ns))
+        self._steps.append(Step("patch", "", by_then or target, status.st_ino, head, status.st_mtime_ns))
 
     def commit(self, confirm: Callable[[], None] | None = None) -> None:
         """Puts everything in place. After this returns it is on disk.
