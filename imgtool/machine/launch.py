@@ -13,6 +13,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from imgtool.errors import CommandError, MachineError
+from imgtool.image.policy import current, in_force
 from imgtool.machine.argv import compile_argv
 from imgtool.machine.console import restored
 from imgtool.machine.host import Command, Helper, Secret
@@ -168,9 +169,15 @@ def _make_scratch(plan: Plan, programs: Programs) -> None:
         os.mkdir(folder, mode=0o700)
     image = QemuImg(programs)
     for scratch in command.scratch:
-        image.create(
-            scratch.path, scratch.size, format="qcow2", backing=scratch.backing, backing_format=scratch.backing_format
-        )
+        # The image was guarded when it was looked at; that this overlay elsewhere stands on it is our own doing.
+        with in_force(current().naming(scratch.backing)):
+            image.create(
+                scratch.path,
+                scratch.size,
+                format="qcow2",
+                backing=scratch.backing,
+                backing_format=scratch.backing_format,
+            )
 
 
 def _forget_scratch(plan: Plan) -> None:
