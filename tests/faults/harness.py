@@ -9,23 +9,24 @@ command, run again, must end right; and nothing hidden may be left.
 from __future__ import annotations
 
 import errno
-import mmap
+import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from subprocess import PIPE
+from typing import Literal, NamedTuple, Self
 
 from imgtool.errors import ImgtoolError
 from imgtool.qemu.qemu_img import QemuImg
 from tests.faults.disks import digest
+from tests.faults.server import STATE
 
 SOURCE = Path(__file__).with_name("shim.c")
-_STATE = struct.Struct("QQiiii")
+ROOT = Path(__file__).parents[2]
 
 Kind = Literal["kill", "ENOSPC", "EIO"]
 KINDS: tuple[Kind, ...] = ("kill", "ENOSPC", "EIO")
@@ -56,43 +57,72 @@ class LostError(AssertionError):
 
 
 class Shim:
-    """The compiled shim and the memory it shares with the processes it is loaded into."""
+    """imgtool under the compiled shim. A context manager: it is a process, see `tests.faults.server`."""
 
     def __init__(self, folder: Path) -> None:
-        self.library = folder / "shim.so"
+        library = folder / "shim.so"
         compiler = os.environ.get("CC", "cc")
         subprocess.run(
-            [compiler, "-O2", "-fPIC", "-shared", "-o", self.library, SOURCE, "-ldl"], check=True, capture_output=True
+            [compiler, "-O2", "-Wall", "-Werror", "-fPIC", "-shared", "-o", library, SOURCE, "-ldl"], check=True
         )
         self.file = folder / "state"
-        self.file.write_bytes(bytes(_STATE.size))
-        with self.file.open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), _STATE.size)
-
-    def run(self, argv: Sequence[str | Path], store: Path, *, kind: Kind | None = None, at: int = 0) -> Outcome:
-        """Runs `argv`; with `kind` the counted call number `at` on a file of `store` is a fault."""
-        number = 0 if kind in (None, "kill") else getattr(errno, str(kind))
-        _STATE.pack_into(self._memory, 0, 0, at, number, kind == "ENOSPC", 0, 0)
+        self.file.write_bytes(bytes(STATE.size))
+        self.folder = folder
         env = {
             **os.environ,
-            "LD_PRELOAD": str(self.library),
+            "LD_PRELOAD": str(library),
             "FAULT_STATE": str(self.file),
-            "FAULT_DIR": str(store),
+            "FAULT_DIR": str(folder / "stores"),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        done = subprocess.run(
-            argv, env=env, cwd=store, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False
-        )
+        argv = [sys.executable, "-m", "tests.faults.server", str(self.file)]
+        self._server = subprocess.Popen(argv, env=env, cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True)
+        assert self._answer() == "ready"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
+
+    def store(self, name: str) -> Path:
+        """A path for a store whose files count."""
+        path = self.folder / "stores" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def run(self, words: Sequence[str | Path], cwd: Path, *, kind: Kind | None = None, at: int = 0) -> Outcome:
+        """Runs imgtool; with `kind` the counted call number `at` is a fault."""
+        request = {
+            "words": [str(word) for word in words],
+            "cwd": str(cwd),
+            "at": at,
+            "error": 0 if kind in (None, "kill") else getattr(errno, str(kind)),
+            "sticky": int(kind == "ENOSPC"),
+        }
+        assert self._server.stdin is not None
+        print(json.dumps(request), file=self._server.stdin, flush=True)
+        answer = json.loads(self._answer())
         self._wait_for_others()
-        count, _, _, _, _, tripped = _STATE.unpack_from(self._memory)
-        return Outcome(done.returncode, done.stderr.decode(errors="replace"), count, bool(tripped))
+        count, _, _, _, _, tripped = STATE.unpack(self.file.read_bytes())
+        return Outcome(answer["status"], answer["stderr"], count, bool(tripped))
+
+    def _answer(self) -> str:
+        assert self._server.stdout is not None
+        return self._server.stdout.readline().strip()
 
     def _wait_for_others(self) -> None:
         """LostError when a process that the shim is loaded into is still there after two seconds."""
         mark = f"FAULT_STATE={self.file}".encode()
         deadline = time.monotonic() + 2
         while True:
-            left = [pid for pid in os.listdir("/proc") if pid.isdigit() and mark in _environment(pid)]
+            known = str(self._server.pid)
+            running = (pid for pid in os.listdir("/proc") if pid.isdigit() and pid != known)
+            left = [pid for pid in running if mark in _environment(pid)]
             if not left:
                 return
             if time.monotonic() > deadline:
@@ -130,7 +160,7 @@ class Trial:
         self.operation = operation
         self.shim = shim
         self.template = folder / "template"
-        self.store = folder / "store"
+        self.store = shim.store(folder.name)
         self.template.mkdir(parents=True)
         operation.build(self.template)
         self.before = contents(self.template)
@@ -149,8 +179,7 @@ class Trial:
         shutil.copytree(self.template, self.store, symlinks=True)
 
     def _run(self, kind: Kind | None = None, at: int = 0) -> Outcome:
-        words = [str(word) for word in self.operation.words(self.store)]
-        return self.shim.run([sys.executable, "-m", "imgtool", *words], self.store, kind=kind, at=at)
+        return self.shim.run(self.operation.words(self.store), self.store, kind=kind, at=at)
 
     def at(self, kind: Kind, point: int) -> bool:
         """Tries one fault. Whether it came to it: the command may be done before. LostError when it did harm."""

@@ -32,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     total = [0, 0]
     print(f"| {'operation':<28} | points | {' | '.join(f'{kind:>7}' for kind in KINDS)} |  lost | seconds |")
     print(f"| {'-' * 28} | -----: | {' | '.join('------:' for _ in KINDS)} | ----: | ------: |")
-    with tempfile.TemporaryDirectory(prefix="imgtool-faults-") as folder:
-        shim = Shim(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="imgtool-faults-") as folder, Shim(Path(folder)) as shim:
         for number, operation in enumerate(chosen):
             start = time.monotonic()
             trial = Trial(operation, Path(folder) / str(number), shim)
