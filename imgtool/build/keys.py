@@ -111,6 +111,11 @@ def canonical(value: Any) -> bytes:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
+def plain(value: Any) -> Any:
+    """`value` as it reads once it was written down: comparable with what a file holds."""
+    return json.loads(canonical(value))
+
+
 def inert(layer: Layer) -> Inert:
     max_age = None if layer.max_age is None else seconds_of(layer.max_age)
     return Inert(name=layer.name, max_age=max_age, timeout=timeout_of(layer))
@@ -165,7 +170,6 @@ def _script(layer: Layer, memory: Memory) -> ScriptInput | None:
 def hardware(machine: Guest, architecture: str, memory: Memory) -> Hardware:
     """What of `machine` counts. Left out: its name, accelerator, CPU count and topology, memory, display, ports, host
     folders, and whatever else lies on the host's side."""
-    plain = msgspec.to_builtins
 
     def sha256(path: str | None) -> str | None:
         return None if path is None else memory.sha256(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from imgtool.build.store import Store, replace_file
+from imgtool.build.store import Store, decode, encode, replace_file
 
 _FOLDER = "recipes"
 
@@ -58,7 +58,7 @@ def read_record(store: Store, recipe: str) -> Record | None:
 def write_record(store: Store, record: Record) -> None:
     place = _place(store, record.recipe)
     os.makedirs(os.path.dirname(place), exist_ok=True)
-    replace_file(place, msgspec.json.encode(record))
+    replace_file(place, encode(record))
 
 
 def records(store: Store) -> list[Record]:
@@ -83,6 +83,6 @@ def _place(store: Store, recipe: str) -> str:
 def _read(path: str) -> Record | None:
     try:
         with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(), type=Record)
-    except (OSError, msgspec.MsgspecError):
+            return decode(file.read(), Record)
+    except (OSError, ValueError):
         return None

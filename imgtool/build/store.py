@@ -21,18 +21,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from imgtool.errors import ImageError, ImageInUseError
 from imgtool.image.names import absolute, printable
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 KEY_FILE = "key.json"
@@ -135,8 +138,8 @@ class Store:
         path = self.path(folder)
         try:
             with open(os.path.join(path, MANIFEST), "rb") as file:
-                return Layer(folder, path, msgspec.json.decode(file.read(), type=Manifest))
-        except (OSError, msgspec.MsgspecError):
+                return Layer(folder, path, decode(file.read(), Manifest))
+        except (OSError, ValueError):
             return None
 
     def find(self, key: str) -> Layer | None:
@@ -314,6 +317,16 @@ def _generation(folder: str) -> int:
     match = _LAYER.fullmatch(folder)
     assert match is not None
     return int(match["generation"] or 1)
+
+
+def encode(value: Any) -> bytes:
+    """`value` (structs and builtins) as JSON that keeps names which are no UTF-8, as `imgtool.cli` writes it."""
+    return json.dumps(msgspec.to_builtins(value), indent=1).encode() + b"\n"
+
+
+def decode(content: bytes, type: type[T]) -> T:
+    """The opposite of `encode`. ValueError when it is something else."""
+    return msgspec.convert(json.loads(content), type)
 
 
 def write_file(path: str, content: bytes) -> None:

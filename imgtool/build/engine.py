@@ -1,0 +1,316 @@
+"""Building: from the last layer that is still right to the finished image, in one VM.
+
+The VM is started when the first layer has to be built and stays up across layers. At the end of a layer its guest is
+synced (frozen, where its executor can), and QEMU writes to a new overlay from then on; the closed one is checked,
+digested and moved into the store while the guest goes on. The last layer is closed by shutting the guest down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from imgtool.build.base import base_path, parents
+from imgtool.build.current import is_current, made_of
+from imgtool.build.keys import KeyDocument, inert, plain
+from imgtool.build.memory import Memory
+from imgtool.build.plan import BuildPlan, Choice, Inputs, gather, is_fresh, make_plan, why_missed
+from imgtool.build.recipe import Loaded
+from imgtool.build.records import BuiltLayer, Record, write_record
+from imgtool.build.session import Decide, OnError, Session, Tools
+from imgtool.build.store import Layer, Store
+from imgtool.build.watcher import Watcher
+from imgtool.errors import ConfigError
+from imgtool.image.names import printable
+from imgtool.image.policy import current, in_force
+from imgtool.qemu.qemu_img import QemuImg
+
+if TYPE_CHECKING:
+    from imgtool.build.guest import Starter
+    from imgtool.build.layers import Ground
+    from imgtool.build.result import ImageManifest
+
+
+class LayerResult(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    name: str
+    key: str
+    cached: bool
+    folder: str
+    content: str
+    seconds: float
+    """It took, now or when it was made."""
+    size: int
+
+
+class Built(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """The answer of `build`."""
+
+    recipe: str
+    image: str
+    layers: tuple[LayerResult, ...]
+    boots: int
+    """VMs that were started, those for checks included."""
+    output: str | None
+    output_made: bool
+    """False when it was up to date."""
+    manifest: str | None
+    seconds: float
+
+
+class Builder:
+    """Builds recipes. What starts VMs is passed in, so that a test can put something else in their place."""
+
+    def __init__(
+        self,
+        store: Store,
+        qemu_img: QemuImg,
+        start: Starter,
+        *,
+        memory: Memory | None = None,
+        watcher: Watcher | None = None,
+        secrets: Mapping[str, str] | None = None,
+        on_error: OnError = "clean",
+        decide: Decide = lambda _: "give-up",
+        force: bool = False,
+    ) -> None:
+        """`secrets` are values by name. `force` replaces an output although images stand on it."""
+        self.tools = Tools(
+            store=store,
+            qemu_img=qemu_img,
+            start=start,
+            memory=memory or Memory(),
+            watcher=watcher or Watcher(),
+            secrets=dict(secrets or {}),
+            on_error=on_error,
+            decide=decide,
+            force=force,
+        )
+
+    def plan(self, loaded: Loaded, choice: Choice = Choice()) -> BuildPlan:  # noqa: B008 - it is frozen
+        with trusting(self.tools.store, loaded):
+            return make_plan(loaded, self.tools.store, self.tools.memory, self.tools.qemu_img, choice)
+
+    def build(self, loaded: Loaded, choice: Choice = Choice()) -> Built:  # noqa: B008
+        """Brings the recipe's image up to date, those of the recipes that it starts from first.
+
+        ConfigError for a recipe or an input that is wrong, StepFailed for a step that fails, and whatever image,
+        chain and machine raise. However it ends, every layer in the store is whole, and what was sealed is there for
+        the next build.
+        """
+        with self.tools.store.using():
+            self.tools.store.clear_stale()
+            for below in parents(loaded):
+                self.tools.watcher.note(f"{printable(below.path)} first")
+                with trusting(self.tools.store, below):
+                    _Build(self.tools, below, Choice()).run()
+            with trusting(self.tools.store, loaded):
+                return _Build(self.tools, loaded, choice).run()
+
+
+@contextlib.contextmanager
+def trusting(store: Store, loaded: Loaded) -> Iterator[None]:
+    """Within, images may refer to what the recipe's author and imgtool itself named: its base, and sealed layers."""
+    with in_force(current().naming(base_path(loaded), store.root)):
+        yield
+
+
+class _Build:
+    """One build of one recipe."""
+
+    def __init__(self, tools: Tools, loaded: Loaded, choice: Choice) -> None:
+        self.tools = tools
+        self.store = tools.store
+        self.watcher = tools.watcher
+        self.loaded = loaded
+        self.choice = choice
+        self.recipe = loaded.recipe
+        self.inputs: Inputs = gather(loaded, tools.store, tools.memory, tools.qemu_img)
+        self.record: Record = self.inputs.record
+        self.session = Session(tools, loaded, self.inputs)
+        self.begun = time.monotonic()
+
+    def run(self) -> Built:
+        if self.recipe.output is not None:
+            self._check_output()
+        try:
+            layers, top = self._layers()
+            made, manifest = self._result(layers, top)
+        finally:
+            self.session.close()
+        output = self.recipe.output
+        return Built(
+            recipe=self.loaded.path,
+            image=self.recipe.image.name,
+            layers=tuple(result for result, _ in layers),
+            boots=self.session.boots,
+            output=None if output is None else output.path,
+            output_made=made,
+            manifest=manifest,
+            seconds=round(time.monotonic() - self.begun, 3),
+        )
+
+    def _check_output(self) -> None:
+        output = self.recipe.output
+        assert output is not None
+        if os.path.realpath(output.path) == os.path.realpath(self.inputs.base.path):
+            line = self.loaded.line("output", "path")
+            raise ConfigError(
+                f"{printable(self.loaded.path)}:{line}: the output would replace the base it is made from",
+                hint="give output.path another name",
+                path=self.loaded.path,
+            )
+
+    def _layers(self) -> tuple[list[tuple[LayerResult, Layer]], str]:
+        """Every layer, found or built, and the content of the last one."""
+        results: list[tuple[LayerResult, Layer]] = []
+        below: Layer | None = None
+        content = self.inputs.base.content
+        for number in range(len(self.recipe.layers)):
+            document = self.inputs.document(number, content, self.tools.memory)
+            key = document.key()
+            with self._claimed(key, number):
+                layer, cached = self._layer(number, document, below)
+            manifest = layer.manifest
+            results.append(
+                (
+                    LayerResult(
+                        name=self.recipe.layers[number].name,
+                        key=key,
+                        cached=cached,
+                        folder=layer.folder,
+                        content=manifest.content,
+                        seconds=manifest.seconds,
+                        size=manifest.size,
+                    ),
+                    layer,
+                )
+            )
+            below, content = layer, manifest.content
+        return results, content
+
+    def _claimed(self, key: str, number: int) -> contextlib.AbstractContextManager[None]:
+        name = self.recipe.layers[number].name
+        return self.store.claim(
+            key, lambda: self.watcher.note(f"another build is making the layer {name}: waiting for it")
+        )
+
+    def _layer(self, number: int, document: KeyDocument, below: Layer | None) -> tuple[Layer, bool]:
+        """The layer of this key, and whether it was there. Called with the key held."""
+        wanted = self.recipe.layers[number]
+        key = document.key()
+        total = len(self.recipe.layers)
+        forced = self.choice.forces(self.loaded, number)
+        found = None if forced else self.store.find(key)
+        if found is not None and is_fresh(found, inert(wanted)):
+            # What the guest wrote meanwhile, if it runs, stands on another copy of the layer beneath.
+            self.session.end_guest()
+            self.watcher.hit(number, total, wanted.name, key)
+            self._deliver(number, found)
+            self._note(number, document, found)
+            return found, True
+        why = why_missed(self.inputs, number, document, forced=forced, stale=found is not None)
+        self._check_secrets(number)
+        self.watcher.start(number, total, wanted.name, key, "; ".join(why))
+        from imgtool.build.making import make_layer
+
+        layer = make_layer(self.session, number, document, below)
+        self._deliver(number, layer)
+        self._note(number, document, layer)
+        self.watcher.done(wanted.name, layer.manifest.seconds, layer.manifest.size)
+        return layer, False
+
+    def _deliver(self, number: int, layer: Layer) -> None:
+        wanted = self.recipe.layers[number]
+        if wanted.fetch:
+            from imgtool.build.steps import deliver
+
+            deliver(wanted, layer.path)
+
+    def _note(self, number: int, document: KeyDocument, layer: Layer) -> None:
+        """Writes down what became of the layer, unless that is known."""
+        built = BuiltLayer(
+            name=self.recipe.layers[number].name,
+            key=layer.manifest.key,
+            folder=layer.folder,
+            document=plain(document),
+            seconds=layer.manifest.seconds,
+            size=layer.manifest.size,
+        )
+        changed = self.record.with_layer(number, built)
+        if number == len(self.recipe.layers) - 1:
+            changed = msgspec.structs.replace(changed, layers=changed.layers[: number + 1])
+        if changed != self.record:
+            self.record = changed
+            write_record(self.store, changed)
+
+    def _check_secrets(self, number: int) -> None:
+        """ConfigError for a secret that this layer or one after it needs and nobody gave, before any work is done."""
+        for at in range(number, len(self.recipe.layers)):
+            for name in self.recipe.layers[at].secrets:
+                if name not in self.tools.secrets:
+                    line = self.loaded.line("layer", at, "secrets")
+                    raise ConfigError(
+                        f"{printable(self.loaded.path)}:{line}: the secret {name} is not there",
+                        hint=f"set {name} in the environment, or give --secret {name}=FILE",
+                        path=self.loaded.path,
+                    )
+
+    def _result(self, layers: list[tuple[LayerResult, Layer]], content: str) -> tuple[bool, str | None]:
+        """Makes the output unless it is up to date; whether it was made, and its manifest's path."""
+        output = self.recipe.output
+        if output is None:
+            return False, None
+        from imgtool.build.current import MANIFEST_SUFFIX
+
+        place = output.path + MANIFEST_SUFFIX
+        wanted = made_of(self.loaded, self.inputs.base, content)
+        if not self.choice.no_cache and is_current(self.record, output.path, wanted):
+            return False, place
+        self.session.end_guest()
+        self._make_result([layer for _, layer in layers], [result for result, _ in layers])
+        return True, place
+
+    def _make_result(self, layers: list[Layer], results: list[LayerResult]) -> ImageManifest:
+        from imgtool.build.layers import Ground, stand_on
+        from imgtool.build.result import Making, ManifestLayer, make_result, refuse_replacing
+
+        output = self.recipe.output
+        assert output is not None
+        refuse_replacing(output.path, force=self.tools.force)
+        ground: Ground = Ground.of_base(self.inputs.base)
+        if layers:
+            stand_on(self.store, layers[-1], self.inputs.base)
+            ground = Ground.of_layer(layers[-1])
+        named = [(result.name, layer.manifest) for result, layer in zip(results, layers, strict=True)]
+        making = Making(
+            loaded=self.loaded,
+            base=self.inputs.base,
+            ground=ground,
+            layers=tuple(
+                ManifestLayer(
+                    name=name,
+                    key=manifest.key,
+                    content=manifest.content,
+                    created=manifest.created,
+                    seconds=manifest.seconds,
+                    by_hand=manifest.by_hand,
+                )
+                for name, manifest in named
+            ),
+            qemu_img=self.tools.qemu_img,
+            start=self.tools.start,
+            scratch=self.session.scratch(),
+            seconds=sum(result.seconds for result in results if not result.cached),
+            watcher=self.watcher,
+            secrets=self.tools.secrets,
+        )
+        manifest, built = make_result(making)
+        self.session.boots += bool(self.recipe.checks)
+        self.record = msgspec.structs.replace(self.record, output=built)
+        write_record(self.store, self.record)
+        return manifest

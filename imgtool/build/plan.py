@@ -1,0 +1,183 @@
+"""What a build would do: which layers are in the store, which are not, and why."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Literal
+
+import msgspec
+
+from imgtool.build.base import Base, disk_size, find_base
+from imgtool.build.current import is_current, made_of
+from imgtool.build.keys import Disk, Hardware, Inert, KeyDocument, differences, document, hardware, inert, plain
+from imgtool.build.memory import Memory
+from imgtool.build.recipe import Loaded
+from imgtool.build.records import BuiltLayer, Record, read_record
+from imgtool.build.store import Layer, Store
+from imgtool.errors import UsageError
+from imgtool.image.names import printable
+from imgtool.qemu.qemu_img import QemuImg
+
+ARCHITECTURE = "x86_64"
+
+
+class PlannedLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    name: str
+    state: Literal["hit", "miss", "unknown"]
+    """unknown: it follows one that is built, and is used if that comes out as what it was made on."""
+    key: str | None = None
+    folder: str | None = None
+    """Of a hit."""
+    changes: tuple[str, ...] = ()
+    """Why it is no hit: the very inputs that are not as they were at the last build."""
+    seconds: float | None = None
+    """How long it took last time."""
+    size: int | None = None
+    """Bytes it took last time, or takes."""
+
+
+class BuildPlan(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """The answer of `build --plan` and `--explain`."""
+
+    recipe: str
+    image: str
+    base: str
+    layers: tuple[PlannedLayer, ...]
+    output: Literal["current", "make", "none"]
+    boots: int
+    """VMs that would be started for layers; a check starts one more."""
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user wants built although it is there."""
+
+    no_cache: bool = False
+    from_layer: str | None = None
+    """This layer and those after it."""
+
+    def forces(self, loaded: Loaded, number: int) -> bool:
+        """Whether the layer `number` is not to be taken from the store. UsageError when `from_layer` is no layer."""
+        names = [layer.name for layer in loaded.recipe.layers]
+        if self.from_layer is not None and self.from_layer not in names:
+            raise UsageError(
+                f"the recipe has no layer {printable(self.from_layer)}", hint=f"it has: {', '.join(names)}"
+            )
+        return self.no_cache or (self.from_layer is not None and number >= names.index(self.from_layer))
+
+
+class Inputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What is the same for all layers of one build."""
+
+    loaded: Loaded
+    base: Base
+    disk: Disk
+    hardware: Hardware
+    record: Record
+
+    def document(self, number: int, parent: str, memory: Memory) -> KeyDocument:
+        recipe = self.loaded.recipe
+        return document(
+            recipe, recipe.layers[number], parent=parent, disk=self.disk, hardware=self.hardware, memory=memory
+        )
+
+
+def gather(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg) -> Inputs:
+    base = find_base(loaded, memory, qemu_img)
+    return Inputs(
+        loaded=loaded,
+        base=base,
+        disk=Disk(size=disk_size(loaded, base)),
+        hardware=hardware(loaded.recipe.machine, ARCHITECTURE, memory),
+        record=read_record(store, loaded.path) or Record(recipe=loaded.path, image=loaded.recipe.image.name),
+    )
+
+
+def is_fresh(layer: Layer, rules: Inert) -> bool:
+    return rules.max_age is None or layer.manifest.created + rules.max_age > time.time()
+
+
+def why_missed(inputs: Inputs, number: int, found: KeyDocument, *, forced: bool, stale: bool) -> tuple[str, ...]:
+    """Why the layer is built: what is not as it was the last time."""
+    if forced:
+        return ("asked for",)
+    name = inputs.loaded.recipe.layers[number].name
+    before = inputs.record.layer(name)
+    if stale:
+        return (f"older than max-age ({inputs.loaded.recipe.layers[number].max_age})",)
+    if before is None:
+        return ("it was never built",)
+    changes = differences(before.document, plain(found))
+    return tuple(changes) or ("it is not in the store any more",)
+
+
+def make_plan(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg, choice: Choice) -> BuildPlan:
+    """The plan as it is now; changes nothing. Raises what a build would before its first step."""
+    inputs = gather(loaded, store, memory, qemu_img)
+    planned: list[PlannedLayer] = []
+    parent: str | None = inputs.base.content
+    for number, layer in enumerate(loaded.recipe.layers):
+        before = inputs.record.layer(layer.name)
+        forced = choice.forces(loaded, number)
+        if parent is None:
+            planned.append(_unknown(inputs, number, memory, before, forced))
+            continue
+        found = inputs.document(number, parent, memory)
+        key = found.key()
+        hit = None if forced else store.find(key)
+        fresh = hit is not None and is_fresh(hit, inert(layer))
+        if hit is not None and fresh:
+            parent = hit.manifest.content
+            planned.append(
+                PlannedLayer(
+                    name=layer.name,
+                    state="hit",
+                    key=key,
+                    folder=hit.folder,
+                    seconds=hit.manifest.seconds,
+                    size=hit.manifest.size,
+                )
+            )
+            continue
+        parent = None
+        why = why_missed(inputs, number, found, forced=forced, stale=hit is not None)
+        planned.append(_estimated(PlannedLayer(name=layer.name, state="miss", key=key, changes=why), before))
+    return BuildPlan(
+        recipe=loaded.path,
+        image=loaded.recipe.image.name,
+        base=inputs.base.path,
+        layers=tuple(planned),
+        output=_output(inputs, parent),
+        boots=int(parent is None),
+    )
+
+
+def _unknown(inputs: Inputs, number: int, memory: Memory, before: BuiltLayer | None, forced: bool) -> PlannedLayer:
+    """A layer whose parent's content is not known yet."""
+    name = inputs.loaded.recipe.layers[number].name
+    if forced:
+        return _estimated(PlannedLayer(name=name, state="miss", changes=("asked for",)), before)
+    if before is None:
+        return PlannedLayer(name=name, state="miss", changes=("it was never built",))
+    found = inputs.document(number, str(before.document.get("parent")), memory)
+    changes = tuple(differences(before.document, plain(found)))
+    if changes:
+        return _estimated(PlannedLayer(name=name, state="miss", changes=changes), before)
+    beneath = ("the layer beneath is built anew",)
+    return _estimated(PlannedLayer(name=name, state="unknown", changes=beneath), before)
+
+
+def _estimated(planned: PlannedLayer, before: BuiltLayer | None) -> PlannedLayer:
+    if before is None:
+        return planned
+    return msgspec.structs.replace(planned, seconds=before.seconds, size=before.size)
+
+
+def _output(inputs: Inputs, content: str | None) -> Literal["current", "make", "none"]:
+    output = inputs.loaded.recipe.output
+    if output is None:
+        return "none"
+    if content is None:
+        return "make"
+    wanted = made_of(inputs.loaded, inputs.base, content)
+    return "current" if is_current(inputs.record, os.path.abspath(output.path), wanted) else "make"

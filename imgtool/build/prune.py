@@ -1,0 +1,206 @@
+"""Looking after the layer store: what is needed by whom, and whether it is what it was sealed as."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from imgtool.build.records import records
+from imgtool.build.store import Layer, Store
+from imgtool.chain.content import digest_of
+from imgtool.chain.scan import scan
+from imgtool.errors import ImgtoolError
+from imgtool.image.names import printable
+from imgtool.image.policy import current, in_force
+from imgtool.machine.runtime import vms
+from imgtool.qemu.qemu_img import QemuImg
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """A layer, and who needs it."""
+
+    folder: str
+    name: str
+    """`web@packages`"""
+    path: str
+    size: int
+    created: float
+    needed_by: tuple[str, ...]
+    """Recipes, images, VMs, layers; empty when it may go."""
+
+
+class Pruned(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """The answer of `layers prune`."""
+
+    removed: tuple[Kept, ...]
+    kept: tuple[Kept, ...]
+    failed: tuple[str, ...]
+    """Kept failures that went too."""
+    freed: int
+    """Bytes."""
+
+
+def name_of(layer: Layer) -> str:
+    return f"{layer.manifest.recipe}@{layer.manifest.layer}"
+
+
+def needs(store: Store, *, look_in: Iterable[str] = (), recipes: bool = True) -> list[Kept]:
+    """Every layer with who needs it: a recipe whose last build used it, an image that stands on it (in the store, in
+    the folders `look_in` and below, and where recipes put their outputs), a VM that has it open."""
+    layers = store.layers()
+    by_folder = {layer.folder: layer for layer in layers}
+    reasons: dict[str, list[str]] = {layer.folder: [] for layer in layers}
+    known = records(store)
+    if recipes:
+        for record in known:
+            for built in record.layers:
+                if built.folder in reasons:
+                    reasons[built.folder].append(f"the recipe {printable(record.recipe)}")
+    places = {os.path.dirname(record.output.path) for record in known if record.output is not None}
+    for folder, image in _images(store, layers, {*look_in, *places}):
+        reasons[folder].append(f"the image {printable(image)}")
+    for folder, vm in _held(layers):
+        reasons[folder].append(f"the VM {vm}")
+    _inherit(by_folder, reasons)
+    return [
+        Kept(
+            folder=layer.folder,
+            name=name_of(layer),
+            path=layer.path,
+            size=layer.manifest.size,
+            created=layer.manifest.created,
+            needed_by=tuple(dict.fromkeys(reasons[layer.folder])),
+        )
+        for layer in layers
+    ]
+
+
+def _images(store: Store, layers: list[Layer], places: set[str]) -> Iterable[tuple[str, str]]:
+    """(layer's folder, image outside the store or of a kept failure that stands on it)."""
+    graph = scan([place for place in sorted(places) if os.path.isdir(place)], store=[store.root])
+    by_path = graph.by_path()
+    own = {layer.image for layer in layers}
+    for layer in layers:
+        node = by_path.get(layer.image)
+        for child in node.children if node is not None else ():
+            if child not in own and not child.startswith(store.path("failed-")):
+                yield layer.folder, child
+
+
+def _held(layers: list[Layer]) -> Iterable[tuple[str, str]]:
+    identities = {}
+    for layer in layers:
+        try:
+            status = os.stat(layer.image)
+        except OSError:
+            continue
+        identities[status.st_dev, status.st_ino] = layer.folder
+    for vm, state in vms():
+        for image in state.images:
+            folder = identities.get((image.device, image.inode))
+            if folder is not None:
+                yield folder, vm.name
+
+
+def _inherit(by_folder: dict[str, Layer], reasons: dict[str, list[str]]) -> None:
+    """What is needed needs what it stands on."""
+    for folder in [folder for folder, why in reasons.items() if why]:
+        above = by_folder[folder]
+        below = above.manifest.parent
+        while below is not None and below in by_folder:
+            reasons[below].append(f"the layer {name_of(above)}")
+            above = by_folder[below]
+            below = above.manifest.parent
+
+
+def prune(
+    store: Store,
+    *,
+    look_in: Iterable[str] = (),
+    older_than: float | None = None,
+    all_recipes: bool = False,
+    dry_run: bool = False,
+) -> Pruned:
+    """Removes the layers that nobody needs, children before parents, and kept failures. With `older_than` (seconds)
+    only what is older; with `all_recipes` also what only recipes need, who can build it again. ImageInUseError while
+    a build is going on."""
+    with store.alone():
+        store.clear_stale()
+        found = needs(store, look_in=look_in, recipes=not all_recipes)
+        limit = None if older_than is None else time.time() - older_than
+        going = [kept for kept in found if not kept.needed_by and (limit is None or kept.created < limit)]
+        staying = [kept for kept in found if kept not in going]
+        # One that stays because it is young needs what it stands on.
+        by_folder = {layer.folder: layer for layer in store.layers()}
+        below = {
+            under.folder
+            for kept in staying
+            if kept.folder in by_folder
+            for under in store.chain(by_folder[kept.folder])
+        }
+        going = [kept for kept in going if kept.folder not in below]
+        failed = [path for path in store.failed() if limit is None or os.stat(path).st_mtime < limit]
+        freed = sum(kept.size for kept in going) + sum(_size_below(path) for path in failed)
+        if not dry_run:
+            for kept in sorted(going, key=lambda kept: kept.created, reverse=True):
+                store.remove(by_folder[kept.folder])
+            for path in failed:
+                shutil.rmtree(path, ignore_errors=True)
+    gone = {kept.folder for kept in going}
+    return Pruned(
+        removed=tuple(going),
+        kept=tuple(kept for kept in found if kept.folder not in gone),
+        failed=tuple(failed),
+        freed=freed,
+    )
+
+
+def _size_below(path: str) -> int:
+    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
+
+
+Verdict = Literal["whole", "changed", "damaged", "broken-chain"]
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """One layer, looked at."""
+
+    folder: str
+    name: str
+    verdict: Verdict
+    message: str
+
+
+def verify(store: Store, layers: Iterable[Layer], qemu_img: QemuImg, *, quick: bool = False) -> list[Verified]:
+    """Looks whether layers are what they were sealed as: their files, their metadata (`qemu-img check`), and unless
+    `quick` what a guest reads of them. A layer whose base is gone or changed is a `broken-chain`."""
+    found = []
+    with in_force(current().naming(store.root, *{layer.manifest.base for layer in store.layers()})):
+        for layer in layers:
+            verdict, message = _verdict(store, layer, qemu_img, quick=quick)
+            found.append(Verified(folder=layer.folder, name=name_of(layer), verdict=verdict, message=message))
+    return found
+
+
+def _verdict(store: Store, layer: Layer, qemu_img: QemuImg, *, quick: bool) -> tuple[Verdict, str]:
+    manifest = layer.manifest
+    if not store.is_whole(layer):
+        return "changed", "its file, or that of a layer beneath, was changed or is gone"
+    if os.stat(layer.image).st_mode & 0o222:
+        return "changed", "its file is not read-only any more"
+    try:
+        check = qemu_img.check(layer.image, format="qcow2")
+        if check.status != "clean":
+            return "damaged", f"qemu-img check says: {check.status}"
+        if not os.path.exists(manifest.base):
+            return "broken-chain", f"the base {printable(manifest.base)} is gone"
+        if not quick and digest_of(layer.image, format="qcow2", qemu_img=qemu_img) != manifest.content:
+            return "changed", "a guest reads something else from it than when it was sealed, or its base changed"
+    except ImgtoolError as error:
+        return "broken-chain", error.message
+    return "whole", "as it was sealed"

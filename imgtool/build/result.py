@@ -1,0 +1,253 @@
+"""From the last layer to the finished image: checked, converted, tried in a throwaway clone, then there at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import msgspec
+
+from imgtool._version import __version__
+from imgtool.build.base import Base
+from imgtool.build.current import MANIFEST_SUFFIX, compression_of, is_thin, made_of
+from imgtool.build.guest import Start, Starter, kinds_used
+from imgtool.build.layers import Ground
+from imgtool.build.memory import file_sha256, identity
+from imgtool.build.output import Log
+from imgtool.build.recipe import Loaded, Output, executor_of
+from imgtool.build.records import BuiltOutput
+from imgtool.build.steps import Steps
+from imgtool.build.store import encode, replace_file
+from imgtool.build.watcher import Watcher
+from imgtool.chain.content import digest_of
+from imgtool.chain.scan import scan
+from imgtool.errors import ImageFormatError, RefusedError
+from imgtool.image import remembered
+from imgtool.image.names import printable
+from imgtool.operations.anchoring import add_anchor
+from imgtool.operations.overlay import reference_to
+from imgtool.qemu.img_types import OptionValue
+from imgtool.qemu.qemu_img import QemuImg
+from imgtool.qemu.replace import replacing
+
+
+class ManifestLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    name: str
+    key: str
+    content: str
+    created: float
+    seconds: float
+    by_hand: bool = False
+
+
+class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What lies beside a finished image, as NAME.manifest.json."""
+
+    schema: Literal[1] = 1
+    image: str
+    """The image's name in its recipe."""
+    file: str
+    """Its file's name."""
+    format: str
+    virtual_size: int
+    size: int
+    """Bytes of the file."""
+    sha256: str
+    """Of the file's bytes."""
+    content: str
+    """The digest of what a guest reads of it."""
+    recipe_sha256: str
+    base: str
+    """The base's file name."""
+    base_content: str
+    layers: tuple[ManifestLayer, ...]
+    """From the base upwards."""
+    lineage: tuple[str, ...]
+    """Content digests from the base to the image."""
+    checks: tuple[str, ...]
+    """The commands that succeeded in a clone of it."""
+    created: float
+    """Seconds since the epoch."""
+    seconds: dict[str, float]
+    """How long building the layers, converting and checking took."""
+    imgtool: str
+    qemu_img: str
+    qemu_system: str
+
+
+def refuse_replacing(path: str, *, force: bool) -> None:
+    """RefusedError when images stand on the one that a build would replace, unless `force`."""
+    if force or not os.path.exists(path):
+        return
+    image = scan([path]).by_path().get(path)
+    if image is not None and image.children:
+        raise RefusedError(
+            f"{printable(path)} is the backing file of {printable(image.children[0])}, which a new image would break",
+            hint="give the recipe another output.path, or --force to replace it all the same",
+            path=path,
+        )
+
+
+class Making(msgspec.Struct, frozen=True, kw_only=True):
+    """What a result is made with."""
+
+    loaded: Loaded
+    base: Base
+    ground: Ground
+    """The last layer, or the base of a recipe without layers."""
+    layers: tuple[ManifestLayer, ...]
+    qemu_img: QemuImg
+    start: Starter
+    scratch: str
+    """A folder to work in."""
+    seconds: float
+    """That the layers took."""
+    watcher: Watcher
+    secrets: Mapping[str, str]
+
+
+def make_result(making: Making) -> tuple[ImageManifest, BuiltOutput]:
+    """Makes the output. When this returns it is there, with its manifest, and on disk; when it raises, what was there
+    before is there still. StepFailed when a check fails."""
+    output = making.loaded.recipe.output
+    assert output is not None
+    begun = time.monotonic()
+    making.watcher.result(f"check {printable(os.path.basename(making.ground.image))}")
+    _check(making)
+    # A VMDK has its own name inside.
+    with replacing(output.path, overwrite=True, several_files=output.format == "vmdk") as hidden:
+        making.watcher.result(f"convert to {output.format}")
+        _convert(making, output, hidden)
+        content = _content(making, output, hidden)
+        converted = time.monotonic()
+        _try_out(making, hidden)
+        os.chmod(hidden, 0o444)
+        checked = time.monotonic()
+        manifest = _manifest(
+            making,
+            output,
+            hidden,
+            content,
+            {"layers": making.seconds, "convert": converted - begun, "check": checked - converted},
+        )
+    if is_thin(output):
+        remembered.remember(output.path, making.base.path)
+    os.chmod(output.path, 0o444)  # where it replaced something it got the mode of that
+    replace_file(output.path + MANIFEST_SUFFIX, encode(manifest))
+    built = BuiltOutput(
+        path=output.path,
+        identity=identity(os.stat(output.path)),
+        made_of=made_of(making.loaded, making.base, making.ground.content),
+        seconds=checked - begun,
+        size=manifest.size,
+    )
+    return manifest, built
+
+
+def _check(making: Making) -> None:
+    check = making.qemu_img.check(making.ground.image, format=making.ground.format)
+    if check.status not in ("clean", "unsupported"):
+        raise ImageFormatError(
+            f"{printable(making.ground.image)} is damaged ({check.status})",
+            hint="`imgtool layers verify` looks at all layers; `imgtool build --no-cache` makes them again",
+            path=making.ground.image,
+        )
+
+
+def _convert(making: Making, output: Output, hidden: str) -> None:
+    options: dict[str, OptionValue] = dict(output.options)
+    compression = compression_of(output)
+    if output.format == "qcow2" and compression in ("zstd", "zlib"):
+        options.setdefault("compression_type", compression)
+    thin = is_thin(output)
+    folder = os.path.dirname(output.path)
+    making.qemu_img.convert(
+        making.ground.image,
+        hidden,
+        format=making.ground.format,
+        output_format=output.format,
+        backing=reference_to(making.base.path, folder) if thin else None,
+        backing_format=making.base.format if thin else None,
+        options=options,
+        compressed=compression != "none",
+        overwrite=True,
+    )
+    if thin:
+        add_anchor(hidden, making.base.path)
+
+
+def _content(making: Making, output: Output, hidden: str) -> str:
+    """The digest of what was made: what a guest reads of the last layer, or the conversion went wrong."""
+    content = digest_of(hidden, format=output.format, qemu_img=making.qemu_img)
+    if content != making.ground.content:
+        raise ImageFormatError(
+            f"{printable(output.path)} came out as another disk than its last layer",
+            hint="nothing was put in its place; a format whose sizes are coarser than the disk's cannot hold it",
+            path=output.path,
+        )
+    return content
+
+
+def _try_out(making: Making, hidden: str) -> None:
+    """Runs the recipe's checks in a clone of the image, whose writes are thrown away."""
+    loaded = making.loaded
+    recipe = loaded.recipe
+    output = recipe.output
+    if not recipe.checks or output is None:
+        return
+    making.watcher.result("start a throwaway clone for the checks")
+    guest = making.start(
+        Start(
+            name=recipe.image.name,
+            image=hidden,
+            format=output.format,
+            machine=recipe.machine,
+            executors=kinds_used([executor_of(recipe, check) for check in recipe.checks]),
+            throwaway=True,
+            folder=making.scratch,
+        )
+    )
+    try:
+        with open(os.path.join(making.scratch, "check.log"), "wb") as file:
+            log = Log(file, making.secrets.values(), making.watcher.output)
+            for number, check in enumerate(recipe.checks):
+                steps = Steps(
+                    loaded, ("check", number), guest, log, secrets=making.secrets, say=_said(making.watcher)
+                )
+                steps.run(check.run)
+    finally:
+        guest.kill()
+
+
+def _said(watcher: Watcher) -> Callable[[str], None]:
+    return lambda text: watcher.step(f"check: {text}")
+
+
+def _manifest(making: Making, output: Output, hidden: str, content: str, seconds: dict[str, float]) -> ImageManifest:
+    import hashlib
+
+    recipe = making.loaded.recipe
+    programs = making.qemu_img.programs
+    size = making.qemu_img.info(hidden, format=output.format).virtual_size
+    return ImageManifest(
+        image=recipe.image.name,
+        file=os.path.basename(output.path),
+        format=output.format,
+        virtual_size=size,
+        size=os.path.getsize(hidden),
+        sha256=file_sha256(hidden),
+        content=content,
+        recipe_sha256=hashlib.sha256(making.loaded.text.encode()).hexdigest(),
+        base=os.path.basename(making.base.path),
+        base_content=making.base.content,
+        layers=making.layers,
+        lineage=(making.base.content, *(layer.content for layer in making.layers)),
+        checks=tuple(line for check in recipe.checks for line in check.run),
+        created=time.time(),
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        imgtool=__version__,
+        qemu_img=programs.version("qemu-img").text,
+        qemu_system=programs.version("qemu-system-x86_64").text,
+    )
