@@ -14,9 +14,9 @@ from tests.machine.nets.lab import Lab
 DRIVER = """
 import json, os, sys, time
 from imgtool.errors import ImgtoolError
-from imgtool.machine.nets.tap import drop_tap, make_tap
+from imgtool.machine.nets.tap import make_tap, take_tap
 try:
-    taps = [make_tap(**json.loads(word)) for word in sys.argv[1:]]
+    taps = [(take_tap if "name" in word else make_tap)(**word) for word in map(json.loads, sys.argv[1:])]
 except ImgtoolError as error:
     print(json.dumps({"error": error.message, "hint": error.hint}), flush=True)
     sys.exit(1)
@@ -78,6 +78,29 @@ def test_two_machines_whose_taps_would_share_a_name_get_two(bridged: Lab) -> Non
     two = bridged.start(*words({"bridge": "br0", "machine": "vm"}))
     found = [json.loads(holder.line())[0]["name"] for holder in (one, two)]
     assert sorted(found) == sorted([names.tap_name("vm", 0), names.tap_name("vm", 0, 1)])
+
+
+def test_a_tap_that_somebody_made_is_taken_and_stays(bridged: Lab) -> None:
+    bridged("ip", "tuntap", "add", "dev", "mine0", "mode", "tap")
+    bridged("ip", "link", "set", "mine0", "up")
+    holder = bridged.start(*words({"name": "mine0", "bridge": "br0"}))
+    assert json.loads(holder.line())[0]["name"] == "mine0"
+    assert taps(bridged)["mine0"]["master"] == "br0"
+    busy = bridged.run(*words({"name": "mine0"}))
+    assert "the tap mine0 is in use" in busy.document["error"]
+    holder.kill()
+    assert list(taps(bridged)) == ["mine0"]
+    wrong = bridged.run(*words({"name": "mine0", "queues": 2}))
+    assert "mine0 is no tap for several queues" in wrong.document["error"]
+    assert "multi_queue" in wrong.document["hint"]
+
+
+def test_a_tap_without_a_bridge_is_made_under_the_name_that_was_asked_for(lab: Lab) -> None:
+    holder = lab.start(*words({"name": "mine0", "queues": 2}, {"bridge": None, "machine": "vm"}))
+    assert [tap["name"] for tap in json.loads(holder.line())] == ["mine0", names.tap_name("vm", 0)]
+    assert all("UP" in link["flags"] and "master" not in link for link in taps(lab).values())
+    holder.kill()
+    assert taps(lab) == {}
 
 
 @pytest.mark.parametrize(
