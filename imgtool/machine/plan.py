@@ -16,6 +16,7 @@ from imgtool.machine.config import Machine
 from imgtool.machine.disks import Learned, learn_disks, uses
 from imgtool.machine.firmware import Found, find_uefi
 from imgtool.machine.host import Command, Helper, Host, Scratch, Secret, TapNeed
+from imgtool.machine.nets.join import foreseen
 from imgtool.machine.outside import QEMU, learn_host
 from imgtool.machine.runtime import Vm, check_name, claim, name_from, release, runtime_root
 from imgtool.machine.seed import Seed, seed
@@ -69,7 +70,12 @@ def preview(machine: Machine, programs: Programs, *, detached: bool, force: bool
     _raise_first(learned)
     root = runtime_root()
     name = name_from(_first_image(machine)) if machine.name is None else check_name(machine.name)
-    return _plan(machine, Vm(root, name), learned, programs, detached=detached, force=force)
+    plan = _plan(machine, Vm(root, name), learned, programs, detached=detached, force=force)
+    descriptors = foreseen(plan.command.taps)
+    if not descriptors:
+        return plan
+    host = replace(plan.host, descriptors=descriptors)
+    return plan._replace(host=host, command=compile_argv(plan.machine, host))
 
 
 def prepare(machine: Machine, programs: Programs, *, detached: bool, force: bool = False) -> Plan:

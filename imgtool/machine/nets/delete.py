@@ -22,8 +22,9 @@ def holding(lock: int, runner: Runner) -> Runner:
         limits: Limits = NO_LIMITS,
         on_stdout: Callable[[bytes], None] | None = None,
         pass_fds: Sequence[int] = (),
+        cwd: str | None = None,
     ) -> Completed:
-        return runner(argv, limits=limits, on_stdout=on_stdout, pass_fds=(*pass_fds, lock))
+        return runner(argv, limits=limits, on_stdout=on_stdout, pass_fds=(*pass_fds, lock), cwd=cwd)
 
     return run_holding
 

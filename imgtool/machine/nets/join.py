@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -52,6 +53,19 @@ def opened(
             if need.vhost:
                 found[f"{need.id}-vhost"] = _open_vhost(held, need)
         yield found
+
+
+def foreseen(wanted: Sequence[TapNeed]) -> dict[str, tuple[int, ...]]:
+    """What `opened` would yield, for a command line that is only shown: the numbers of descriptors begin after the
+    standard ones."""
+    found: dict[str, tuple[int, ...]] = {}
+    numbers = itertools.count(3)
+    for need in wanted:
+        if need.ifname is not None or need.bridge is None or needs.may_administer():
+            found[need.id] = tuple(itertools.islice(numbers, need.queues))
+            if need.vhost:
+                found[f"{need.id}-vhost"] = tuple(itertools.islice(numbers, need.queues))
+    return found
 
 
 def _open(need: TapNeed, machine: str, place: int, tools: Tools | None, runner: Runner) -> tap.Tap | None:

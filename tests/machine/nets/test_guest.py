@@ -98,6 +98,10 @@ def test_every_queue_is_handed_over(lan: Lab, folder: Path, alpine: Alpine) -> N
     env = {"XDG_RUNTIME_DIR": str(folder), "TMPDIR": str(folder)}
     assert lan.imgtool("net", "create", "lab", "--nat", "10.77.0.0/24").status == 0
     words = ("--accel", "tcg", "--memory", "64M", "--ephemeral", "--network", "nat,net=lab,queues=2")
+    shown = lan.imgtool("boot", "-d", "--name", "vm", *words, alpine.disk, "--dry-run", **env)
+    assert '"fds":"3:4"' in shown.stdout, shown.stderr
+    assert "spawn=deny" in shown.stdout
+    assert json.loads(lan("ip", "-json", "link", "show", "type", "tun")) == []
     done = lan.imgtool("boot", "-d", "--name", "vm", *words, alpine.disk, **env)
     assert done.status == 0, done.stderr
     (link,) = json.loads(lan("ip", "-json", "-details", "link", "show", "type", "tun"))
