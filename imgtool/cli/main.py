@@ -41,6 +41,10 @@ SECTIONS = {
         "vm": Entry("imgtool.cli.vm:vm", "See and steer the VMs that run."),
         "net": Entry("imgtool.cli.net:net", "Make and show networks for machines."),
     },
+    "Elsewhere": {
+        "push": Entry("imgtool.cli.push:push", "Push an image with its chain to a registry."),
+        "pull": Entry("imgtool.cli.pull:pull", "Pull an image with its chain from a registry."),
+    },
     "About imgtool": {
         "doctor": Entry("imgtool.cli.doctor:doctor", "Say what this host has for virtual machines, and lacks."),
         "schema": Entry("imgtool.cli.schema:schema", "Print the JSON Schema of a document imgtool writes or reads."),

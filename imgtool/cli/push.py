@@ -1,0 +1,109 @@
+"""`imgtool push IMAGE REF`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
+from imgtool.cli.options import file_argument, force_option, format_option
+from imgtool.cli.registry_options import LOGIN, connection_of, registry_options
+from imgtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from imgtool.publish.oci.push import Pushed
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool push web.qcow2 registry.example.org/images/web:1.4\n"
+    "  imgtool push web.qcow2 localhost:5000/web --flatten -c\n"
+    "  imgtool push web.qcow2 localhost:5000/web --annotation org.opencontainers.image.version=1.4\n"
+    f"\n\b\n{LOGIN}",
+)
+@file_argument(metavar="IMAGE")
+@click.argument("reference", metavar="REF")
+@format_option("The format of IMAGE; without it, its header decides.")
+@click.option("--flatten", is_flag=True, help="One layer: the whole disk as a qcow2 that stands on nothing.")
+@click.option("-c", "--compress", is_flag=True, help="With --flatten: compress it.")
+@click.option("--no-content-digest", is_flag=True, help="Leave out the digest of what a guest reads.")
+@click.option("--recipe-digest", metavar="DIGEST", help="What the image was built from.")
+@click.option(
+    "--annotation", "annotations", metavar="KEY=VALUE", multiple=True, help="Added to the manifest. May be repeated."
+)
+@force_option("Although an image of the chain does not stand on what it was made on.")
+@registry_options
+@progress_option
+@quiet_option
+@dry_run_option
+@output_option()
+@pass_context
+def push(
+    context: Context,
+    image: str,
+    reference: str,
+    format_: str | None,
+    flatten: bool,
+    compress: bool,
+    no_content_digest: bool,
+    recipe_digest: str | None,
+    annotations: tuple[str, ...],
+    force: bool,
+    plain_http: bool,
+    cert_dir: tuple[str, ...],
+    jobs: int,
+    retries: int,
+    dry_run: bool,
+) -> None:
+    """Push IMAGE with its chain, one layer an image, as REF (HOST[:PORT]/NAME[:TAG]).
+
+    Layers that the registry has are not sent again; a push that was broken off goes on where it stopped.
+    """
+    from imgtool.cli.images import qemu_img
+    from imgtool.cli.output import emit, remark
+    from imgtool.cli.plan import emit_plan
+    from imgtool.cli.progress import progress
+    from imgtool.publish.oci.push import PushRequest
+
+    request = PushRequest(
+        image,
+        reference,
+        format=format_,
+        flatten=flatten,
+        compress=compress,
+        content=not no_content_digest,
+        recipe_digest=recipe_digest,
+        annotations=annotation_map(annotations),
+        force=force,
+        connection=connection_of(plain_http, cert_dir, jobs, retries),
+    )
+    if dry_run:
+        emit_plan(context, request.plan(context.programs.find("qemu-img")))
+        return
+    for note in request.notes:
+        remark(context, note)
+    with progress(context, "push") as show:
+        pushed = request.make(qemu_img(context), progress=show)
+    emit(context, pushed, push_lines(pushed))
+
+
+def annotation_map(given: tuple[str, ...]) -> dict[str, str]:
+    """`KEY=VALUE` words as a mapping."""
+    found = {}
+    for word in given:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{word!r} is no annotation", hint="KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def push_lines(pushed: Pushed) -> Iterator[str]:
+    from imgtool.cli.render import short_size
+    from imgtool.image.names import printable
+
+    for layer in pushed.layers:
+        yield f"{layer.state:<8} {layer.digest}  {short_size(layer.size):>10}  {printable(layer.path)}"
+    yield f"{pushed.reference} is {pushed.digest}"

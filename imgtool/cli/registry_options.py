@@ -1,0 +1,59 @@
+"""The options of all commands that talk to a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from imgtool.cli.options import FILE_NAME
+
+if TYPE_CHECKING:
+    from imgtool.publish.oci.connection import Connection
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+LOGIN = (
+    "Who you are to a registry is read from docker's configuration (`docker login` writes it), CAs and client\n"
+    "certificates from /etc/docker/certs.d/HOST:PORT and ~/.config/docker/certs.d/HOST:PORT. HTTPS is spoken to all\n"
+    "registries but those on this machine that have none."
+)
+
+
+def registry_options(command: F) -> F:
+    """Adds `plain_http`, `cert_dir`, `jobs`, `retries`; `connection_of` makes a Connection of them."""
+    options: list[Callable[[F], F]] = [
+        click.option("--plain-http", is_flag=True, help="Speak HTTP without TLS, wherever the registry is."),
+        click.option(
+            "--cert-dir",
+            type=FILE_NAME,
+            metavar="DIR",
+            multiple=True,
+            help="A folder with CA certificates (*.crt) and client certificates (*.cert and *.key) of the registry.",
+        ),
+        click.option(
+            "-j",
+            "--jobs",
+            type=click.IntRange(1, 64),
+            default=4,
+            metavar="N",
+            help="Transfers at once.  [default: 4]",
+        ),
+        click.option(
+            "--retries",
+            type=click.IntRange(0),
+            default=5,
+            metavar="N",
+            help="How often a broken transfer is gone on with without getting further.  [default: 5]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def connection_of(plain_http: bool, cert_dir: tuple[str, ...], jobs: int, retries: int) -> Connection:
+    from imgtool.publish.oci.connection import Connection
+
+    return Connection(plain_http=plain_http, certificates=cert_dir, jobs=jobs, retries=retries)

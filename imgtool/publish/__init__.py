@@ -1,0 +1,1 @@
+"""Images that leave this machine: to registries, as containerDisks, to KubeVirt."""

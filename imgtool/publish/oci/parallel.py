@@ -1,0 +1,68 @@
+"""Several transfers at once."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Meter:
+    """Adds up bytes from several threads, and says the percentage."""
+
+    def __init__(self, total: int, show: Callable[[float], None] | None) -> None:
+        self._total = total
+        self._show = show
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """`count` may be negative: what was thrown away is to be done again."""
+        if self._show is None:
+            return
+        with self._lock:
+            self._done += count
+            if self._total:
+                self._show(min(100.0, 100 * self._done / self._total))
+
+
+def each(work: Callable[[T], None], items: Sequence[T], *, jobs: int, halted: threading.Event) -> None:
+    """Does `work` for each of `items`, `jobs` at a time. The first error is raised, and stops the
+    others by `halted`.
+
+    The threads are daemons: whoever interrupts imgtool does not wait for a network. Whatever they do may be stopped
+    at any moment.
+    """
+    if len(items) <= 1 or jobs <= 1:
+        for item in items:
+            work(item)
+        return
+    waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    for item in items:
+        waiting.put(item)
+
+    def run() -> None:
+        try:
+            while not halted.is_set():
+                work(waiting.get_nowait())
+            ended.put(None)
+        except queue.Empty:
+            ended.put(None)
+        except BaseException as error:
+            ended.put(error)
+
+    threads = min(jobs, len(items))
+    for _ in range(threads):
+        threading.Thread(target=run, daemon=True).start()
+    try:
+        for _ in range(threads):
+            error = ended.get()
+            if error is not None:
+                raise error
+    except BaseException:
+        halted.set()
+        raise

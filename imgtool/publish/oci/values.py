@@ -1,0 +1,104 @@
+"""The documents that are exchanged with registries, and their media types.
+
+Source: the OCI image specification, manifest.md and descriptor.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, TypeVar
+
+import msgspec
+
+from imgtool.publish.oci.errors import RegistryError
+from imgtool.publish.oci.reference import is_digest
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+CONFIG = "application/vnd.imgtool.image.v1+json"
+LAYER = "application/vnd.imgtool.layer.v1."
+"""Before QEMU's name of the layer's format."""
+
+FORMAT = "io.imgtool.format"
+VIRTUAL_SIZE = "io.imgtool.virtual-size"
+CONTENT_DIGEST = "io.imgtool.content-digest"
+PARENT_DIGEST = "io.imgtool.parent-digest"
+RECIPE_DIGEST = "io.imgtool.recipe-digest"
+TITLE = "org.opencontainers.image.title"
+
+MAX_DOCUMENT = 4 << 20
+"""Bytes of a manifest or config; what registries take at least."""
+
+T = TypeVar("T")
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """A blob: what it is, its digest, its size in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    schema_version: Literal[2]
+    media_type: str | None = None
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class ConfigLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omit_defaults=True):
+    """One image of the chain."""
+
+    digest: str
+    format: str
+    virtual_size: int
+    parent: str | None = None
+    """The digest of the layer beneath; None at the base."""
+    content_digest: str | None = None
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omit_defaults=True):
+    """What an image in a registry is; the same for the same image, whoever pushes it from wherever."""
+
+    schema: Literal[1]
+    format: str
+    virtual_size: int
+    layers: tuple[ConfigLayer, ...]
+    """The base first."""
+    content_digest: str | None = None
+    recipe_digest: str | None = None
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def encode(value: object) -> bytes:
+    """The one JSON text that a document is: keys sorted, no blanks."""
+    return msgspec.json.encode(value, order="deterministic")
+
+
+def describe(value: object, media_type: str) -> tuple[bytes, Descriptor]:
+    """A document's bytes and their descriptor."""
+    content = encode(value)
+    return content, Descriptor(media_type=media_type, digest=digest_of(content), size=len(content))
+
+
+def decode(content: bytes, kind: type[T], what: str) -> T:
+    """The document that `content` is. RegistryError when it is none of that kind."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{what} cannot be understood: {error}", hint="was it pushed by imgtool?") from error
+
+
+def checked_manifest(content: bytes, what: str) -> Manifest:
+    """The manifest that `content` is, its descriptors looked at. RegistryError when it is none."""
+    manifest = decode(content, Manifest, what)
+    for descriptor in (manifest.config, *manifest.layers):
+        if not is_digest(descriptor.digest) or descriptor.size < 0:
+            raise RegistryError(f"{what} names a blob without a SHA-256 digest or a size")
+    return manifest
