@@ -60,15 +60,15 @@ class Machines:
         assert done.returncode == 0 or not check, done.stderr
         return done
 
-    def shell_words(self, append: str = "") -> list[str]:
+    def shell_words(self, *, network: str = "none") -> list[str]:
         """The options with which Alpine boots into a root shell on its serial console."""
         return [
             *("--accel", "tcg"),
             *("--memory", "256M"),
             *("--kernel", str(self.alpine.kernel)),
             *("--initrd", str(self.alpine.initrd)),
-            *("--append", f"{SHELL} {append}".strip()),
-            *("--network", "none"),
+            *("--append", SHELL),
+            *("--network", network),
         ]
 
     def terminal(self, *words: str | Path) -> pexpect.spawn[str]:
