@@ -106,13 +106,17 @@ def public_keys(paths: tuple[str, ...]) -> list[str]:
 def _cloud_config(wanted: CloudInit) -> dict[str, Any]:
     config: dict[str, Any] = {}
     if wanted.ssh_keys or wanted.user is not None:
-        user: dict[str, Any] = {
-            "name": login(wanted),
-            "groups": ["sudo"],
-            "shell": "/bin/bash",
-            "sudo": "ALL=(ALL) NOPASSWD:ALL",
-            "lock_passwd": True,
-        }
+        name = login(wanted)
+        user: dict[str, Any] = {"name": name, "lock_passwd": False}
+        if name == "root":
+            config["disable_root"] = False  # or cloud-init tells whoever comes as root to come as another
+        else:
+            user |= {
+                "groups": ["sudo"],
+                "shell": "/bin/bash",
+                "sudo": "ALL=(ALL) NOPASSWD:ALL",
+                "lock_passwd": True,
+            }
         if wanted.ssh_keys:
             user["ssh_authorized_keys"] = public_keys(wanted.ssh_keys)
         config["users"] = ["default", user]

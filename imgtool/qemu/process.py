@@ -61,6 +61,7 @@ class Runner(Protocol):
         limits: Limits = NO_LIMITS,
         on_stdout: Callable[[bytes], None] | None = None,
         pass_fds: Sequence[int] = (),
+        cwd: str | None = None,
     ) -> Completed: ...
 
 
@@ -70,18 +71,21 @@ def run(
     limits: Limits = NO_LIMITS,
     on_stdout: Callable[[bytes], None] | None = None,
     pass_fds: Sequence[int] = (),
+    cwd: str | None = None,
+    stdin: int | None = None,
 ) -> Completed:
-    """The real Runner. `on_stdout` sees each piece of stdout as it comes, which is then not kept in the result.
+    """The real Runner. `on_stdout` sees each piece of stdout as it comes, which is then not kept in the result. `cwd`
+    is the program's current directory, None for imgtool's own.
 
-    The program gets no stdin, a process group of its own (Ctrl-C on the terminal reaches imgtool alone, which ends
-    the program and cleans up), and on Linux is killed with imgtool, however that dies.
+    The program gets no stdin but the descriptor `stdin`, a process group of its own (Ctrl-C on the terminal reaches
+    imgtool alone, which ends the program and cleans up), and on Linux is killed with imgtool, however that dies.
     """
     stdout, stderr = bytearray(), bytearray()
     held: list[int] = []
     child: subprocess.Popen[bytes] | None = None
     try:
         with _signals_held(held):
-            child = _start(argv, limits, pass_fds)
+            child = _start(argv, limits, pass_fds, cwd, stdin)
         for number in held:
             signal.raise_signal(number)
         in_time = _collect(child, limits.seconds, on_stdout or stdout.extend, stderr)
@@ -153,17 +157,20 @@ def _signals_held(held: list[int]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _start(argv: Sequence[str], limits: Limits, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+def _start(
+    argv: Sequence[str], limits: Limits, pass_fds: Sequence[int], cwd: str | None, stdin: int | None
+) -> subprocess.Popen[bytes]:
     env = dict(os.environ, LC_ALL="C")
     if limits.address_space is not None:
         env["MALLOC_ARENA_MAX"] = "1"  # glibc's 64 MiB of address space a thread would eat the allowance
     try:
         return subprocess.Popen(
             [os.fsencode(word) for word in argv],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=env,
+            cwd=cwd,
             pass_fds=pass_fds,
             process_group=0,
             preexec_fn=_child_setup(limits),  # noqa: PLW1509 - prctl and setrlimit take no locks
