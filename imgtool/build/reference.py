@@ -36,10 +36,7 @@ def resolve(text: str, store: Store) -> Resolved:
     recipe that is wrong, ImageNotFoundError when there is no such layer now."""
     path, _, name = text.rpartition("@")
     loaded = load_recipe(path)
-    if name.startswith("failed-"):
-        image = _failed(store, name)
-    else:
-        image = _built(store, loaded, name)
+    image = _failed(store, name) if name.startswith("failed-") else _built(store, loaded, name)
     machine = loaded.recipe.machine
     plain = Machine(**{field: getattr(machine, field) for field in Machine.__struct_fields__})
     bases = {layer.manifest.base for layer in store.layers()} | {base_path(loaded)}

@@ -36,6 +36,10 @@ SECTIONS = {
         "commit": Entry("imgtool.cli.commit:commit", "Write an overlay's changes into its backing file."),
         "rebase": Entry("imgtool.cli.rebase:rebase", "Put an overlay on another backing file."),
     },
+    "Golden images": {
+        "build": Entry("imgtool.cli.build:build", "Build a golden image in layers, from a recipe."),
+        "layers": Entry("imgtool.cli.layers:layers", "See and prune the layers that builds have made."),
+    },
     "Machines": {
         "boot": Entry("imgtool.cli.boot:boot", "Start a virtual machine from an image."),
         "vm": Entry("imgtool.cli.vm:vm", "See and steer the VMs that run."),

@@ -1,0 +1,262 @@
+"""`imgtool build RECIPE`, and `imgtool build lint IMAGE`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from imgtool.cli.context import Context, output_option, pass_context, progress_option, quiet_option
+from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
+from imgtool.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from imgtool.build.engine import Built
+    from imgtool.build.guest import Guest, Start, Starter
+    from imgtool.build.lint import Lint
+    from imgtool.build.plan import BuildPlan
+    from imgtool.build.session import Decide, Failure
+    from imgtool.build.store import Store
+
+layers_option = click.option(
+    "--layers",
+    "layers_",
+    type=FILE_NAME,
+    metavar="DIR",
+    help="Where layers are kept.  [env: IMGTOOL_LAYERS; default: the user's data folder]",
+)
+
+
+class BuildCommand(click.Command):
+    """`build lint` is a command of its own; a recipe of that name is `./lint`."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        if args and args[0] == "lint":
+            return lint.make_context("build lint", args[1:], parent)
+        return super().make_context(info_name, args, parent)
+
+
+@click.command(
+    cls=BuildCommand,
+    epilog="\b\nExamples:\n"
+    "  imgtool build web.toml\n"
+    "  imgtool build web.toml --plan\n"
+    "  imgtool build web.toml --on-error shell\n"
+    "  APT_TOKEN=… imgtool build web.toml --from-layer packages\n"
+    "  imgtool build web.toml --secret APT_TOKEN=token.txt\n"
+    "  imgtool build lint web.qcow2\n"
+    "\n"
+    "`imgtool schema recipe` says what a recipe may hold; `imgtool layers` shows and prunes what was built.\n"
+    "`imgtool build lint IMAGE` looks for what must not be in an image that is cloned.",
+)
+@file_argument("recipe", metavar="RECIPE")
+@click.option("--plan", is_flag=True, help="Show what would be built, how long and how large, and change nothing.")
+@click.option("--explain", is_flag=True, help="As --plan, with the very inputs that changed.")
+@click.option("--dry-run", is_flag=True, help="The same as --plan.")
+@click.option("--no-cache", is_flag=True, help="Build every layer anew.")
+@click.option("--from-layer", metavar="NAME", help="Build this layer and those after it anew.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["clean", "keep", "shell"]),
+    default="clean",
+    help="When a step fails: leave nothing, keep the failed overlay, or open the guest's console.  [default: clean]",
+)
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME[=FILE]",
+    help="A secret from a file; without FILE from the environment, where those of the recipe are looked for anyway.",
+)
+@layers_option
+@force_option("Replace the output although images stand on it.")
+@progress_option
+@quiet_option
+@output_option()
+@pass_context
+def build(
+    context: Context,
+    /,
+    recipe: str,
+    plan: bool,
+    explain: bool,
+    dry_run: bool,
+    no_cache: bool,
+    from_layer: str | None,
+    on_error: str,
+    secrets: tuple[str, ...],
+    layers_: str | None,
+    force: bool,
+) -> None:
+    """Build the golden image that RECIPE describes, layer by layer; what did not change comes from the cache.
+
+    Layers are kept under a key made of everything that goes into them. One VM is started for those that have to be
+    built. Killed at any moment, a build goes on from its last finished layer.
+    """
+    from imgtool.build.engine import Builder
+    from imgtool.build.plan import Choice
+    from imgtool.build.recipe import load_recipe
+    from imgtool.build.store import Store
+    from imgtool.cli.build_watch import watcher_for
+    from imgtool.cli.output import emit
+
+    loaded = load_recipe(recipe)
+    choice = Choice(no_cache=no_cache, from_layer=from_layer)
+    store = Store(layers_)
+    wanted = [name for layer in loaded.recipe.layers for name in layer.secrets]
+    builder = Builder(
+        store,
+        context.qemu_img,
+        _starter(context, store),
+        watcher=watcher_for(context),
+        secrets=_secrets(wanted, secrets),
+        on_error=on_error,  # type: ignore[arg-type]
+        decide=_console(context),
+        force=force,
+    )
+    if plan or explain or dry_run:
+        found = builder.plan(loaded, choice)
+        emit(context, found, _plan_lines(found, explain=explain))
+        return
+    built = builder.build(loaded, choice)
+    emit(context, built, _built_lines(built))
+
+
+def _starter(context: Context, store: Store) -> Starter:
+    """Starts VMs; what that takes is loaded when the first one is."""
+
+    def start(wanted: Start) -> Guest:
+        from imgtool.build.guest import starter
+
+        return starter(context.programs, store.path(".access"))(wanted)
+
+    return start
+
+
+def _secrets(wanted: Sequence[str], given: Sequence[str]) -> dict[str, str]:
+    """The values of secrets. They leave our environment, which every program we start would inherit. ConfigError for
+    a file that cannot be read, UsageError for a variable that is not set."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if equals:
+            found[name] = _secret_file(name, path)
+        elif name in os.environ:
+            found[name] = os.environ[name]
+        else:
+            raise UsageError(f"{name} is not set", hint=f"set it in the environment, or give --secret {name}=FILE")
+    for name in wanted:
+        if name not in found and name in os.environ:
+            found[name] = os.environ[name]
+    for name in {*found, *wanted}:
+        os.environ.pop(name, None)
+    return found
+
+
+def _secret_file(name: str, path: str) -> str:
+    from imgtool.image.names import printable
+
+    try:
+        with open(path, "rb") as file:
+            content = file.read(1 << 20)
+    except OSError as error:
+        raise ConfigError(
+            f"the secret {name} cannot be read from {printable(path)}: {error.strerror}", path=path
+        ) from error
+    if b"\0" in content:
+        raise ConfigError(f"the secret {name} holds a NUL byte, which no variable can", path=path)
+    return os.fsdecode(content.removesuffix(b"\n").removesuffix(b"\r"))
+
+
+def _console(context: Context) -> Decide:
+    """With --on-error shell: the guest's console, then the question."""
+
+    def decide(failure: Failure) -> Literal["retry", "give-up"]:
+        import sys
+
+        from imgtool.cli.output import remark, report
+        from imgtool.machine.console import attach
+        from imgtool.machine.runtime import find
+
+        report(context, failure.error)
+        if not sys.stdin.isatty():
+            return "give-up"
+        vm, _ = find(failure.guest.name)
+        remark(context, f"at the console of {failure.guest.name}; Ctrl-A X leaves it, then you decide")
+        if attach(vm.file("serial0.sock")) == "ended":
+            return "give-up"
+        again = click.confirm(f"Try the layer {failure.layer} again? (It will be marked as made by hand)", err=True)
+        return "retry" if again else "give-up"
+
+    return decide
+
+
+def _plan_lines(plan: BuildPlan, *, explain: bool) -> Iterator[str]:
+    from imgtool.cli.render import counted, short_size
+    from imgtool.image.names import printable
+
+    yield f"base    {printable(plan.base)}"
+    words = {"hit": "cached", "miss": "build", "unknown": "build?"}
+    for layer in plan.layers:
+        about = ""
+        if layer.state != "hit" and layer.seconds is not None and layer.size is not None:
+            about = f"  about {layer.seconds:.0f} s, {short_size(layer.size)}"
+        key = f"  {layer.key[:12]}" if layer.key else ""
+        yield f"{words[layer.state]:<7} {layer.name}{key}{about}"
+        if explain:
+            yield from (f"          {change}" for change in layer.changes)
+    yield f"output  {({'current': 'up to date', 'make': 'to be made', 'none': 'none'})[plan.output]}"
+    known = [layer.seconds for layer in plan.layers if layer.state != "hit" and layer.seconds is not None]
+    total = f", about {sum(known):.0f} s of steps" if known else ""
+    yield f"boots   {counted(plan.boots, 'VM')}{total}"
+
+
+def _built_lines(built: Built) -> Iterator[str]:
+    from imgtool.cli.render import counted, short_size
+    from imgtool.image.names import printable
+
+    for layer in built.layers:
+        how = "cached" if layer.cached else f"{layer.seconds:.1f} s"
+        yield f"{layer.name:<20} {layer.key[:12]}  {how:>9}  {short_size(layer.size)}"
+    if built.output is not None:
+        how = "made" if built.output_made else "up to date"
+        yield f"{printable(built.output)}: {how}, {short_size(os.path.getsize(built.output))}"
+    yield f"{built.seconds:.2f} s, {counted(built.boots, 'VM')} started"
+
+
+@click.command(
+    epilog="\b\nExample:\n  imgtool build lint web.qcow2 --output json\n\n"
+    "The exit status is 3 when there is something that must not be in a clone.",
+)
+@file_argument()
+@format_option()
+@quiet_option
+@output_option()
+@pass_context
+def lint(context: Context, /, image: str, format_: str | None) -> int:
+    """Look into IMAGE, without booting it, for what two clones must not share: machine-id, SSH host keys, DHCP
+    leases, cloud-init's state, seeds of randomness, and what a sealed image does not need."""
+    from imgtool.build.lint import lint_image
+    from imgtool.cli.output import emit
+
+    found = lint_image(image, format=format_, qemu_img=context.qemu_img)
+    emit(context, found, _lint_lines(found))
+    return 3 if any(hazard.severity == "error" for hazard in found.hazards) else 0
+
+
+def _lint_lines(found: Lint) -> Iterator[str]:
+    from imgtool.cli.render import counted
+    from imgtool.image.names import printable
+
+    for hazard in found.hazards:
+        yield f"{hazard.severity}: {printable(hazard.path)}: {hazard.message}; seal with {hazard.action}"
+    for system in found.systems:
+        if not system.looked_at and system.type not in ("swap", "fat"):
+            yield f"note: partition {system.partition} ({system.type}) was not looked at"
+    if not found.hazards:
+        looked = sum(system.looked_at for system in found.systems)
+        yield f"nothing that clones must not share; {counted(looked, 'file system')} looked at"

@@ -1,0 +1,106 @@
+"""What a build shows while it goes on: headings and the guest's own words on stderr, or one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from imgtool.build.watcher import Watcher
+from imgtool.cli.context import Context, want_color
+from imgtool.image.names import harmless, printable
+from imgtool.machine.serial import clean
+
+
+def watcher_for(context: Context) -> Watcher:
+    """What suits the way the user wants to be told. An answer in JSON has stderr for errors alone, unless
+    `--progress json` asks for events there."""
+    if context.progress == "json":
+        return Events()
+    if context.quiet or context.json or context.progress == "none":
+        return Watcher()
+    return Headings(want_color(context, sys.stderr))
+
+
+class Headings(Watcher):
+    """For people."""
+
+    def __init__(self, color: bool) -> None:
+        self._color = color
+        self._line = b""
+
+    def _say(self, text: str, **style: Any) -> None:
+        self._end_line()
+        click.echo(click.style(harmless(text), **style), err=True, color=self._color)
+
+    def note(self, text: str) -> None:
+        self._say(f"note: {text}")
+
+    def hit(self, number: int, total: int, name: str, key: str) -> None:
+        self._say(f"[{number + 1}/{total}] {name}  {key[:12]}  cached", fg="green")
+
+    def start(self, number: int, total: int, name: str, key: str, why: str) -> None:
+        self._say(f"[{number + 1}/{total}] {name}  {key[:12]}", bold=True)
+        self._say(f"  because {why}", dim=True)
+
+    def booting(self, name: str) -> None:
+        self._say(f"  booting {name}…", dim=True)
+
+    def step(self, text: str) -> None:
+        self._say(f"  $ {printable(text)}", fg="cyan")
+
+    def output(self, piece: bytes) -> None:
+        *whole, self._line = (self._line + piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")).split(b"\n")
+        for line in whole:
+            click.echo(f"  | {harmless(clean(line).expandtabs())}".rstrip(), err=True)
+
+    def _end_line(self) -> None:
+        line, self._line = self._line, b""
+        if line:
+            click.echo(f"  | {harmless(clean(line).expandtabs())}".rstrip(), err=True)
+
+    def done(self, name: str, seconds: float, size: int) -> None:
+        from imgtool.cli.render import short_size
+
+        self._say(f"  sealed {name}: {seconds:.1f} s, {short_size(size)}", fg="green")
+
+    def result(self, text: str) -> None:
+        self._say(f"[image] {text}", bold=True)
+
+
+class Events(Watcher):
+    """For programs."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+
+    def _tell(self, event: str, **what: object) -> None:
+        seconds = round(time.monotonic() - self._begun, 3)
+        print(json.dumps({"event": event, "at": seconds, **what}), file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        self._tell("note", text=text)
+
+    def hit(self, number: int, total: int, name: str, key: str) -> None:
+        self._tell("layer-cached", number=number, total=total, name=name, key=key)
+
+    def start(self, number: int, total: int, name: str, key: str, why: str) -> None:
+        self._tell("layer-start", number=number, total=total, name=name, key=key, why=why)
+
+    def booting(self, name: str) -> None:
+        self._tell("boot", name=name)
+
+    def step(self, text: str) -> None:
+        self._tell("step", text=text)
+
+    def output(self, piece: bytes) -> None:
+        self._tell("output", text=piece.decode(errors="replace"))
+
+    def done(self, name: str, seconds: float, size: int) -> None:
+        self._tell("layer-sealed", name=name, seconds=seconds, size=size)
+
+    def result(self, text: str) -> None:
+        self._tell("image", text=text)
