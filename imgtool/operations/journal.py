@@ -14,10 +14,14 @@ import errno
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from imgtool.errors import ImageError
+from imgtool.image.locks import lock_state
+
+_SECTOR = 512
 
 PREFIX, SUFFIX = ".imgtool-", ".journal"
 
@@ -27,20 +31,29 @@ Verb = Literal["replace", "place", "link", "remove", "patch"]
 class Step(NamedTuple):
     """One change of one name. Doing it a second time does nothing.
 
-    replace: the file `source`, of inode `inode`, takes the name `target`, whatever that was.
+    replace: the file `source`, of inode `inode`, takes the name `target`, if that is still what it `was`.
     place: the same, where nothing has that name yet.
     link: `target` becomes a further name of `source`, of inode `inode`.
-    remove: the name `target` goes, if it is still the file of inode `inode`.
-    patch: `data` is written at the beginning of `target`, if it is still the file of inode `inode`; its time of last
-    change becomes `mtime_ns`, since overlays of it remember that and a guest reads the same through them.
+    remove: the name `target` goes, if it is still what it `was`.
+    patch: `data` is written at the beginning of `target`, of inode `inode`, if that still begins with `old`; its time
+    of last change becomes `mtime_ns`, since overlays of it remember that and a guest reads the same through them.
     """
 
     verb: Verb
     source: str
     target: str
     inode: int = 0
+    was: tuple[int, ...] = ()
+    """`identity` of the target."""
     data: bytes = b""
+    old: bytes = b""
+    """As long as `data`."""
     mtime_ns: int = 0
+
+
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """Which file it is, and in which state."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def journals(directory: str) -> list[str]:
@@ -60,8 +73,8 @@ def recover(directory: str) -> list[str]:
         with _adopted(journal) as adopted:
             if adopted:
                 steps, staged = _read(journal)
-                finished += [step.target for step in steps]
-                finish(journal, steps, staged)
+                if finish(journal, steps, staged):
+                    finished += [step.target for step in steps]
     return finished
 
 
@@ -110,8 +123,10 @@ def steps_record(steps: Sequence[Step], directory: str) -> dict[str, Any]:
                 "source": relative(step.source),
                 "target": relative(step.target),
                 "inode": step.inode,
-                "mtime": step.mtime_ns,
+                "was": step.was,
                 "data": base64.b64encode(step.data).decode(),
+                "old": base64.b64encode(step.old).decode(),
+                "mtime": step.mtime_ns,
             }
             for step in steps
         ]
@@ -133,6 +148,8 @@ def _read(journal: str) -> tuple[list[Step], list[str]]:
                 record = json.loads(line)
             except ValueError:  # the line it died in
                 break
+            if "done" in record:
+                steps = []
             if "stage" in record:
                 staged.append(whole(record["stage"]))
             steps += [
@@ -141,54 +158,107 @@ def _read(journal: str) -> tuple[list[Step], list[str]]:
                     whole(words["source"]),
                     whole(words["target"]),
                     words["inode"],
+                    tuple(words["was"]),
                     base64.b64decode(words["data"]),
-                    words.get("mtime", 0),
+                    base64.b64decode(words["old"]),
+                    words["mtime"],
                 )
                 for words in record.get("steps", ())
             ]
     return steps, staged
 
 
-def finish(journal: str, steps: list[Step], staged: list[str]) -> None:
-    """Does the steps not done yet, then takes away what is left over and the journal, in this order. Where a step
-    cannot be done any more because the files were moved meanwhile, the steps end there: between any two of them
-    every image reads right."""
+def finish(journal: str, steps: list[Step], staged: list[str]) -> bool:
+    """Does the steps not done yet, then takes away what is left over and the journal, in this order.
+
+    False when a step could not be done any more, because somebody has moved or written the files meanwhile, or is
+    about to: a machine was started on one of them. The steps end there then; between any two of them every image
+    reads right, and nothing that was written since is lost.
+    """
+    whole = True
     try:
-        for step in steps:
-            _do(step)
+        for number, step in enumerate(steps):
+            _do(step, [later.data for later in steps[number + 1 :] if later.inode == step.inode])
             sync(os.path.dirname(step.target))
     except _OvertakenError:
-        pass
+        whole = False
     except OSError as error:
         raise ImageError(
             f"the change was decided but not finished: {error.strerror}",
             hint="the next imgtool command that changes an image here finishes it",
             path=steps[0].target,
         ) from error
-    for path in staged:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-    with contextlib.suppress(OSError):
-        os.unlink(journal)
+    clear(journal, staged, done=bool(steps))
+    return whole
+
+
+def clear(journal: str, staged: list[str], *, done: bool = False) -> None:
+    """Takes away staged files and then the journal. When one cannot be taken away the journal stays, so that the next
+    run does it; if steps were done, with a record that they were: they must not be done again then."""
+    left = [path for path in staged if not _removed(path)]
+    if left and (not done or _noted(journal)):
+        return
+    _removed(journal)
+
+
+def _removed(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _noted(journal: str) -> bool:
+    try:
+        fd = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        line = b'{"done": true}\n'
+        return os.write(fd, line) == len(line)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 class _OvertakenError(Exception):
-    """What a step was to move is gone and not where it was to go: somebody else had his hands on it."""
+    """The files are not what they were when the change was decided: somebody else had his hands on them."""
 
 
-def _do(step: Step) -> None:
+def _do(step: Step, later: list[bytes]) -> None:
+    """Does a step; `later` is what patches after it write to the same file."""
     if step.verb == "remove":
-        if _inode(step.target) == step.inode:
+        if _inode(step.target) == step.was[0]:
+            _check_untouched(step)
             os.unlink(step.target)
     elif step.verb == "patch":
-        _patch(step)
+        _patch(step, later)
     elif _inode(step.source) == step.inode:
         if step.verb == "replace":
+            _check_untouched(step)
             os.rename(step.source, step.target)
         else:
             _link(step)
     elif _inode(step.target) != step.inode:
         raise _OvertakenError
+
+
+def _check_untouched(step: Step) -> None:
+    """_OvertakenError when the target is not what it was, or a program is writing it."""
+    status = os.lstat(step.target)
+    if identity(status) != step.was:
+        raise _OvertakenError
+    if stat.S_ISREG(status.st_mode):
+        fd = os.open(step.target, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if lock_state(fd) == "write":
+                raise _OvertakenError
+        finally:
+            os.close(fd)
 
 
 def _link(step: Step) -> None:
@@ -206,19 +276,31 @@ def _link(step: Step) -> None:
         os.unlink(step.source)
 
 
-def _patch(step: Step) -> None:
+def _patch(step: Step, later: list[bytes]) -> None:
     try:
-        fd = os.open(step.target, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(step.target, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return  # moved on by a later step, which the run before did
     try:
-        if os.fstat(fd).st_ino == step.inode:
-            if os.pwrite(fd, step.data, 0) != len(step.data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.utime(fd, ns=(os.fstat(fd).st_atime_ns, step.mtime_ns))
-            os.fsync(fd)
+        if os.fstat(fd).st_ino != step.inode:
+            return
+        now = os.pread(fd, len(step.data), 0).ljust(len(step.data), b"\0")
+        if now != step.old and any(now[: len(data)] == data[: len(now)] for data in later):
+            return  # the run before was further on
+        if lock_state(fd) == "write" or not _between(step.old, now, step.data):
+            raise _OvertakenError
+        if os.pwrite(fd, step.data, 0) != len(step.data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.utime(fd, ns=(os.fstat(fd).st_atime_ns, step.mtime_ns))
+        os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _between(old: bytes, now: bytes, new: bytes) -> bool:
+    """Whether `now` is `old`, of which perhaps some sectors were overwritten with `new`: power may fail half-way."""
+    sectors = (slice(at, at + _SECTOR) for at in range(0, len(now), _SECTOR))
+    return all(now[sector] in (old[sector], new[sector]) for sector in sectors)
 
 
 def _inode(path: str) -> int | None:

@@ -26,6 +26,7 @@ from imgtool.image.header import FORMATS
 from imgtool.image.locks import holders
 from imgtool.image.names import PathLike, printable
 from imgtool.operations.anchoring import add_anchor
+from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import OptionValue, backing_reference
@@ -151,6 +152,7 @@ class OverlayRequest:
 
     def make(self, qemu_img: QemuImg) -> Image:
         """Makes the overlay, whole or not at all, and never over an existing file."""
+        recover(os.path.dirname(os.path.realpath(self.base)))  # else that might change the base later
         for path in self.names():
             try:
                 qemu_img.create(

@@ -28,10 +28,20 @@ from imgtool.errors import (
     ImageNotFoundError,
     RefusedError,
 )
-from imgtool.image.locks import forbid_writers
+from imgtool.image.locks import forbid_writers, holders
 from imgtool.image.names import printable
 from imgtool.operations.copying import copy_file
-from imgtool.operations.journal import PREFIX, SUFFIX, Step, finish, first_line, steps_record, sync
+from imgtool.operations.journal import (
+    PREFIX,
+    SUFFIX,
+    Step,
+    clear,
+    finish,
+    first_line,
+    identity,
+    steps_record,
+    sync,
+)
 from imgtool.qemu.img_base import renamed_error
 
 _PATIENCE = 60.0
@@ -85,11 +95,7 @@ class Transaction:
             error.path = self._shown.get(error.path or "", error.path)
         try:
             if not self._decided:
-                for staged in self._staged:
-                    with contextlib.suppress(OSError):
-                        os.unlink(staged)
-                with contextlib.suppress(OSError):
-                    os.unlink(self.journal)
+                clear(self.journal, self._staged)
         finally:
             self._close()
 
@@ -102,10 +108,12 @@ class Transaction:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise _os_error(error, path) from error
-        self._held[path] = _Held(fd, path, _identity(os.fstat(fd)))
+        self._held[path] = _Held(fd, path, identity(os.fstat(fd)))
         if not forbid_writers(fd):
+            users = ", ".join(f"{printable(user.program)} (pid {user.pid})" for user in holders(path))
+            by = f" by {users}" if users else ""
             raise ImageInUseError(
-                f"{printable(path)} is in use for writing", hint="stop the machine that runs on it first", path=path
+                f"{printable(path)} is in use for writing{by}", hint="end that process first", path=path
             )
 
     def stage(self, target: str, *, copy_of: str | None = None) -> str:
@@ -140,7 +148,7 @@ class Transaction:
         `check_replaceable`."""
         target = os.path.realpath(target)
         check_replaceable(target)
-        self._steps.append(Step("replace", staged, target, os.lstat(staged).st_ino))
+        self._steps.append(Step("replace", staged, target, os.lstat(staged).st_ino, identity(os.lstat(target))))
 
     def place(self, target: str, staged: str) -> None:
         """`staged` becomes `target`, a new name. ImageExistsError when there is something of that name."""
@@ -157,7 +165,8 @@ class Transaction:
     def remove(self, target: str) -> None:
         """The name `target` goes. When a step before it replaces `target`, nothing is removed."""
         check_removable(target)
-        self._steps.append(Step("remove", "", target, os.lstat(target).st_ino))
+        status = os.lstat(target)
+        self._steps.append(Step("remove", "", target, status.st_ino, identity(status)))
 
     def patch(self, target: str, head: bytes, *, by_then: str | None = None) -> None:
         """The file `target`, held before, gets `head` as its first bytes: a header with another reference or anchor,
@@ -169,7 +178,19 @@ class Transaction:
                 f"{printable(target)} may not be written", hint="its permissions forbid it", path=target
             )
         status = os.lstat(target)
-        self._steps.append(Step("patch", "", by_then or target, status.st_ino, head, status.st_mtime_ns))
+        old = self._head(target, status.st_ino, len(head))
+        self._steps.append(
+            Step("patch", "", by_then or target, status.st_ino, data=head, old=old, mtime_ns=status.st_mtime_ns)
+        )
+
+    def _head(self, target: str, inode: int, size: int) -> bytes:
+        """What the file will begin with when the steps so far are done."""
+        with open(target, "rb") as file:
+            head = file.read(size).ljust(size, b"\0")
+        for step in self._steps:
+            if step.verb == "patch" and step.inode == inode:
+                head = step.data[:size] + head[len(step.data) :]
+        return head
 
     def commit(self, confirm: Callable[[], None] | None = None) -> None:
         """Puts everything in place. After this returns it is on disk.
@@ -217,7 +238,7 @@ class Transaction:
 
     def _check_unchanged(self, held: _Held) -> None:
         try:
-            now = _identity(os.stat(held.path))
+            now = identity(os.stat(held.path))
         except OSError as error:
             raise _os_error(error, held.path) from error
         if now != held.identity:
@@ -306,10 +327,6 @@ def check_removable(path: str) -> None:
     mine = os.geteuid()
     if folder.st_mode & stat.S_ISVTX and mine not in (0, folder.st_uid, os.lstat(path).st_uid):
         raise RefusedError(f"{printable(path)} is another user's, and may not be replaced", path=path)
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _take_attributes(staged: str, target: str) -> None:

@@ -209,3 +209,164 @@ def test_a_journal_that_came_from_elsewhere_moves_nothing(tmp_path: Path) -> Non
 def test_a_directory_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError), Transaction(str(tmp_path / "gone" / "a")):
         pass
+
+
+STOPPED = """
+import os, sys
+from imgtool.operations import journal, transaction
+store = os.getcwd()
+after = int(sys.argv[1])
+real = journal._do
+def stopping(step, later):
+    global after
+    if after == 0:
+        os._exit(9)
+    after -= 1
+    real(step, later)
+journal._do = stopping
+with transaction.Transaction(os.path.join(store, "a")) as change:
+    for name in "ab":
+        path = os.path.join(store, name)
+        change.hold(path)
+        staged = change.stage(path, copy_of=path)
+        with open(staged, "a") as file:
+            file.write(" after")
+        change.replace(path, staged)
+    change.hold(os.path.join(store, "c"))
+    change.patch(os.path.join(store, "c"), b"C")
+    change.remove(os.path.join(store, "d"))
+    change.commit()
+"""
+
+
+def stopped(store: Path, after: int) -> None:
+    """A change of a, b and c that also deletes d, killed after so many of its four steps."""
+    store.mkdir()
+    for name in "abcd":
+        (store / name).write_text(f"{name} before")
+    done = subprocess.run([sys.executable, "-c", STOPPED, str(after)], cwd=store, check=False)
+    assert done.returncode == 9
+
+
+@pytest.mark.parametrize("written", ["b", "c", "d"])
+def test_what_was_written_since_the_change_broke_off_is_not_lost(tmp_path: Path, written: str) -> None:
+    """A machine was started on it before imgtool ran again."""
+    store = tmp_path / "store"
+    stopped(store, 1)
+    (store / written).write_text("precious")
+    assert recover(str(store)) == []
+    assert (store / written).read_text() == "precious"
+    assert (store / "a").read_text() == "a before after"
+    assert (store / "d").exists()
+    assert hidden(store) == []
+
+
+@pytest.mark.parametrize("used", ["b", "c"])
+def test_what_a_machine_has_open_is_not_pulled_from_under_it(tmp_path: Path, used: str) -> None:
+    store = tmp_path / "store"
+    stopped(store, 1)
+    with subprocess.Popen(
+        ["qemu-io", "-f", "raw", used], cwd=store, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as machine:
+        assert machine.stdin is not None
+        assert machine.stdout is not None
+        machine.stdin.write(b"length\n")
+        machine.stdin.flush()
+        machine.stdout.readline()
+        assert recover(str(store)) == []
+        machine.stdin.close()
+        machine.wait()
+    assert (store / used).read_text() == f"{used} before"
+    assert hidden(store) == []
+
+
+def test_what_nobody_touched_is_finished(tmp_path: Path) -> None:
+    for after in range(4):
+        store = tmp_path / str(after)
+        stopped(store, after)
+        times = (store / "c").stat().st_mtime_ns
+        finished = recover(str(store))
+        assert [os.path.basename(path) for path in finished] == ["a", "b", "c", "d"]
+        found = {path.name: path.read_text() for path in store.iterdir()}
+        assert found == {"a": "a before after", "b": "b before after", "c": "C before"}
+        assert (store / "c").stat().st_mtime_ns == times
+
+
+def test_a_file_of_the_same_number_that_came_later_is_another_file(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    stopped(store, 3)
+    inode = (store / "d").stat().st_ino
+    (store / "d").unlink()
+    for number in range(1000):
+        (store / f"try-{number}").write_text("mine")
+        if (store / f"try-{number}").stat().st_ino == inode:
+            break
+    os.rename(store / f"try-{number}", store / "d")
+    recover(str(store))
+    assert (store / "d").read_text() == "mine"
+
+
+def test_what_cannot_be_taken_away_now_is_taken_away_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = str(tmp_path / "a")
+    write(a, "before")
+    unlink = os.unlink
+
+    def failing(path: str) -> None:
+        if path.endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        unlink(path)
+
+    with Transaction(a) as change:
+        change.stage(a)
+        change.replace(a, change.stage(a, copy_of=a))
+        monkeypatch.setattr(os, "unlink", failing)
+        change.commit()
+    assert len(hidden(tmp_path)) == 2
+    monkeypatch.undo()
+    assert recover(str(tmp_path)) == []
+    assert hidden(tmp_path) == []
+
+
+def test_a_symlink_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/a").write_text("before")
+    (tmp_path / "a").symlink_to("far/a")
+    with Transaction(str(tmp_path / "a")) as change:
+        staged = change.stage(str(tmp_path / "a"))
+        write(staged, "after")
+        change.replace(str(tmp_path / "a"), staged)
+        change.commit()
+    assert (tmp_path / "a").is_symlink()
+    assert (tmp_path / "far/a").read_text() == "after"
+    assert hidden(tmp_path) == hidden(tmp_path / "far") == []
+
+
+def test_of_two_changes_of_one_file_the_second_is_refused(tmp_path: Path) -> None:
+    a = str(tmp_path / "a")
+    write(a, "before")
+    with Transaction(a) as one, Transaction(a) as two:
+        for change, text in ((one, "one"), (two, "two")):
+            change.hold(a)
+            staged = change.stage(a)
+            write(staged, text)
+            change.replace(a, staged)
+        one.commit()
+        with pytest.raises(ImageInUseError, match="meanwhile"):
+            two.commit()
+    assert Path(a).read_text() == "one"
+    assert hidden(tmp_path) == []
+
+
+def test_what_confirm_finds_stops_the_change(tmp_path: Path) -> None:
+    a = str(tmp_path / "a")
+    write(a, "before")
+
+    def no() -> None:
+        raise RefusedError("something came between")
+
+    with Transaction(a) as change:
+        change.replace(a, change.stage(a))
+        with pytest.raises(RefusedError):
+            change.commit(no)
+    assert Path(a).read_text() == "before"
+    assert hidden(tmp_path) == []

@@ -1,0 +1,101 @@
+"""qemu-img's verbs that change one image in place, done on a copy that then takes its place.
+
+`snapshot -c` and `amend` that are killed half-way leave an image that needs `check -r`, and a full disk has gone
+unnoticed by both: a copy that is damaged is simply thrown away.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from imgtool.chain.graph import Image
+from imgtool.errors import RefusedError
+from imgtool.image.header import Qcow2Details
+from imgtool.image.names import PathLike, printable
+from imgtool.operations.anchoring import follow
+from imgtool.operations.around import Around, header_of, refuse_in_use
+from imgtool.operations.journal import recover
+from imgtool.operations.proof import prove_sound
+from imgtool.operations.transaction import Transaction
+from imgtool.qemu.img_base import named
+from imgtool.qemu.qemu_img import QemuImg
+from imgtool.qemu.results import Changed
+
+Verb = Callable[[str], Changed]
+"""A verb of qemu-img on the image at a path, and what it did."""
+
+
+def settle(image: PathLike, *, again: str | None = None) -> None:
+    """Finishes changes that were broken off in the directory of `image`. With `again`, RefusedError when one of them
+    was of the image itself: the words say what would be done to it a second time."""
+    path = os.path.realpath(image)
+    finished = {os.path.realpath(done) for done in recover(os.path.dirname(os.fsdecode(path)))}
+    if again is not None and os.fsdecode(path) in finished:
+        raise RefusedError(
+            f"a change of {printable(os.fsdecode(path))} that was broken off has been finished just now",
+            hint=f"look at it (`imgtool info`); if it is to be {again} once more, run the command again",
+            path=os.fsdecode(path),
+        )
+
+
+def change_copy(
+    qemu_img: QemuImg,
+    image: PathLike,
+    verb: Verb,
+    *,
+    format: str | None = None,
+    same_content: bool = True,
+    settled: bool = False,
+) -> Changed:
+    """What `verb` answers when it is run on a copy of `image`, which then takes its place. With `same_content` a guest
+    reads the same from its disk afterwards, and overlays go on remembering it.
+
+    Where no copy can take the image's place (a block device, one with an external data file or of several files, one
+    with further names) or none is needed (a raw image, whose size changes at once), the verb works in place.
+    ImageInUseError when a program writes the image, or without `same_content` has it open.
+    """
+    around = Around(image, format=format, whole=False, settle=not settled)
+    top = around.image
+    refuse_in_use([top], why="it cannot be changed", even_reading=not same_content)
+    if in_place(top):
+        return verb(top.path)
+    children = around.children(top, but=[top.path])
+    with Transaction(top.path) as change:
+        change.hold(top.path)
+        copy = change.stage(top.path, copy_of=top.path)
+        done = verb(copy)
+        if not _encrypted(top):
+            prove_sound(qemu_img, copy, format=top.format, image=top.path)
+        change.replace(top.path, copy)
+        if same_content:
+            for child in children:
+                follow(change, child.path, parent=top.path, becomes=copy)
+        change.commit(around.confirm)
+    return replace(
+        done,
+        path=top.path,
+        before=named(done.before, top.path),
+        after=named(done.after, top.path),
+        written=(top.path,),
+    )
+
+
+def in_place(image: Image) -> bool:
+    """Whether a verb has to work, or may work, on `image` itself."""
+    status = os.stat(image.path)
+    details = header_of(image).details
+    return (
+        image.format == "raw"
+        or not stat.S_ISREG(status.st_mode)
+        or status.st_nlink > 1
+        or (isinstance(details, Qcow2Details) and details.external_data)
+        or bool(getattr(details, "extents", ()))
+    )
+
+
+def _encrypted(image: Image) -> bool:
+    return image.format == "luks" or getattr(header_of(image).details, "encryption", None) is not None
