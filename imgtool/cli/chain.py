@@ -26,6 +26,7 @@ SECTIONS = {
     "Changing": {
         "flatten": Entry("imgtool.cli.flatten:flatten", "Make an image stand on nothing."),
         "shorten": Entry("imgtool.cli.shorten:shorten", "Merge layers in the middle of a chain."),
+        "move": Entry("imgtool.cli.chain_move:move", "Move images, with every reference to them."),
         "repair": Entry("imgtool.cli.chain_repair:repair", "Mend what verify found, where nothing can be lost."),
         "anchor": Entry("imgtool.cli.chain_repair:anchor", "Have overlays remember their backing files anew."),
     },
@@ -66,8 +67,9 @@ def show(context: Context, images: tuple[str, ...], stores: tuple[str, ...], for
     concern, and do not change the exit status.
     """
     from imgtool.chain.scan import check_asked, survey
+    from imgtool.image.policy import current
 
-    found = survey(images, store=stores, format=format_)
+    found = survey(images, store=stores, format=format_, policy=current())
     check_asked(found)
     answer(context, found)
 

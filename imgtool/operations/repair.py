@@ -18,6 +18,7 @@ from imgtool.chain.verify import Defect, Verification, Verified
 from imgtool.errors import ImgtoolError, RefusedError, UsageError
 from imgtool.image.anchor import Anchor
 from imgtool.image.names import PathLike, printable
+from imgtool.image.remembered import remember
 from imgtool.operations.anchor import AnchorRequest
 from imgtool.operations.anchoring import anchor_to, take_place
 from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_not_replaceable, refuse_sealed
@@ -135,6 +136,7 @@ class RepairRequest:
             anchor = _anchor_by(reference, found.path, image)
             rename_backing(change, qemu_img, image, Link(reference, found.format), anchor=anchor)
             change.commit()
+        remember(image.path, found.path)
         return f"found again: {printable(found.path)}"
 
     def _mend_tables(self, image: Image, code: str, qemu_img: QemuImg) -> str:
