@@ -44,6 +44,8 @@ class Staging(ImgBase):
         format: str | None = None,
         output_format: str,
         options: Mapping[str, OptionValue] = {},
+        compressed: bool = False,
+        bitmaps: bool = False,
         progress: Progress | None = None,
     ) -> None:
         """Makes the file `staged` an image of the disk that `source` holds."""
@@ -54,6 +56,8 @@ class Staging(ImgBase):
             output_format=output_format,
             format=format,
             options=options,
+            compressed=compressed,
+            bitmaps=bitmaps,
             cache="unsafe",
             progress=progress is not None,
         )
