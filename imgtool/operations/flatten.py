@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from imgtool.chain.scan import absolute
-from imgtool.errors import ImageExistsError, RefusedError
+from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError
 from imgtool.image.header import Qcow2Details
 from imgtool.image.names import PathLike, printable
 from imgtool.operations.anchoring import drop_anchor, take_place
@@ -21,10 +21,11 @@ from imgtool.operations.around import (
     refuse_not_replaceable,
     refuse_sealed,
 )
+from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.proof import Progress, ProofError, prove_same, prove_sound, same
 from imgtool.operations.refit import MOVABLE, refit, refuse_not_movable
-from imgtool.operations.transaction import Transaction
+from imgtool.operations.transaction import Transaction, check_replaceable
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import OptionValue
 from imgtool.qemu.qemu_img import QemuImg
@@ -78,6 +79,8 @@ class FlattenRequest:
         if self.to is None:
             self._look_in_place()
         else:
+            if settle:
+                recover(os.path.dirname(os.path.realpath(self.to)))
             self._look_at_target(self.to)
 
     def _look_in_place(self) -> None:
@@ -100,6 +103,11 @@ class FlattenRequest:
         refuse_in_use(self.children, why=f"it stands on {printable(self.image.path)}")
 
     def _look_at_target(self, to: str) -> None:
+        folder = os.path.dirname(to)
+        if not os.path.isdir(folder):
+            raise ImageNotFoundError(
+                f"{printable(to)} cannot be made", hint=f"there is no directory {printable(folder)}", path=to
+            )
         if os.path.lexists(to):
             for image in self.around.chain:
                 if os.path.exists(image.path) and os.path.exists(to) and os.path.samefile(image.path, to):
@@ -121,7 +129,9 @@ class FlattenRequest:
             )
 
     def _refuse_base(self, to: str) -> None:
+        check_replaceable(os.path.realpath(to))
         there = Around(to, settle=False, whole=False)
+        refuse_in_use([there.image], why="it cannot be replaced", even_reading=True)
         if there.image.children:
             raise RefusedError(
                 f"{printable(to)} is the backing file of {printable(there.image.children[0])}",
@@ -202,12 +212,33 @@ class FlattenRequest:
             change.commit(self.around.confirm)
 
     def _to_new(self, qemu_img: QemuImg, to: str, progress: Progress | None) -> None:
+        if self.output_format == "vmdk":
+            self._by_convert(qemu_img, to, progress)
+            return
         image = self.image
+        with Transaction(to) as change:
+            self._hold(change)
+            staged = change.stage(to)
+            qemu_img.convert_over(
+                image.path,
+                staged,
+                format=image.format,
+                output_format=self.output_format,
+                options=self.options,
+                compressed=self.compressed,
+                bitmaps=self._bitmaps,
+                progress=progress,
+            )
+            self._prove(qemu_img, staged, to)
+            if os.path.lexists(to):
+                change.replace(to, staged)
+            else:
+                change.place(to, staged)
+            change.commit()
 
-        def prove(hidden: str) -> None:
-            if not same(qemu_img, hidden, image.path, formats=(self.output_format, image.format)):
-                raise ProofError(f"{printable(to)} would not hold the same disk; it was not made", path=to)
-
+    def _by_convert(self, qemu_img: QemuImg, to: str, progress: Progress | None) -> None:
+        """A VMDK may be several files, which have their names from its own."""
+        image = self.image
         with Transaction(image.path) as change:
             self._hold(change)
             qemu_img.convert(
@@ -217,11 +248,14 @@ class FlattenRequest:
                 output_format=self.output_format,
                 options=self.options,
                 compressed=self.compressed,
-                bitmaps=self._bitmaps,
                 overwrite=self.overwrite,
                 progress=progress,
-                finish=prove,
+                finish=lambda hidden: self._prove(qemu_img, hidden, to),
             )
+
+    def _prove(self, qemu_img: QemuImg, made: str, to: str) -> None:
+        if not same(qemu_img, made, self.image.path, formats=(self.output_format, self.image.format)):
+            raise ProofError(f"{printable(to)} would not hold the same disk; it was not made", path=to)
 
 
 def flatten(

@@ -7,9 +7,9 @@ import os
 import secrets
 from typing import NamedTuple
 
-from imgtool.chain.graph import Image
+from imgtool.chain.graph import Backing, Image
 from imgtool.errors import RefusedError
-from imgtool.image.header import Qcow2Details
+from imgtool.image.header import Qcow2Details, read_header
 from imgtool.image.names import printable
 from imgtool.image.snapshot_table import exchange_disks
 from imgtool.operations.around import header_of
@@ -68,9 +68,10 @@ def refit(
     if image.snapshots:
         work.fill_snapshots()
     work.fill(progress)
-    if onto is not None:
-        reference = named if named is not None else work.old_reference()
-        work.name(reference)
+    if onto is not None and named is None:
+        work.name_old()
+    elif onto is not None and named is not None:
+        work.name(named)
     prove_sound(qemu_img, copy, format=image.format, image=image.path)
     # by its own name where that leads to `onto` already: then the reference is proven, too
     source = copy if onto is None or named is not None else work.opened(copy)
@@ -119,9 +120,21 @@ class _Work:
             cache="unsafe",
         )
 
-    def old_reference(self) -> str:
-        assert self.image.backing is not None
-        return self.image.backing.reference
+    def name_old(self) -> None:
+        """Writes the name that the original has."""
+        backing = self.image.backing
+        if backing is not None:
+            self.name(backing.reference, backing.format or self._probed(backing))
+        elif self.onto is not None:
+            self.qemu_img.rebase(self.copy, backing=None, format=self.format, unsafe=True, cache="unsafe")
+
+    @staticmethod
+    def _probed(backing: Backing) -> str:
+        """The format of a backing file whose overlay names none: QEMU goes by its magic number then."""
+        if backing.path is None:
+            return "raw"
+        with open(backing.path, "rb") as file:
+            return read_header(file.fileno()).format
 
     def opened(self, copy: str) -> Source:
         """`copy` on the new backing file, whatever its header names if that is a path."""
@@ -133,7 +146,6 @@ class _Work:
     def fill_snapshots(self) -> None:
         """What `fill` does for the disk, for each internal snapshot. qemu-img has no verb for that: each is applied,
         filled and kept as a twin; then the twins' disks become the snapshots'."""
-        assert self.image.backing is not None
         verbs, format = self.qemu_img, self.format
         token = f"imgtool-{secrets.token_hex(8)}"
         verbs.snapshot_create(self.copy, token, format=format)
@@ -142,7 +154,7 @@ class _Work:
         for snapshot in self.image.snapshots:
             verbs.snapshot_apply(self.copy, snapshot.id, format=format)
             self.fill()
-            self.name(self.old_reference(), self.image.backing.format or "raw")
+            self.name_old()
             verbs.snapshot_create(self.copy, f"{token}-{snapshot.id}", format=format)
             made = self._ids() - before - set(twins.values())
             twins[os.fsencode(snapshot.id)] = made.pop()

@@ -297,3 +297,14 @@ def test_the_plan_names_the_command_and_the_images(store: Store) -> None:
         ("new.qcow2", "read"),
     ]
     assert store.bytes() == before
+
+
+def test_a_base_with_snapshots_is_put_on_another_and_on_nothing_again(store: Store, img: QemuImg) -> None:
+    two_bases(store)
+    img.snapshot_create(store / "new.qcow2", "one")
+    store.write(store / "new.qcow2", (0, 8))
+    before, held = store.content("new.qcow2"), store.snapshot("new.qcow2", "one")
+    for backing in (None, "old.qcow2", None):
+        rebase(store / "new.qcow2", backing)
+        assert store.content("new.qcow2") == before
+        assert store.snapshot("new.qcow2", "one") == held
