@@ -48,13 +48,17 @@ class Machines:
 
     def __call__(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs imgtool to its end. With `check` it has to succeed."""
+        return self.slowly(*words, check=check, seconds=BOOT_SECONDS)
+
+    def slowly(self, *words: str | Path, seconds: float, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """The same for what may take longer than the boot of a small guest."""
         done = subprocess.run(
             [sys.executable, "-m", "imgtool", *map(str, words)],
             env=self.env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=BOOT_SECONDS,
+            timeout=seconds,
             check=False,
         )
         assert done.returncode == 0 or not check, done.stderr
