@@ -15,6 +15,17 @@ from imgtool.qemu.programs import Programs
 pytest_plugins = ["tests.guests"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither the user's configuration nor what imgtool remembers for the user has a say in tests."""
+    home = tmp_path_factory.mktemp("home")
+    names = {"XDG_CONFIG_HOME": home / "config", "XDG_STATE_HOME": home / "state"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, place in names.items():
+            patch.setenv(name, str(place))
+        yield
+
+
 class Images:
     """A directory of real images. `images / "name"` is a path in it."""
 

@@ -14,6 +14,7 @@ from imgtool.chain.health import Health
 from imgtool.chain.walk import guard
 from imgtool.errors import ImgtoolError
 from imgtool.image.names import printable
+from imgtool.image.policy import Policy, approve
 from imgtool.qemu.digest import content_digest
 from imgtool.qemu.img_argv import ImageOpts
 from imgtool.qemu.qemu_img import QemuImg
@@ -25,7 +26,7 @@ CHECKED = frozenset(("qcow2", "qed", "vmdk", "vdi", "vhdx", "parallels"))
 Progress = Callable[[float], None]
 
 
-def check_images(graph: Graph, qemu_img: QemuImg, progress: Progress | None = None) -> int:
+def check_images(graph: Graph, qemu_img: QemuImg, policy: Policy, progress: Progress | None = None) -> int:
     """Has QEMU check the tables of every image that has some, as many at a time as there are processors, and notes
     what it finds. An image is checked by itself: what it stands on is not opened, so no chain can hold it up.
     Returns how many were checked."""
@@ -36,7 +37,9 @@ def check_images(graph: Graph, qemu_img: QemuImg, progress: Progress | None = No
     done = 0
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         try:
-            for image, result in zip(wanted, pool.map(lambda image: _check(image, qemu_img), wanted), strict=True):
+            for image, result in zip(
+                wanted, pool.map(lambda image: _check(image, qemu_img, policy), wanted), strict=True
+            ):
                 _tell(image, result)
                 done += _weight(image)
                 if progress is not None:
@@ -66,10 +69,11 @@ def alone(image: Image) -> ImageOpts:
     return ImageOpts.of(options)
 
 
-def _check(image: Image, qemu_img: QemuImg) -> CheckResult | ImgtoolError:
+def _check(image: Image, qemu_img: QemuImg, policy: Policy) -> CheckResult | ImgtoolError:
     if image.in_use == "write":
         return ImgtoolError("it is in use for writing")
     try:
+        approve(image.path, policy, format=image.format, parents=False)
         return qemu_img.check(alone(image))
     except ImgtoolError as error:
         return error
@@ -90,7 +94,7 @@ def _tell(image: Image, result: CheckResult | ImgtoolError) -> None:
         image.add(finding("leaks", f"{what} that nothing uses"))
 
 
-def compare_contents(by_path: Mapping[str, Image], health: Health, qemu_img: QemuImg) -> None:
+def compare_contents(by_path: Mapping[str, Image], health: Health, qemu_img: QemuImg, policy: Policy) -> None:
     """Reads every parent whose content an overlay remembers. What was only suspected of it is then known."""
     digests: dict[str, str | None] = {}
     for one in health.anchored:
@@ -98,7 +102,7 @@ def compare_contents(by_path: Mapping[str, Image], health: Health, qemu_img: Qem
         if one.anchor.content is None or parent is None or health.state(one) in ("stale", "none"):
             continue
         if parent not in digests:
-            digests[parent] = _digest(one.image, parent, one.parent_format, qemu_img)
+            digests[parent] = _digest(one.image, parent, one.parent_format, qemu_img, policy)
         found = digests[parent]
         if found is None:
             continue
@@ -113,9 +117,10 @@ def compare_contents(by_path: Mapping[str, Image], health: Health, qemu_img: Qem
             one.image.add(finding("parent-copied", f"{name} was written or copied, but holds the same disk"))
 
 
-def _digest(image: Image, parent: str, format: str | None, qemu_img: QemuImg) -> str | None:
+def _digest(image: Image, parent: str, format: str | None, qemu_img: QemuImg, policy: Policy) -> str | None:
     try:
-        chain = guard(parent, format=format)
+        approve(image.path, policy, format=image.format)
+        chain = guard(parent, format=format, policy=policy)
         return content_digest(qemu_img, layers_of(chain), chain[0].virtual_size or 0)
     except ImgtoolError as error:
         image.add(finding("check-failed", f"the content of {printable(parent)} was not compared: {error.message}"))

@@ -41,6 +41,10 @@ KINDS: dict[str, Kind] = {
     "backing-format-wrong": Kind("error", "the backing file is not of the format that is named"),
     "backing-format-doubtful": Kind("warning", "the backing file is named raw, but its bytes say otherwise"),
     "backing-ambiguous": Kind("warning", "which file the backing name means depends on the name used for the image"),
+    "depends-on-cwd": Kind(
+        "warning", "which file a name means depends on the current directory of whoever opens the image"
+    ),
+    "not-trusted": Kind("warning", "it refers to what the policy does not let it refer to, which was not looked at"),
     "overlay-smaller": Kind("warning", "the disk is smaller than the backing file's, whose end it hides"),
     "overlay-larger": Kind("info", "the disk is larger than the backing file's; past that it reads its own zeros"),
     "parent-changed": Kind("error", "the backing file is not the disk that the image was made on"),

@@ -28,6 +28,8 @@ class Backing(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
     kind: BackingKind
     path: str | None
     """Where the file is: absolute, None when the reference leads to no plain file on this host."""
+    relative: bool | msgspec.UnsetType = msgspec.UNSET
+    """There only when true: QEMU looks for it in its own current directory, and imgtool in the image's."""
 
 
 class DataFile(msgspec.Struct, frozen=True, gc=False, rename="kebab"):

@@ -53,7 +53,7 @@ class Health:
         """As `imgtool.chain.anchors.standing`. Overlays of one base mostly remember the same of it: it is looked at
         once."""
         parent = one.image.parent
-        if parent is None or not parent.startswith("/"):
+        if parent is None or not parent.startswith("/") or one.image.has("not-trusted"):
             return "none"
         anchor = one.anchor
         if anchor.reference != one.reference:

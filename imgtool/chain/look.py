@@ -11,13 +11,15 @@ import re
 import stat
 from collections.abc import Callable
 
-from imgtool.chain.findings import finding
+import msgspec
+
+from imgtool.chain.findings import Finding, finding
 from imgtool.chain.graph import Backing, BackingKind, DataFile, Image
 from imgtool.errors import ImageFormatError
 from imgtool.image.header import Header, Qcow2Details, read_header, read_snapshots
 from imgtool.image.locks import lock_state
 from imgtool.image.names import printable
-from imgtool.image.reference import parse
+from imgtool.image.reference import Reference, parse, parse_data_file
 
 OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 """O_NONBLOCK for the file that became a FIFO between stat and open."""
@@ -138,7 +140,7 @@ class Looker:
         known = self._backings.get(key)
         if known is None:
             try:
-                known = _resolve(name, format, directory)
+                known = _backing(parse(name, directory=directory), format)
             except ImageFormatError as error:
                 known = error
             self._backings[key] = known
@@ -155,6 +157,8 @@ class Looker:
             image.backing = Backing(text, header.backing_format, _kind_of_text(text), None)
             image.add(finding("reference-malformed", f"backing file {printable(text)!r}: {error.message}"))
             return
+        if image.backing.relative is True:
+            image.add(_depends("backing file", image.backing.reference))
         if image.backing.format is None and image.backing.kind != "json":
             image.add(
                 finding(
@@ -164,8 +168,7 @@ class Looker:
             )
 
 
-def _resolve(name: bytes, format: str | None, directory: str) -> Backing:
-    reference = parse(name, directory=directory)
+def _backing(reference: Reference, format: str | None) -> Backing:
     path = reference.path
     if path is not None and reference.protocol not in LOCAL_PROTOCOLS:
         path = None
@@ -174,18 +177,29 @@ def _resolve(name: bytes, format: str | None, directory: str) -> Backing:
         format=format or reference.format,
         kind=reference.kind,
         path=None if path is None else tidy(path),
+        relative=reference.relative or msgspec.UNSET,
     )
 
 
 def _note_data_file(image: Image, name: bytes, directory: str) -> None:
     text = os.fsdecode(name)
     try:
-        found = _resolve(name, None, directory)
+        reference = parse_data_file(name, directory=directory)
     except ImageFormatError as error:
         image.data_file = DataFile(text, _kind_of_text(text), None)
         image.add(finding("reference-malformed", f"data file {printable(text)!r}: {error.message}"))
-    else:
-        image.data_file = DataFile(found.reference, found.kind, found.path)
+        return
+    found = _backing(reference, None)
+    image.data_file = DataFile(found.reference, found.kind, found.path)
+    if reference.relative:
+        image.add(_depends("data file", found.reference))
+
+
+def _depends(what: str, name: str) -> Finding:
+    return finding(
+        "depends-on-cwd",
+        f"QEMU looks for the {what} {printable(name)} in the current directory; imgtool takes the one in the image's",
+    )
 
 
 def _kind_of_text(text: str) -> BackingKind:

@@ -14,9 +14,11 @@ from imgtool.chain.findings import Finding, finding
 from imgtool.chain.graph import Graph, Image
 from imgtool.chain.link import link
 from imgtool.chain.look import FORMAT_NAMES, OPEN_FLAGS, Identity, Looker, Notice, identity, is_image_name, tidy
+from imgtool.chain.trust import trusted
 from imgtool.errors import ImageNotFoundError, ImageUnreadableError, UsageError
 from imgtool.image.header import FORMATS
 from imgtool.image.names import PathLike, printable
+from imgtool.image.policy import Policy
 
 TEMPORARY_PREFIX = ".imgtool-"
 """Files and directories that imgtool makes beside images while it works begin so, and are no images of a store."""
@@ -50,11 +52,15 @@ def survey(
     store: Iterable[PathLike] = (),
     format: str | None = None,
     notice: Notice | None = None,
+    policy: Policy | None = None,
 ) -> Survey:
-    """As `scan`, and which nodes were asked for. `notice` is called for each image while its file is open."""
+    """As `scan`, and which nodes were asked for. `notice` is called for each image while its file is open. With
+    `policy` nothing is opened that it does not let an image refer to (`paths` and `store` are what the user named):
+    for those who only want to see. Whoever changes images has to know of all that stand on them."""
     if format is not None and format not in FORMATS:
         raise UsageError(f"{format!r} is no image format", hint=f"one of {', '.join(FORMATS)}")
-    found = Store(notice)
+    paths, store = list(paths), list(store)
+    found = Store(notice, None if policy is None else policy.naming(*paths, *store))
     trees: list[str] = []
     asked: list[Image] = []
     for path in paths:
@@ -102,10 +108,11 @@ def absolute(path: PathLike) -> str:
 class Store:
     """What has been looked at. A file is one image, however many names lead to it."""
 
-    def __init__(self, notice: Notice | None = None) -> None:
+    def __init__(self, notice: Notice | None = None, policy: Policy | None = None) -> None:
         self.images: list[Image] = []
         self.hidden: list[str] = []
         self._looker = Looker(notice)
+        self._policy = policy
         self._names: dict[str, Image] = {}
         self._files: dict[Identity, Image] = {}
         self._followed = 0
@@ -148,9 +155,25 @@ class Store:
             self._followed += 1
             backing = image.backing
             if backing is not None and (backing.path or backing.reference) not in names:
-                self.node_of(backing.reference, backing.path)
+                self._refer(image, backing.reference, backing.path)
             if image.data_file and image.data_file.path is not None:
-                self.named(image.data_file.path)
+                self._refer(image, image.data_file.reference, image.data_file.path)
+
+    def _refer(self, image: Image, reference: str, path: str | None) -> None:
+        """Looks at what `image` refers to, if the policy lets it; else there is just a node for it."""
+        if path is None or path in self._names or self._policy is None or trusted(image, path, self._policy):
+            self.node_of(reference, path)
+            return
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            self.named(path)  # which does not exist, and says so
+            return
+        known = self._files.get(identity(status))
+        if known is None:
+            self._add(Image(path=path), identity(status))
+        else:
+            self._alias(known, path)
 
     def directories_of_chain(self, image: Image) -> list[str]:
         """The directories that the images of its backing chain lie in."""

@@ -19,6 +19,7 @@ from imgtool.chain.remedies import Remedies
 from imgtool.chain.scan import absolute, check_asked, survey
 from imgtool.image.locks import holders_of
 from imgtool.image.names import PathLike, printable
+from imgtool.image.policy import current
 
 if TYPE_CHECKING:
     from imgtool.qemu.qemu_img import QemuImg
@@ -72,7 +73,8 @@ class Verified:
         """See `verify`."""
         paths, store = list(paths), list(store)
         self.health = Health()
-        found = survey(paths, store=store, format=format, notice=self.health.notice)
+        policy = current().naming(*paths, *store)
+        found = survey(paths, store=store, format=format, notice=self.health.notice, policy=policy)
         check_asked(found)
         self.graph = found.graph
         self.by_path = self.graph.by_path()
@@ -84,8 +86,8 @@ class Verified:
         if deep is not None:
             from imgtool.chain.deep import check_images, compare_contents
 
-            self.checked = check_images(self.graph, deep, progress)
-            compare_contents(self.by_path, self.health, deep)
+            self.checked = check_images(self.graph, deep, policy, progress)
+            compare_contents(self.by_path, self.health, deep, policy)
         self.hidden = list(hidden_findings(found.hidden))
 
     def _tell_uses(self) -> None:

@@ -10,26 +10,39 @@ from __future__ import annotations
 import os
 from itertools import pairwise
 
+from msgspec.structs import replace
+
 from imgtool.chain.findings import Finding, finding
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH, UNUSABLE
 from imgtool.chain.look import LOCAL_PROTOCOLS, Identity, Looker, identity
 from imgtool.chain.scan import absolute
-from imgtool.errors import ChainError, ImageError, ImageFormatError, ImageNotFoundError, ImageUnreadableError
+from imgtool.chain.trust import trusted
+from imgtool.errors import (
+    ChainError,
+    ImageError,
+    ImageFormatError,
+    ImageNotFoundError,
+    ImageUnreadableError,
+    ImgtoolError,
+)
 from imgtool.image.header import FORMATS
 from imgtool.image.names import PathLike, printable
+from imgtool.image.policy import Policy, approve, current
 from imgtool.image.reference import parse
 
 _HARD_LIMIT = 100_000
 """Images a walk looks at before it gives up on a chain that only ever grows deeper."""
 
 
-def walk(path: PathLike, *, format: str | None = None) -> list[Image]:
+def walk(path: PathLike, *, format: str | None = None, policy: Policy | None = None) -> list[Image]:
     """The images of the chain of `path`, that one first, its base last.
 
     Each parent is read in the format its child names, as QEMU does. The last node may be a missing, unusable or
     remote one, which its findings say. A chain that leads back into itself ends before the image met again, and the
-    last node carries the finding `cycle` (or `self-reference`). Raises nothing for what is found.
+    last node carries the finding `cycle` (or `self-reference`). With `policy`, what it does not let an image refer to
+    is not opened: the chain ends with its node, and the image above carries the finding `not-trusted`. Raises nothing
+    for what is found.
     """
     looker = Looker()
     seen: dict[Identity, str] = {}
@@ -42,8 +55,9 @@ def walk(path: PathLike, *, format: str | None = None) -> list[Image]:
         backing = image.backing
         if backing is None or len(chain) == _HARD_LIMIT:
             break
-        if backing.path is None:
-            remote = Image(path=backing.reference)
+        outside = backing.path is not None and policy is not None and not trusted(image, backing.path, policy)
+        if backing.path is None or outside:
+            remote = Image(path=backing.path or backing.reference)
             image.parent = remote.path
             remote.children = [image.path]
             chain.append(remote)
@@ -67,19 +81,29 @@ def guard(
     format: str | None = None,
     opens_parents: bool = True,
     max_depth: int | None = MAX_DEPTH,
+    policy: Policy | None = None,
 ) -> list[Image]:
     """The chain of `path`, as `walk`, if a QEMU program may safely be given it.
+
+    PolicyError when an image of the chain refers to what `policy` (None: the one in force) does not allow; without
+    `opens_parents` only what `path` itself refers to counts.
 
     ImageNotFoundError, ImageUnreadableError or ImageFormatError when `path` itself cannot be used. ChainError when
     the chain goes in a circle or is deeper than `max_depth` (None: any depth), and, with `opens_parents`, when a
     backing file or data file is missing or cannot be used. Parents reached by a protocol are let pass.
     """
-    chain = walk(path, format=format)
+    policy = replace(policy or current(), max_depth=_HARD_LIMIT)
+    chain = walk(path, format=format, policy=policy)
     top = chain[0]
     for code, kind in _TOP_ERRORS.items():
         for found in top.findings:
             if found.code == code:
                 raise kind(found.message, path=top.path, hint=_TOP_HINTS.get(code))
+    refused: ImgtoolError | None = None
+    try:
+        approve(path, policy, format=format, parents=opens_parents)
+    except (ChainError, ImageFormatError) as error:
+        refused = error  # what follows may say it better
     last = chain[-1]
     for found in last.findings:
         if found.code in ("cycle", "self-reference"):
@@ -97,6 +121,8 @@ def guard(
         )
     if opens_parents:
         _check_parents(chain)
+    if refused is not None:
+        raise refused
     return chain
 
 

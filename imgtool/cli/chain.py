@@ -27,6 +27,9 @@ SECTIONS = {
         "flatten": Entry("imgtool.cli.flatten:flatten", "Make an image stand on nothing."),
         "shorten": Entry("imgtool.cli.shorten:shorten", "Merge layers in the middle of a chain."),
         "move": Entry("imgtool.cli.chain_move:move", "Move images, with every reference to them."),
+        "collect": Entry(
+            "imgtool.cli.chain_collect:collect", "Put images away that nobody needs, and bring them back."
+        ),
         "repair": Entry("imgtool.cli.chain_repair:repair", "Mend what verify found, where nothing can be lost."),
         "anchor": Entry("imgtool.cli.chain_repair:anchor", "Have overlays remember their backing files anew."),
     },

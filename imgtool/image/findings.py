@@ -51,6 +51,11 @@ KINDS: dict[str, Kind] = {
     "backing-name-cut": Kind(
         "error", None, "the backing file's name goes on after a NUL: programs disagree about it"
     ),
+    "depends-on-cwd": Kind(
+        "warning",
+        None,
+        "which file a relative name means depends on the current directory of whoever opens the image",
+    ),
     "reference-malformed": Kind("error", "malformed", "the name of another image makes no sense"),
     "control-characters": Kind("warning", None, "a name holds characters that a terminal obeys"),
     "data-file": Kind("error", "refers-to-host", "its data lies in another file", "CVE-2024-32498"),

@@ -141,17 +141,24 @@ def in_link(link: Link, *, directory: str) -> Iterator[Finding]:
     if link.reference.kind == "json":
         yield finding("backing-tree", f"the {what} is a tree of block nodes: {shown}")
     if link.role == "backing":
-        if link.format is None:
-            yield finding("backing-format-missing", f"the format of the backing file {shown} is not named")
-        elif link.format not in FORMATS:
-            yield finding(
-                "backing-format-driver", f"the backing format is {printable(link.format)}, which is no format"
-            )
+        yield from _in_format(link.format, shown)
+    if link.reference.relative:
+        yield finding(
+            "depends-on-cwd", f"QEMU looks for the {what} {shown} in the current directory, not in the image's"
+        )
     if link.role == "data-file" and link.reference.protocol != "file":
         yield finding("data-file-protocol", f"older QEMU reads the data file by a protocol: {shown}")
     if link.role != "extent":
         for leaf in link.leaves:
             yield from _in_leaf(leaf, link, what, directory)
+
+
+def _in_format(format: str | None, shown: str) -> Iterator[Finding]:
+    """The backing format that a header names."""
+    if format is None:
+        yield finding("backing-format-missing", f"the format of the backing file {shown} is not named")
+    elif format not in FORMATS:
+        yield finding("backing-format-driver", f"the backing format is {printable(format)}, which is no format")
 
 
 def _in_leaf(leaf: Reference, link: Link, what: str, directory: str) -> Iterator[Finding]:

@@ -68,7 +68,8 @@ def links(header: Header, *, directory: str) -> list[Link]:
 
 def _link(role: Role, name: bytes, format: str | None, directory: str) -> Link:
     try:
-        reference = parse_data_file(name) if role == "data-file" else parse(name, directory=directory)
+        reader = parse_data_file if role == "data-file" else parse
+        reference = reader(name, directory=directory)
     except ImageFormatError as error:
         return Link(role=role, name=name, format=format, reference=None, error=error.message)
     return Link(role=role, name=name, format=format or reference.format, reference=reference)

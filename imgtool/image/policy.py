@@ -1,19 +1,26 @@
 """What an image may refer to before it is handed to QEMU: the guard in front of every command.
 
-By default: files in its own directory and below, in directories the user trusts, and files the user named; no
-protocol but file; formats as declared; a chain of at most 200 images. `--trust` and the configuration widen it.
+By default: files in its own directory and below, in directories the user trusts, and files the user named (for ever,
+when imgtool made an image stand on one: `imgtool.image.remembered`); no protocol but file; formats as declared; a
+chain of at most 200 images. `--trust` and the configuration widen it.
+
+`imgtool.qemu.qemu_img` asks before each run of qemu-img and `imgtool.chain.walk.guard` before a chain is used, by the
+policy that is in force (`current`), so that no command can forget it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
-from imgtool.errors import ChainError, ImageFormatError, PolicyError, UsageError
+from imgtool.errors import ChainError, ImageFormatError, PolicyError, RefusedError, UsageError
+from imgtool.image import remembered
 from imgtool.image.formats import FORMATS
 from imgtool.image.formats.base import Header
 from imgtool.image.formats.qcow2 import Qcow2Details
@@ -25,7 +32,8 @@ from imgtool.image.reference import Reference
 MAX_DEPTH = 200
 """Images in a chain; libvirt follows no more, and QEMU slows down and crashes above a thousand."""
 
-_MAX_IMAGES = 1000  # in trees with branches
+FORCED_DEPTH = 1000
+"""Images in a chain that qemu-img still opens: at 1,200 version 7.2 crashes."""
 
 GUESSED_FORMATS = "guessed-formats"
 """The word that lets QEMU guess the format of a backing file which itself refers to others."""
@@ -41,6 +49,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     protocols: frozenset[str] = frozenset()
     """Drivers other than `file`."""
     guessed_formats: bool = False
+    own_references: bool = False
+    """Whether references that imgtool made for this user are allowed: `imgtool.image.remembered`."""
     max_depth: int = MAX_DEPTH
 
     def trusting(self, words: Iterable[str]) -> Policy:
@@ -65,17 +75,48 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def naming(self, *paths: PathLike) -> Policy:
-        """This policy with files that the user named."""
-        return msgspec.structs.replace(self, files=(*self.files, *(absolute(path) for path in paths)))
+        """This policy with files, or directories and all below them, that the user named."""
+        places = [absolute(path) for path in paths]
+        directories = [place for place in places if os.path.isdir(place)]
+        return msgspec.structs.replace(
+            self,
+            files=(*self.files, *(place for place in places if place not in directories)),
+            directories=(*self.directories, *directories),
+        )
 
     def allows_file(self, path: str, *, directory: str) -> bool:
         """Whether an image in `directory` may refer to the file at `path`, symlinks on the way followed. The root
         directory is nobody's own."""
-        places = [place for place in (directory,) if os.path.realpath(place) != "/"]
-        if any(is_below(path, place) for place in (*places, *self.directories)):
+        if os.path.realpath(directory) != "/" and is_below(path, directory):
+            return True
+        if any(is_below(path, place) for place in self.directories):
             return True
         real = os.path.realpath(path)
-        return any(os.path.realpath(file) == real for file in self.files)
+        if any(os.path.realpath(file) == real for file in self.files):
+            return True
+        return self.own_references and remembered.knows(directory, path)
+
+
+Source = Callable[[], Policy]
+
+_in_force: Source = lambda: Policy(own_references=True)  # noqa: E731
+
+
+def current() -> Policy:
+    """The policy in force, where a caller names none: the strict one, unless `in_force` says otherwise."""
+    return _in_force()
+
+
+@contextlib.contextmanager
+def in_force(policy: Policy | Source) -> Iterator[None]:
+    """Within, `policy` (or what it returns, when it is asked for) is the policy in force, for the whole process."""
+    global _in_force
+    before = _in_force
+    _in_force = policy if callable(policy) else lambda: policy
+    try:
+        yield
+    finally:
+        _in_force = before
 
 
 class Approved(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,18 +125,88 @@ class Approved(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     format: str
     header: Header
+    relative: bool = False
+    """Whether it refers to a file that QEMU looks for in its current directory: see `working_directory`."""
 
 
-def approve(path: PathLike, policy: Policy, *, format: str | None = None) -> list[Approved]:
-    """Says yes to an image and all it stands on by returning them, the image first; or raises.
+def approve(
+    path: PathLike,
+    policy: Policy | None = None,
+    *,
+    format: str | None = None,
+    parents: bool = True,
+    without: Iterable[str] = (),
+) -> list[Approved]:
+    """Says yes to an image and all it stands on by returning them, the image first; or raises. Without `policy` the
+    one in force decides. Without `parents` only what the image itself refers to is asked for, as for a program that
+    does not open it; what it refers to in one of the roles `without` (`backing`, …) is not.
 
     Reads headers only, and follows local files; what does not exist or cannot be opened is left for QEMU to complain
     about. PolicyError when an image refers to what the policy does not allow, ImageFormatError when one is damaged,
     ChainError when the backing files go in a circle.
     """
-    start = absolute(path)
+    format = format if format in FORMATS else None
+    start = _Step(path=absolute(path), format=format, above=None, given=frozenset(without))
+    return _approve([start], policy or current(), parents=parents)
+
+
+def approve_options(
+    options: Mapping[str, str], policy: Policy | None = None, *, parents: bool = True
+) -> list[Approved]:
+    """As `approve`, for an image given by QEMU's block options (`driver`, `file.filename`, …). What they name is what
+    the user named; what the images there refer to is asked for, unless an option takes its place."""
+    return _approve(list(_named(_unfolded(options))), policy or current(), parents=parents)
+
+
+def working_directory(approved: Iterable[Approved]) -> str | None:
+    """Where QEMU has to be started so that relative names mean files beside the image that names them; None where it
+    does not matter. RefusedError when that cannot be: two such images lie in different directories."""
+    found = {os.path.dirname(image.path): image.path for image in approved if image.relative}
+    if len(found) > 1:
+        one, other = sorted(found.values())[:2]
+        raise RefusedError(
+            f"{printable(one)} and {printable(other)} both name files that QEMU looks for in its current directory",
+            hint="`imgtool amend -o data_file=PATH` or `imgtool rebase -u -b PATH` gives one an absolute name",
+            path=one,
+        )
+    return next(iter(found), None)
+
+
+_Node = dict[str, Any]
+
+
+def _unfolded(options: Mapping[str, str]) -> _Node:
+    """`{"file.driver": "file"}` as `{"file": {"driver": "file"}}`."""
+    tree: _Node = {}
+    for key, value in options.items():
+        *above, last = key.split(".")
+        place = tree
+        for word in above:
+            inner = place.setdefault(word, {})
+            if not isinstance(inner, dict):
+                inner = place[word] = {}
+            place = inner
+        place[last] = value
+    return tree
+
+
+def _named(node: _Node) -> Iterator[_Step]:
+    """The images whose headers QEMU reads because of a node and those below it."""
+    driver, file = node.get("driver"), node.get("file")
+    if driver in (None, *FORMATS):
+        place = file if isinstance(file, dict) else node if driver is None else {}
+        name = place.get("filename")
+        if isinstance(name, str) and name and place.get("driver") in (None, "file", "host_device"):
+            given = frozenset(role for role in ("backing", "data-file") if role in node)
+            yield _Step(path=absolute(name), format=driver, above=None, given=given)
+            file = None
+    for key, child in node.items():
+        if isinstance(child, dict) and (key != "file" or file is not None):
+            yield from _named(child)
+
+
+def _approve(todo: list[_Step], policy: Policy, *, parents: bool) -> list[Approved]:
     approved: list[Approved] = []
-    todo = [_Step(path=start, format=format, above=None)]
     seen: set[tuple[tuple[int, int], str]] = set()
     while todo:
         step = todo.pop()
@@ -106,21 +217,23 @@ def approve(path: PathLike, policy: Policy, *, format: str | None = None) -> lis
         if (identity, header.format) in seen:
             continue  # two branches of a tree that lead to one image
         seen.add((identity, header.format))
-        if len(step.ancestors) >= policy.max_depth or len(seen) > _MAX_IMAGES:
+        if len(step.ancestors) >= policy.max_depth or len(seen) > max(FORCED_DEPTH, policy.max_depth):
             raise PolicyError(
-                f"{printable(start)} stands on more than {policy.max_depth} images",
+                f"{printable(approved[0].path)} stands on more than {policy.max_depth} images",
                 wants=step.path,
                 word=None,
                 hint="flatten the chain, or a part of it",
-                path=start,
+                path=approved[0].path,
             )
-        approved.append(Approved(path=step.path, format=header.format, header=header))
-        named = links(header, directory=os.path.dirname(step.path))
+        named = [link for link in links(header, directory=os.path.dirname(step.path)) if link.role not in step.given]
+        relative = any(link.reference is not None and link.reference.relative for link in named)
+        approved.append(Approved(path=step.path, format=header.format, header=header, relative=relative))
         if step.guessed_by is not None and named and not policy.guessed_formats:
             raise _guessed(step, header)
         for link in named:
             check_link(link, policy, path=step.path)
-            todo += _below(link, step, identity)
+            if parents:
+                todo += _below(link, step, identity)
     return approved
 
 
@@ -131,6 +244,8 @@ class _Step(msgspec.Struct, frozen=True, kw_only=True):
     """The image that refers to this one."""
     guessed_by: str | None = None
     """The image that names no format for this one."""
+    given: frozenset[str] = frozenset()
+    """Roles for which something else is opened than what its header names."""
     ancestors: frozenset[tuple[int, int]] = frozenset()
     """Device and inode of every image on the way here."""
 

@@ -13,6 +13,7 @@ from imgtool.errors import DecodeError
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import ImageOpts, OptionValue, Source
 from imgtool.qemu.img_base import ImgBase
+from imgtool.qemu.inputs import check_input
 
 _MAX_WORD = 100_000
 """Bytes of one word of a command line; Linux takes 128 KiB."""
@@ -80,7 +81,9 @@ def read_extents(img: ImgBase, layers: Sequence[Layer], *, force_share: bool = F
     """The disk of `layers` from its beginning to its end, without gaps. Raises as `QemuImg.map`."""
     source, format = open_as(layers)
     argv = img_argv.map(img.program, source, format=format, force_share=force_share)
-    done = img._read(argv, [layer.path for layer in layers], force_share=force_share, limits=img.long_limits)
+    for layer in layers:
+        check_input(layer.path)
+    done = img._read(argv, [source], formats=[format], force_share=force_share, limits=img.long_limits)
     try:
         return _DECODER.decode(done.stdout)
     except msgspec.DecodeError as error:

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import zip_longest
+from typing import TypedDict
 
 import msgspec
 
-from imgtool.errors import CommandError, CommandTimeout, ImgtoolError, UsageError
+from imgtool.errors import CommandError, CommandTimeout, ImageFormatError, ImgtoolError, RefusedError, UsageError
 from imgtool.image.names import absolute, printable, printable_lines
+from imgtool.image.policy import (
+    FORCED_DEPTH,
+    Approved,
+    Policy,
+    approve,
+    approve_options,
+    current,
+    working_directory,
+)
 from imgtool.image.qapi import BlockChildInfo, BlockNodeInfo, FormatSpecific, ImageInfo, VmdkInfo, decode
+from imgtool.image.reference import parse
 from imgtool.qemu import img_argv
-from imgtool.qemu.img_argv import ImageOpts, Source
+from imgtool.qemu.img_types import Backing, ImageOpts, Source, Verbatim, parse_options
 from imgtool.qemu.inputs import check_input, in_use
 from imgtool.qemu.process import NO_LIMITS, Completed, Limits, failure
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.progress import ProgressParser
 
-QUICK_LIMITS = Limits(seconds=60, cpu_seconds=30, address_space=2 << 30)
+ADDRESS_SPACE = 2 << 30
+QUICK_LIMITS = Limits(seconds=60, cpu_seconds=30, address_space=ADDRESS_SPACE)
 """For verbs that look at metadata only: what keeps a hostile image from holding imgtool up."""
+
+LONG_LIMITS = Limits(address_space=ADDRESS_SPACE)
+"""For verbs that read a whole disk, which takes as long as it takes."""
 
 Progress = Callable[[float], None]
 """Called with a percentage, 0 to 100, each time qemu-img reports one."""
@@ -26,16 +42,21 @@ Progress = Callable[[float], None]
 
 class ImgBase:
     """Runs qemu-img. `limits` bound the quick verbs that change nothing; `long_limits` the other ones that work
-    on no image in place. A verb that changes an image in place is never stopped half-way."""
+    on no image in place. A verb that changes an image in place is never stopped half-way.
+
+    Nothing is given to qemu-img that `policy` (None: the one in force) does not allow; the images of one call may
+    refer to each other."""
 
     def __init__(
         self,
         programs: Programs | None = None,
         *,
         limits: Limits = QUICK_LIMITS,
-        long_limits: Limits = NO_LIMITS,
+        long_limits: Limits = LONG_LIMITS,
+        policy: Policy | None = None,
     ) -> None:
         self.programs = programs or Programs()
+        self.policy = policy
         self.limits = limits
         self.long_limits = long_limits
 
@@ -44,22 +65,65 @@ class ImgBase:
         """The path of qemu-img. ProgramError when there is none."""
         return self.programs.find("qemu-img")
 
+    def _approve(
+        self,
+        images: Sequence[Source],
+        formats: Sequence[str | None],
+        *,
+        parents: bool = True,
+        without: Collection[str] = (),
+    ) -> str | None:
+        """Lets pass what the policy allows, else raises PolicyError (see `imgtool.image.policy.approve`, also for
+        `parents` and `without`). `formats` are those of `images`, as far as they are known. Returns the directory
+        that qemu-img has to be started in, None where it does not matter."""
+        policy = self.policy or current()
+        paths = [absolute(image) for image in images if not isinstance(image, ImageOpts)]
+        policy = msgspec.structs.replace(policy.naming(*paths), max_depth=FORCED_DEPTH)
+        approved: list[Approved] = []
+        for image, format in zip_longest(images, formats[: len(images)]):
+            if isinstance(image, ImageOpts):
+                approved += approve_options(parse_options(image.text), policy, parents=parents)
+            else:
+                approved += approve(image, policy, format=format, parents=parents, without=without)
+        return working_directory(approved)
+
+    def _approve_parent(self, image: str, backing: Backing | None, format: str | None) -> str | None:
+        """As `_approve`, for what an image at `image` is to stand on: the user named it."""
+        if backing is None:
+            return None
+        if not isinstance(backing, Verbatim):
+            return self._approve(some(place_named(image, backing)), [format])
+        try:
+            reference = parse(os.fsencode(backing.text), directory=os.path.dirname(image))
+        except ImageFormatError:
+            return None  # qemu-img says what is wrong with it
+        for leaf in reference.leaves:
+            if leaf.path is not None and leaf.protocol in ("file", "host_device"):
+                self._approve([leaf.path], [leaf.format])
+        return os.path.dirname(image) if reference.relative else None
+
     def _read(
         self,
         argv: Sequence[str],
         images: Sequence[Source],
         *,
+        formats: Sequence[str | None] = (),
+        own: bool = False,
+        parents: bool = True,
+        without: Collection[str] = (),
         force_share: bool,
         limits: Limits,
         progress: Progress | None = None,
         answers: Collection[int] = (0,),
     ) -> Completed:
-        """Runs a verb that changes nothing; with `progress` stdout is what is left beside the percentages."""
+        """Runs a verb that changes nothing; with `progress` stdout is what is left beside the percentages. Images are
+        approved as by `_approve`, unless they are what an approved call has just made (`own`)."""
         for image in images:
             if not isinstance(image, ImageOpts):
                 check_input(absolute(image))
+        cwd = None if own else self._approve(images, formats, parents=parents, without=without)
         try:
-            done = self._run(argv, limits, progress)
+            done = self._run(argv, limits, progress, cwd)
         except CommandTimeout as error:
             error.path = place_of(images[0]) if images else None
             raise
@@ -73,11 +137,12 @@ class ImgBase:
         image: Source,
         *,
         others: Sequence[Source] = (),
+        cwd: str | None = None,
         dirty: bool = False,
         progress: Progress | None = None,
     ) -> Completed:
-        """Runs a verb that writes to `image` and reads `others`. qemu-img has exited with 0 after failed writes, so
-        whatever it says on stderr is a failure too.
+        """Runs a verb that writes to `image` and reads `others`, all of which were approved: see `_approve`. qemu-img
+        has exited with 0 after failed writes, so whatever it says on stderr is a failure too.
 
         Not so what QEMU's block layer says while it mends an image that was not closed cleanly (`dirty`), as it does
         with every such image that it opens for writing: those lines do not begin with the program's name.
@@ -87,31 +152,91 @@ class ImgBase:
                 check_input(absolute(other))
         if not isinstance(image, ImageOpts):
             check_input(absolute(image), write=True)
-        done = self._run(argv, NO_LIMITS, progress)
+        done = self._run(argv, NO_LIMITS, progress, cwd)
         if done.status != 0 or _complaint(done, dirty):
             raise _change_failure(done, image)
         return done
 
-    def _run(self, argv: Sequence[str], limits: Limits, progress: Progress | None) -> Completed:
+    def _run(
+        self, argv: Sequence[str], limits: Limits, progress: Progress | None, cwd: str | None = None
+    ) -> Completed:
         if any("\0" in word for word in argv):
             raise UsageError("no name and no option can hold a NUL byte")
+        elsewhere: _Elsewhere = {}
+        if cwd is not None and cwd != os.getcwd():
+            _refuse_relative(argv, cwd)
+            elsewhere = {"cwd": cwd}
         if progress is None:
-            return self.programs.runner(argv, limits=limits)
+            return self.programs.runner(argv, limits=limits, **elsewhere)
         parser = ProgressParser()
 
         def take(piece: bytes) -> None:
             for percentage in parser.feed(piece):
                 progress(percentage)
 
-        done = self.programs.runner(argv, limits=limits, on_stdout=take)
+        done = self.programs.runner(argv, limits=limits, on_stdout=take, **elsewhere)
         return done._replace(stdout=parser.text.encode())
 
     def _info(
-        self, image: Source, format: str | None, objects: Sequence[str], *, force_share: bool = True
+        self,
+        image: Source,
+        format: str | None,
+        objects: Sequence[str],
+        *,
+        force_share: bool = True,
+        own: bool = False,
+        without: Collection[str] = (),
     ) -> ImageInfo:
+        """What qemu-img says of `image`; `own` and `without` are as for `_read`."""
         argv = img_argv.info(self.program, image, format=format, force_share=force_share, objects=objects)
-        done = self._read(argv, [image], force_share=force_share, limits=self.limits)
+        done = self._read(
+            argv,
+            [image],
+            formats=[format],
+            own=own,
+            parents=False,
+            without=without,
+            force_share=force_share,
+            limits=self.limits,
+        )
         return named(decode(ImageInfo, done.stdout), image)
+
+
+class _Elsewhere(TypedDict, total=False):
+    """The current directory of a program, where it is not imgtool's."""
+
+    cwd: str
+
+
+def _refuse_relative(argv: Sequence[str], cwd: str) -> None:
+    """RefusedError when options (of objects, or that name an image) name files that are meant from imgtool's own
+    current directory, while qemu-img has to run in `cwd`."""
+    for word in argv:
+        if "file" not in word or "=" not in word or word.startswith("/"):
+            continue
+        try:
+            options = parse_options(word)
+        except UsageError:
+            continue
+        for key, value in options.items():
+            if key.rpartition(".")[2] in ("file", "filename") and not value.startswith("/"):
+                raise RefusedError(
+                    f"{printable(key)}={printable(value)} is a file of the current directory, but qemu-img has to "
+                    f"run in {printable(cwd)}, where an image refers to a file by a relative name",
+                    hint=f"give the absolute path: {printable(key)}={printable(absolute(value))}",
+                )
+
+
+def place_named(image: str, backing: Backing | None) -> str | None:
+    """The file that `backing` is for an image at `image`; None for what is no path."""
+    if backing is None or isinstance(backing, Verbatim):
+        return None
+    return os.path.join(os.path.dirname(image), os.fsdecode(backing))
+
+
+def some(path: str | None) -> list[str]:
+    """`path`, if there is one."""
+    return [] if path is None else [path]
 
 
 def place_of(image: Source) -> str:

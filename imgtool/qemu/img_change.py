@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from imgtool.errors import ImageFormatError, UsageError
@@ -11,9 +11,10 @@ from imgtool.image.header import Header, Qcow2Details, read_header
 from imgtool.image.names import PathLike, absolute
 from imgtool.image.qapi import ImageInfo
 from imgtool.image.reference import parse as parse_reference
+from imgtool.image.remembered import remember
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Backing, BitmapAction, Cache, ImageOpts, OptionValue, Source, Verbatim
-from imgtool.qemu.img_base import ImgBase, Progress, notes_of, place_of
+from imgtool.qemu.img_base import ImgBase, Progress, notes_of, place_named, place_of, some
 from imgtool.qemu.inputs import check_input
 from imgtool.qemu.results import Changed, Committed
 from imgtool.sizes import parse_resize
@@ -46,6 +47,7 @@ class Changing(ImgBase):
         base_format = before.backing_filename_format if base is None else None
         if place is not None:
             check_input(place, what="backing file", write=True)
+        cwd = self._approve([image], [format])
         base_before = None if place is None else self._info(place, base_format, ())
         argv = img_argv.commit(
             self.program,
@@ -59,16 +61,16 @@ class Changing(ImgBase):
             progress=progress is not None,
         )
         dirty = is_dirty(image, before) or (place is not None and is_dirty(place, base_before))
-        done = self._change(argv, image, dirty=dirty, progress=progress)
+        done = self._change(argv, image, cwd=cwd, dirty=dirty, progress=progress)
         return Committed(
             path=place_of(image),
             before=before,
-            after=self._info(image, format, objects),
+            after=self._info(image, format, objects, own=True),
             written=(place_of(image), *([] if place is None else [place])),
             notes=notes_of(done),
             base=place,
             base_before=base_before,
-            base_after=None if place is None else self._info(place, base_format, ()),
+            base_after=None if place is None else self._info(place, base_format, (), own=True),
         )
 
     def commit_chain(
@@ -91,7 +93,7 @@ class Changing(ImgBase):
             rate_limit=rate_limit,
             progress=progress is not None,
         )
-        self._change(argv, chain, progress=progress)
+        self._change(argv, chain, cwd=self._approve([chain], []), progress=progress)
 
     def snapshot_create(
         self, image: Source, name: str, *, format: str | None = None, objects: Sequence[str] = ()
@@ -127,9 +129,12 @@ class Changing(ImgBase):
     ) -> Changed:
         """Makes `backing` (as in `create`) the backing file, or none with None, keeping what the guest sees; with
         `unsafe` (-u) only the name is changed. The default cache is writethrough: anything else is not crash-safe."""
-        format, before = self._before(image, format, objects)
+        place = None if isinstance(image, ImageOpts) else place_named(absolute(image), backing)
+        given = ("backing",) if unsafe else ()  # its old backing file is not opened then
+        format, before = self._before(image, format, objects, without=given)
         if not unsafe and not isinstance(image, ImageOpts):
             check_backing(backing, os.path.dirname(absolute(image)))
+            self._approve_parent(absolute(image), backing, backing_format)
         argv = img_argv.rebase(
             self.program,
             image,
@@ -143,7 +148,10 @@ class Changing(ImgBase):
             objects=objects,
             progress=progress is not None,
         )
-        return self._changed(argv, image, format, objects, before, progress=progress)
+        if place is not None:
+            remember(absolute(image), place)  # type: ignore[arg-type]
+        others = [] if unsafe else [(one, backing_format) for one in some(place)]
+        return self._changed(argv, image, format, objects, before, others=others, without=given, progress=progress)
 
     def resize(
         self,
@@ -220,7 +228,7 @@ class Changing(ImgBase):
             merge_from_format=merge_from_format,
             objects=objects,
         )
-        others = [] if merge_from is None else [merge_from]
+        others = [] if merge_from is None else [(merge_from, merge_from_format)]
         return self._changed(argv, image, format, objects, before, others=others)
 
     def _snapshot(
@@ -235,10 +243,17 @@ class Changing(ImgBase):
         argv = img_argv.snapshot(self.program, image, verb, name, format=format, objects=objects)
         return self._changed(argv, image, format, objects, before)
 
-    def _before(self, image: Source, format: str | None, objects: Sequence[str]) -> tuple[str | None, ImageInfo]:
+    def _before(
+        self,
+        image: Source,
+        format: str | None,
+        objects: Sequence[str],
+        *,
+        without: Collection[str] = (),
+    ) -> tuple[str | None, ImageInfo]:
         """The image as it is, and the format to name from here on: what was found once must not be probed again
         while it changes. None for image options, which name it themselves."""
-        before = self._info(image, format, objects)
+        before = self._info(image, format, objects, without=without)
         return (None if isinstance(image, ImageOpts) else before.format), before
 
     def _changed(
@@ -249,13 +264,17 @@ class Changing(ImgBase):
         objects: Sequence[str],
         before: ImageInfo,
         *,
-        others: Sequence[Source] = (),
+        others: Sequence[tuple[Source, str | None]] = (),
+        without: Collection[str] = (),
         progress: Progress | None = None,
     ) -> Changed:
-        """Runs `argv` and looks at what has become of `image`."""
-        done = self._change(argv, image, others=others, dirty=is_dirty(image, before), progress=progress)
+        """Runs `argv`, which reads `others` (each with its format), and looks at what has become of `image`."""
+        images, formats = [image, *(one for one, _ in others)], [format, *(kind for _, kind in others)]
+        cwd = self._approve(images, formats, parents=not without, without=without)
+        dirty = is_dirty(image, before)
+        done = self._change(argv, image, others=images[1:], cwd=cwd, dirty=dirty, progress=progress)
         path = place_of(image)
-        after = self._info(image, format, objects)
+        after = self._info(image, format, objects, own=True)
         return Changed(path=path, before=before, after=after, written=(path,), notes=notes_of(done))
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from imgtool.errors import CommandError, ImgtoolError, RefusedError, UsageError
 from imgtool.image.names import PathLike, absolute, printable
+from imgtool.image.remembered import remember
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Backing, Cache, ImageOpts, OptionValue, SnapshotParam, Source, Verbatim
-from imgtool.qemu.img_base import ImgBase, Progress, notes_of, place_of, renamed_error
+from imgtool.qemu.img_base import ImgBase, Progress, notes_of, place_named, place_of, renamed_error, some
 from imgtool.qemu.img_change import check_backing
 from imgtool.qemu.inputs import check_input, in_use
 from imgtool.qemu.process import NO_LIMITS, Limits, failure
@@ -66,7 +67,11 @@ class Making(ImgBase):
         argv(path, options)  # what makes no sense is said before anything is touched
         quick = options.get("preallocation", "off") in _QUICK_PREALLOCATION
         making = _Making(path, format, None if unsafe_backing else backing, data_file, options, overwrite, objects)
-        return self._make(making, argv, [], limits=self.limits if quick else NO_LIMITS, finish=finish)
+        cwd = self._approve_parent(absolute(path), making.backing, backing_format)
+        made = self._make(making, argv, [], limits=self.limits if quick else NO_LIMITS, cwd=cwd, finish=finish)
+        if unsafe_backing:
+            _remember(making.target, backing)
+        return made
 
     def convert(
         self,
@@ -140,11 +145,16 @@ class Making(ImgBase):
         if isinstance(target, ImageOpts) and not skip_creation:
             raise UsageError("a target given by its options must exist", hint="use -n (skip_creation) with it")
         making = _Making(target, output_format, backing, data_file, options, overwrite, objects, skip_creation)
+        given = [*images, target] if skip_creation else images
+        formats = [*(format for _ in images), output_format]
+        cwd = self._approve(given, formats)
+        below = self._approve_parent(place_of(target), backing, backing_format)
         return self._make(
             making,
             argv,
             images,
             limits=self.long_limits,
+            cwd=cwd or below,
             progress=progress,
             force_share=force_share,
             salvage=salvage,
@@ -158,18 +168,20 @@ class Making(ImgBase):
         sources: Sequence[Source],
         *,
         limits: Limits,
+        cwd: str | None = None,
         progress: Progress | None = None,
         force_share: bool = False,
         salvage: bool = False,
         finish: Callable[[str], None] | None = None,
     ) -> Created:
-        """Runs the command that `argv` makes for a place to write to, then puts what it wrote where it belongs."""
+        """Runs the command that `argv` makes for a place to write to, then puts what it wrote where it belongs. All
+        images it opens were approved, and it is started in `cwd`: see `_approve`."""
         for source in sources:
             if not isinstance(source, ImageOpts):
                 check_input(absolute(source))
         with making.place() as (place, options, hidden):
             limits = NO_LIMITS if making.in_place else limits
-            done = self._run(argv(place, options), limits, progress)
+            done = self._run(argv(place, options), limits, progress, cwd)
             if done.status != 0 or (done.stderr.strip() and not salvage):
                 error = failure(done, path=place_of(making.target))
                 raise self._why(error, making, sources, force_share) or renamed_error(error, hidden)
@@ -180,9 +192,10 @@ class Making(ImgBase):
                 finish(place_of(place))
         info = None
         if not isinstance(making.target, ImageOpts):
-            info = self._info(making.target, making.format, making.objects)
+            _remember(making.target, making.backing, making.data_file)
+            info = self._info(making.target, making.format, making.objects, own=True)
         extents = info.vmdk.extents if info is not None and info.vmdk is not None else ()
-        files = [place_of(making.target), *(extent.filename for extent in extents), *_some(making.data_file)]
+        files = [place_of(making.target), *(extent.filename for extent in extents), *some(making.data_file)]
         return Created(
             path=place_of(making.target),
             info=info,
@@ -312,5 +325,11 @@ def _reachable(backing: Backing | None, directory: str) -> Iterator[None]:
         os.unlink(link)
 
 
-def _some(value: str | None) -> list[str]:
-    return [] if value is None else [value]
+def _remember(target: Source, backing: Backing | None, data_file: str | None = None) -> None:
+    """Notes for ever that the image made at `target` may refer to the files it was made to refer to."""
+    if isinstance(target, ImageOpts):
+        return
+    image = absolute(target)
+    for file in (place_named(image, backing), data_file):
+        if file is not None:
+            remember(image, file)

@@ -51,7 +51,7 @@ class Reading(ImgBase):
         argv = img_argv.info(
             self.program, image, format=format, backing_chain=True, force_share=force_share, objects=objects
         )
-        done = self._read(argv, [image], force_share=force_share, limits=self.limits)
+        done = self._read(argv, [image], formats=[format], force_share=force_share, limits=self.limits)
         first, *rest = decode(list[ImageInfo], done.stdout)
         return [named(first, image), *rest]
 
@@ -90,7 +90,9 @@ class Reading(ImgBase):
         if repair is not None and not isinstance(image, ImageOpts):
             check_input(place_of(image), write=True)
         limits = self.long_limits if repair is None else NO_LIMITS
-        done = self._read(argv, [image], force_share=force_share, limits=limits, answers=_CHECK_ANSWERS)
+        done = self._read(
+            argv, [image], formats=[format], force_share=force_share, limits=limits, answers=_CHECK_ANSWERS
+        )
         status = _CHECK_ANSWERS[done.status]
         report = None
         if status != "unsupported":
@@ -128,6 +130,7 @@ class Reading(ImgBase):
         done = self._read(
             argv,
             [image, other],
+            formats=[format, other_format],
             force_share=force_share,
             limits=self.long_limits,
             progress=progress,
@@ -164,7 +167,7 @@ class Reading(ImgBase):
             force_share=force_share,
             objects=objects,
         )
-        done = self._read(argv, [image], force_share=force_share, limits=self.long_limits)
+        done = self._read(argv, [image], formats=[format], force_share=force_share, limits=self.long_limits)
         return decode(list[MapEntry], done.stdout)
 
     def measure(
@@ -192,5 +195,5 @@ class Reading(ImgBase):
             objects=objects,
         )
         images = [] if image is None else [image]
-        done = self._read(argv, images, force_share=force_share, limits=self.limits)
+        done = self._read(argv, images, formats=[format], force_share=force_share, limits=self.limits)
         return decode(BlockMeasureInfo, done.stdout)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from imgtool.image.remembered import remember
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Backing, OptionValue, Source
-from imgtool.qemu.img_base import ImgBase, Progress
+from imgtool.qemu.img_base import ImgBase, Progress, place_named
 
 
 class Staging(ImgBase):
@@ -35,6 +36,9 @@ class Staging(ImgBase):
             options=options,
         )
         self._change(argv, staged)
+        place = place_named(staged, backing)
+        if place is not None:
+            remember(staged, place)
 
     def convert_over(
         self,
@@ -61,4 +65,5 @@ class Staging(ImgBase):
             cache="unsafe",
             progress=progress is not None,
         )
-        self._change(argv, staged, others=[source], progress=progress)
+        cwd = self._approve([source], [format])
+        self._change(argv, staged, others=[source], cwd=cwd, progress=progress)

@@ -307,7 +307,7 @@ def test_missing_shared_and_misused_data_files_are_findings(images: Images) -> N
     os.link(images / "two.raw", images / "three.raw")
     images.overlay("top.qcow2", "two.raw", format="raw")
     graph = scan([images.directory])
-    assert codes(node(graph, images / "one.qcow2")) == ["data-file-missing"]
+    assert codes(node(graph, images / "one.qcow2")) == ["depends-on-cwd", "data-file-missing"]
     shared = node(graph, images / "two.raw")
     assert {"data-file-shared", "data-file-misused"} <= set(codes(shared))
 
@@ -317,7 +317,7 @@ def test_a_data_file_that_is_no_file_is_a_finding(images: Images) -> None:
     images.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", owner, "1M")
     (images / "data.raw").unlink()
     os.mkfifo(images / "data.raw")
-    assert codes(node(scan([owner]), owner)) == ["data-file-unusable"]
+    assert codes(node(scan([owner]), owner)) == ["depends-on-cwd", "data-file-unusable"]
 
 
 def test_a_data_file_that_is_not_named_is_a_finding(images: Images) -> None:

@@ -14,6 +14,7 @@ import pytest
 from imgtool.chain.findings import KINDS
 from imgtool.chain.verify import Defect, verify
 from imgtool.errors import ImageNotFoundError
+from imgtool.image.policy import Policy, in_force
 from imgtool.operations.anchor import anchor
 from imgtool.operations.overlay import new_overlay
 from imgtool.operations.transaction import Transaction
@@ -236,7 +237,9 @@ def test_a_parent_outside_of_the_store(images: Images) -> None:
     found = only(defects(images, paths=[images / "vms"]), "outside-store")
     assert found.repair == ("imgtool", "chain", "move", str(base), f"{images / 'vms'}/")
     assert defects(images, paths=[images / "vms", images / "bases"]) == []
-    assert defects(images, paths=[images / "vms/top.qcow2"]) == []
+    assert codes(defects(images, paths=[images / "vms/top.qcow2"])) == ["not-trusted"]
+    with in_force(Policy(files=(str(base),))):
+        assert defects(images, paths=[images / "vms/top.qcow2"]) == []
 
 
 def test_who_uses_an_image_is_said(images: Images) -> None:

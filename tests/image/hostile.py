@@ -108,7 +108,7 @@ def sparse_vmdk(text: bytes, *, capacity: int = 2048, descriptor_at: int = 1, si
     return bytes(image)
 
 
-_REFERENCES: list[tuple[str, bytes, Verdict, str]] = [
+REFERENCES: list[tuple[str, bytes, Verdict, str]] = [
     ("absolute", b"/nonexistent/shadow", "refers-to-host", "backing-outside"),
     ("above", b"../../../../../../../nonexistent/shadow", "refers-to-host", "backing-outside"),
     ("sibling", b"sibling.raw", "refers-to-host", "backing-file"),
@@ -165,7 +165,7 @@ _REFERENCES: list[tuple[str, bytes, Verdict, str]] = [
 
 
 def _overlays() -> Iterator[Case]:
-    for name, backing, verdict, code in _REFERENCES:
+    for name, backing, verdict, code in REFERENCES:
         yield Case(f"backing-{name}.qcow2", overlay(backing), verdict, frozenset({code}))
         codes = frozenset({code} if verdict == "malformed" else {code, "backing-format-missing"})
         if any(format in backing for format in (b'"raw"', b"'raw'", b'"qcow2"')):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imgtool.errors import ChainError, ImageFormatError, ImgtoolError, PolicyError, RefusedError, UsageError
-from imgtool.image.policy import Policy, approve
+from imgtool.image.policy import Policy, approve, working_directory
 from tests.image.fuzz import QEMU_IMG
 from tests.image.hostile import BACKING_FORMAT, Case, corpus, overlay, qcow2, with_data_file
 
@@ -125,13 +125,17 @@ def test_a_driver_for_a_backing_format_is_a_protocol(tmp_path: Path) -> None:
     assert refusal(put(tmp_path / "top.qcow2", overlay(b"base.raw", b"blkdebug"))).wants == "blkdebug"
 
 
-def test_a_data_file_is_one_of_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_data_file_is_one_beside_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU looks for it in the current directory, so that is where it has to be started."""
     image = put(tmp_path / "a/image.qcow2", with_data_file(b"data.raw"))
-    (tmp_path / "b").mkdir()
+    other = put(tmp_path / "b/image.qcow2", with_data_file(b"data.raw"))
     monkeypatch.chdir(tmp_path / "b")
-    assert refusal(image).wants == str(tmp_path / "b/data.raw")
-    monkeypatch.chdir(tmp_path / "a")
-    assert approve(image, POLICY)
+    assert working_directory(approve(image, POLICY)) == str(tmp_path / "a")
+    absolute = put(tmp_path / "a/absolute.qcow2", with_data_file(bytes(tmp_path / "a/data.raw")))
+    assert working_directory(approve(absolute, POLICY)) is None
+    with pytest.raises(RefusedError):
+        working_directory([*approve(image, POLICY), *approve(other, POLICY)])
+    assert refusal(put(tmp_path / "a/above.qcow2", with_data_file(b"../b/x"))).wants == str(tmp_path / "a/../b/x")
 
 
 def test_a_circle_is_found(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_protocol_is_taken_apart(name: str, expected: dict[str, Any]) -> None:
     [
         ('{"driver":"qcow2","file":{"driver":"file","filename":"/b"}}', {"path": "/b", "format": "qcow2", "protocol": "file"}),
         ("{'driver':'qcow2','file.filename':'/b'}", {"path": "/b", "format": "qcow2"}),
-        ("{'file.filename':'nbd://h'}", {"path": f"{os.getcwd()}/nbd://h", "format": None, "protocol": "file"}),
+        ("{'file.filename':'nbd://h'}", {"path": "/images/nbd://h", "format": None, "protocol": "file"}),
         ('{"driver":"raw","file":{"driver":"raw","file.filename":"/it\'s"}}', {"path": "/it's", "format": "raw"}),
         ("{'driver':'file','filename':'/a \\'b\\' \"c\"'}", {"path": "/a 'b' \"c\"", "format": None}),
         ('{"driver":"raw","file":{"driver":"nbd","server":{"type":"inet","host":"h","port":"1"},"export":"e"}}',
@@ -216,11 +216,20 @@ def test_the_file_meant_is_the_one_qemu_opens(tmp_path: Path, monkeypatch: pytes
     subprocess.run(
         [QEMU_IMG, "create", "-q", "-u", "-f", "qcow2", "-b", text, "-F", "raw", overlay, "1M"], check=True
     )
+    reference = parse(text.encode(), directory=str(images))
+    assert reference.path is not None
+    assert reference.relative == ("there/" in name)
     monkeypatch.chdir(tmp_path / "elsewhere")
     done = subprocess.run(
         [QEMU_IMG, "info", "--backing-chain", "--output=json", overlay], check=True, capture_output=True
     )
     opened = json.loads(done.stdout)[1]
-    path = parse(text.encode(), directory=str(images)).path
-    assert path is not None
-    assert os.path.getsize(path) == opened["virtual-size"]
+    if not reference.relative:
+        assert os.path.getsize(reference.path) == opened["virtual-size"]
+        return
+    assert opened["virtual-size"] == 2 << 20
+    # Started in the image's directory, QEMU takes the file there.
+    there.rename(images / "there")
+    assert os.path.getsize(reference.path) == opened["virtual-size"]
+    monkeypatch.chdir(images)
+    subprocess.run([QEMU_IMG, "info", "--backing-chain", overlay], check=True, capture_output=True)

@@ -50,6 +50,7 @@ class Outcomes:
         limits: Limits = NO_LIMITS,
         on_stdout: Callable[[bytes], None] | None = None,
         pass_fds: Sequence[int] = (),
+        cwd: str | None = None,
     ) -> Completed:
         words = list(argv)
         cpu = words[words.index("-cpu") + 1] if "-cpu" in words else None

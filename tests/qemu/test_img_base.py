@@ -6,13 +6,16 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imgtool.errors import CommandCrashed, CommandError, CommandTimeout, DecodeError, ImageError
+from imgtool.qemu.img_base import LONG_LIMITS
 from imgtool.qemu.process import NO_LIMITS, Completed, Limits, run
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QUICK_LIMITS, QemuImg
+from tests.image.hostile import qcow2
 
 INFO: dict[str, object] = {"filename": "?", "format": "qcow2", "virtual-size": 1024, "backing-filename": "b"}
 
@@ -31,6 +34,7 @@ class Fake:
         limits: Limits = NO_LIMITS,
         on_stdout: Callable[[bytes], None] | None = None,
         pass_fds: Sequence[int] = (),
+        cwd: str | None = None,
     ) -> Completed:
         self.asked.append((argv[1], limits))
         status, stdout, stderr = self.answer
@@ -42,14 +46,14 @@ class Fake:
         return Completed(tuple(argv), status, stdout, stderr)
 
 
-def wrapper(fake: Fake, **limits: Limits) -> QemuImg:
+def wrapper(fake: Fake, **limits: Any) -> QemuImg:
     return QemuImg(Programs({"qemu-img": "/bin/true"}, runner=fake), **limits)
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    (tmp_path / "a").touch()
-    (tmp_path / "b").touch()
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(qcow2())
     return tmp_path / "a"
 
 
@@ -101,7 +105,7 @@ def test_words_on_stderr_are_notes_when_unreadable_sectors_were_expected(image: 
 
 
 READS: dict[str, tuple[Callable[[QemuImg, Path], object], bytes, Limits]] = {
-    "map": (lambda img, image: img.map(image), b"[]", NO_LIMITS),
+    "map": (lambda img, image: img.map(image), b"[]", LONG_LIMITS),
     "measure": (
         lambda img, image: img.measure(image, output_format="raw"),
         b'{"required": 1, "fully-allocated": 1}',
@@ -110,9 +114,9 @@ READS: dict[str, tuple[Callable[[QemuImg, Path], object], bytes, Limits]] = {
     "check": (
         lambda img, image: img.check(image),
         b'{"filename": "?", "format": "raw", "check-errors": 0}',
-        NO_LIMITS,
+        LONG_LIMITS,
     ),
-    "compare": (lambda img, image: img.compare(image, image), b"Images are identical.\n", NO_LIMITS),
+    "compare": (lambda img, image: img.compare(image, image), b"Images are identical.\n", LONG_LIMITS),
 }
 
 

@@ -188,7 +188,7 @@ def test_an_image_can_be_converted_onto_itself(img: QemuImg, raw: Path, base: Pa
 def test_a_failed_convert_leaves_no_target_and_the_old_one(img: QemuImg, raw: Path, tmp_path: Path) -> None:
     target = tmp_path / "a"
     with pytest.raises(CommandError) as caught:
-        img.convert(raw, target, format="qcow2", output_format="raw")
+        img.convert(raw, target, format="raw", output_format="qcow2", options={"nonsense": 1})
     assert ".imgtool" not in caught.value.message
     assert set(os.listdir(tmp_path)) == {"source.raw"}
     write(target, b"old")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imgtool.errors import (
-    CommandError,
+    ImageFormatError,
     ImageInUseError,
     ImageNotFoundError,
     ImageUnreadableError,
@@ -164,7 +164,7 @@ def test_an_image_open_for_reading_can_be_read_and_not_changed(img: QemuImg, ima
 @pytest.mark.parametrize("length", [0, 3, 50])
 def test_a_truncated_image_is_one_clear_error(img: QemuImg, base: Path, length: int) -> None:
     os.truncate(base, length)
-    with pytest.raises(CommandError) as caught:
+    with pytest.raises(ImageFormatError) as caught:
         img.info(base, format="qcow2")
     assert caught.value.path == str(base)
     assert "\n" not in caught.value.message
@@ -215,7 +215,7 @@ def test_a_result_carries_the_callers_path_when_it_is_no_utf8(img: QemuImg, tmp_
     assert [extent.filename for extent in made.info.vmdk.extents] == [str(path)]
     assert all(child.info.filename == str(path) for child in made.info.children or ())
     assert img.check(path).path == str(path)
-    with pytest.raises(CommandError) as caught:
+    with pytest.raises(ImageFormatError) as caught:
         img.info(path, format="qcow2")
     assert caught.value.path == str(path)
     assert printable(str(path)) in printable(caught.value.path or "")

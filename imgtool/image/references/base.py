@@ -25,7 +25,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     of several the driver that joins them."""
     path: str | None = None
     """The absolute local path, when what is meant is a file, device or directory of this host; for a tree of several
-    leaves that of the file at the end of its `file` branches."""
+    leaves that of the file at the end of its `file` branches. (As written, until `below` makes it absolute.)"""
     format: str | None = None
     """The format that a `json:` tree names; None where the name says nothing about it."""
     host: str | None = None
@@ -37,6 +37,9 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     role: str = "file"
     """For a leaf of a tree: what it is to its parent (`file`, `backing`, `data-file`, `raw`, `children.0`, …)."""
+    relative: bool = False
+    """Whether `path` or `socket` was relative where QEMU joins no directory to it: QEMU looks for it in the current
+    directory of whoever opens the image, imgtool (which starts QEMU there) in the image's own."""
     children: tuple[Reference, ...] = ()
     """The leaves below a tree of more than one."""
 
@@ -62,10 +65,18 @@ def protocol_of(text: str) -> str | None:
     return head if colon and "/" not in head else None
 
 
-def local(path: str) -> str:
-    """A path that QEMU opens as it stands: below the current directory when it is relative. Its `..` stay, since
-    symlinks may be before them."""
-    return path if path.startswith("/") else os.path.join(os.getcwd(), path)
+def below(reference: Reference, directory: str) -> Reference:
+    """`reference` with its relative paths made absolute, as names in `directory`. Their `..` stay: before them there
+    may be symlinks."""
+    children = tuple(below(child, directory) for child in reference.children)
+    path, socket = (
+        name if name is None or name.startswith("/") else os.path.join(directory, name)
+        for name in (reference.path, reference.socket)
+    )
+    relative = (path, socket) != (reference.path, reference.socket) or any(child.relative for child in children)
+    if not relative:
+        return reference
+    return msgspec.structs.replace(reference, path=path, socket=socket, children=children, relative=True)
 
 
 class Url(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from imgtool.image.references.base import MAX_PORT, Reference, local, parse_url, refuse
+from imgtool.image.references.base import MAX_PORT, Reference, parse_url, refuse
 
 NBD_PORT = 10809
 _SSH_PORT = 22
@@ -37,9 +37,7 @@ def _file(text: str) -> Reference:
     if not path:
         refuse(text, "it names no file")
     # QEMU joins no directory to a name that has a protocol: a relative one is of the current directory
-    return Reference(
-        text=text, kind="file" if protocol == "file" else "protocol", protocol=protocol, path=local(path)
-    )
+    return Reference(text=text, kind="file" if protocol == "file" else "protocol", protocol=protocol, path=path)
 
 
 def _nbd(text: str) -> Reference:
@@ -52,7 +50,7 @@ def _nbd(text: str) -> Reference:
     if place.startswith("unix:"):
         if place == "unix:":
             refuse(text, "it names no socket")
-        return Reference(text=text, kind="protocol", protocol="nbd", socket=local(place[5:]), export=export)
+        return Reference(text=text, kind="protocol", protocol="nbd", socket=place[5:], export=export)
     match = _HOST_AND_PORT.fullmatch(place)
     if match is None or int(match["port"][:9]) > MAX_PORT:
         refuse(text, "an NBD server is HOST:PORT or unix:PATH")
@@ -70,7 +68,7 @@ def _nbd_url(text: str) -> Reference:
             text=text,
             kind="protocol",
             protocol="nbd",
-            socket=local(url.query["socket"]),
+            socket=url.query["socket"],
             export=export,
             user=url.user,
         )
@@ -162,9 +160,7 @@ def _gluster(text: str) -> Reference:
     if transport == "gluster+unix":
         if url.host or set(url.query) != {"socket"} or not url.query["socket"]:
             refuse(text, "it has to be gluster+unix:///VOLUME/PATH?socket=PATH")
-        return Reference(
-            text=text, kind="protocol", protocol="gluster", socket=local(url.query["socket"]), export=export
-        )
+        return Reference(text=text, kind="protocol", protocol="gluster", socket=url.query["socket"], export=export)
     host = url.host or "localhost"
     return Reference(
         text=text, kind="protocol", protocol="gluster", host=host, port=url.port or _GLUSTER_PORT, export=export
@@ -185,7 +181,7 @@ def _vvfat(text: str) -> Reference:
         directory = text[text.rindex(":") - 1 :]
     if not directory:
         refuse(text, "it names no directory")
-    return Reference(text=text, kind="protocol", protocol="vvfat", path=local(directory))
+    return Reference(text=text, kind="protocol", protocol="vvfat", path=directory)
 
 
 def _nvme(text: str) -> Reference:

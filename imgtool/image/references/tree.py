@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from imgtool.image.references.base import MAX_PORT, Reference, local, protocol_of, refuse
+from imgtool.image.references.base import MAX_PORT, Reference, protocol_of, refuse
 from imgtool.image.references.protocols import NBD_PORT, parse_protocol, parse_web
 
 FORMATS = frozenset(
@@ -49,7 +49,7 @@ def parse_any(text: str, *, depth: int = 0) -> Reference:
         refuse(text, "it nests too deeply")
     protocol = protocol_of(text)
     if protocol is None:
-        return Reference(text=text, kind="file", protocol="file", path=local(text))
+        return Reference(text=text, kind="file", protocol="file", path=text)
     if protocol == "json":
         return parse_json(text, depth=depth)
     if protocol == "blkdebug":
@@ -198,16 +198,16 @@ def _child(text: str, key: str, value: Any, depth: int) -> tuple[list[Reference]
 def _leaf(text: str, driver: str, node: _Node) -> Reference:
     """The file, device or server that a protocol driver's options name."""
     if driver in _FILES:
-        path = local(_string(text, node, "filename"))
+        path = _string(text, node, "filename")
         return Reference(text=path, kind="file" if driver == "file" else "protocol", protocol=driver, path=path)
     if driver == "vvfat":
-        path = local(_string(text, node, "dir"))
+        path = _string(text, node, "dir")
         return Reference(text=f"fat:{path}", kind="protocol", protocol=driver, path=path)
     if driver in _WEB:
         url = _string(text, node, "url")
         return msgspec.structs.replace(parse_web(url), protocol=driver)
     if driver in _BLKIO:
-        path = local(_string(text, node, "path" if "path" in node else "filename"))
+        path = _string(text, node, "path" if "path" in node else "filename")
         return Reference(text=path, kind="protocol", protocol=driver, path=path)
     return _server(text, driver, node)
 
@@ -220,7 +220,7 @@ def _server(text: str, driver: str, node: _Node) -> Reference:
         refuse(text, "its server is no object")
     socket = None
     if server.get("type") == "unix" or (driver == "nbd" and "host" not in server):
-        socket = local(_string(text, server, "path" if "path" in server else "socket"))
+        socket = _string(text, server, "path" if "path" in server else "socket")
     host = None if socket else _optional(text, server, "host") or _optional(text, node, "portal")
     port = _port(text, server.get("port"))
     if driver == "nbd" and socket is None and host is None:
@@ -277,7 +277,7 @@ def _port(text: str, value: Any) -> int | None:
 
 
 def _configuration(path: str) -> Reference:
-    return Reference(text=path, kind="file", protocol="file", path=local(path), role="config")
+    return Reference(text=path, kind="file", protocol="file", path=path, role="config")
 
 
 def _as_role(leaf: Reference, role: str) -> Reference:

@@ -1,0 +1,94 @@
+"""References that imgtool itself made for this user and that lead out of an image's directory: `overlay new BASE
+elsewhere/OVERLAY` said that images of `elsewhere` may stand on BASE, and nobody shall be asked again.
+
+One line of JSON a pair in the user's state directory. Only what a user asked for gets here; what images say does not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+
+from imgtool.image.links import is_below
+
+Pair = tuple[str, str]
+"""A directory, and a file outside of it that images in it may refer to; both without symlinks."""
+
+_FULL = 500
+"""Pairs from which on those whose directory or file is gone are dropped."""
+
+_MOST = 4 << 20
+"""Bytes that are read."""
+
+
+def path() -> str:
+    """Where it is kept."""
+    from platformdirs import user_state_dir
+
+    return os.path.join(user_state_dir("imgtool", appauthor=False), "references")
+
+
+def knows(directory: str, file: str) -> bool:
+    """Whether imgtool made an image in `directory` refer to `file`."""
+    return (os.path.realpath(directory), os.path.realpath(file)) in _read()
+
+
+def remember(image: str, file: str) -> None:
+    """Notes that the image at `image` was made to refer to `file`, unless that lies in its own directory or below. A
+    state directory that cannot be written is no error: then --trust has to be given."""
+    directory = os.path.realpath(os.path.dirname(image))
+    if is_below(file, directory):
+        return
+    pair = (directory, os.path.realpath(file))
+    place = path()
+    try:
+        os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
+        fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    with os.fdopen(fd, "r+b") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            text = held.read(_MOST)
+            pairs = _pairs(text)
+            if pair in pairs:
+                return
+            pairs[pair] = None
+            if len(pairs) <= _FULL:
+                held.seek(0, os.SEEK_END)
+                held.write(b"\n" * (text[-1:] not in (b"", b"\n")) + _lines([pair]))
+            else:
+                kept = [one for one in pairs if one == pair or all(os.path.lexists(name) for name in one)]
+                held.seek(0)
+                held.write(_lines(kept))
+                held.truncate()
+        except OSError:
+            return
+
+
+def _read() -> dict[Pair, None]:
+    try:
+        with open(path(), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            return _pairs(file.read(_MOST))
+    except OSError:
+        return {}
+
+
+def _lines(pairs: Iterable[Pair]) -> bytes:
+    return "".join(json.dumps(pair) + "\n" for pair in pairs).encode()
+
+
+def _pairs(text: bytes) -> dict[Pair, None]:
+    """A dict, since the oldest stay first. A line that was cut off by a crash is none."""
+    found: dict[Pair, None] = {}
+    for line in text.splitlines():
+        try:
+            directory, file = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(directory, str) and isinstance(file, str):
+            found[directory, file] = None
+    return found
