@@ -15,6 +15,7 @@ from imgtool.build.executor import Executor, ExecutorError, Kind, connect, equip
 from imgtool.build.recipe import Guest as GuestMachine
 from imgtool.build.recipe import seconds_of
 from imgtool.errors import MachineError
+from imgtool.machine.compile.start import wants_uefi
 from imgtool.machine.config import Machine
 from imgtool.machine.launch import Started, launch
 from imgtool.machine.plan import prepare
@@ -85,7 +86,7 @@ def machine_for(start: Start, access: str) -> Machine:
         machine = equip(machine, kind, access)
     if machine.cloud_init is not None and machine.cloud_init.hostname is None:
         machine = replace(machine, cloud_init=replace(machine.cloud_init, hostname=start.name))
-    if machine.firmware.vars is None:
+    if wants_uefi(machine) and machine.firmware.vars is None:
         machine = replace(
             machine, firmware=replace(machine.firmware, vars=os.path.join(start.folder, "uefi-vars.qcow2"))
         )
@@ -191,7 +192,7 @@ class RunningGuest:
 
     def snapshot(self, overlay: str) -> None:
         self._snapshots += 1
-        node = f"{SYSTEM}-{self._snapshots}"
+        node = f"{SYSTEM}-layer-{self._snapshots}"
         with Monitor.connect(self.vm.qmp_socket) as monitor:
             monitor.execute("blockdev-add", overlay_node(node, overlay))
             monitor.execute("blockdev-snapshot", {"node": self._node, "overlay": node})
