@@ -29,6 +29,7 @@ from imgtool.cli.options import (
     options_option,
 )
 from imgtool.cli.progress import progress
+from imgtool.cli.requests import on_copy, settle
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
 from imgtool.image.qapi import to_builtins
@@ -75,6 +76,7 @@ def amend(
         raise UsageError("the name of the image is missing", hint="`imgtool amend --help` shows how it is used")
     if not chosen:
         raise UsageError("nothing is to be changed", hint="name it: -o compat=1.1; -o help lists what can be")
+    settle(image, image_opts=image_opts, dry_run=dry_run)
     opened = open_image(image, format=format_, image_opts=image_opts)
     arguments: dict[str, Any] = {"format": opened.format, "cache": cache, "force": force, "objects": objects}
     program = qemu_img(context)
@@ -88,7 +90,16 @@ def amend(
         explained(context, formats=[format_], option_format=opened.format, options=chosen, amend=True),
         progress(context, "amend") as show,
     ):
-        changed = program.amend(opened.source, chosen, progress=show, **arguments)
+        if opened.format == "luks" or any(key.startswith("encrypt.") for key in chosen):
+            # a copy would leave the key that is to be erased in the blocks of the old file
+            changed = program.amend(opened.source, chosen, progress=show, **arguments)
+        else:
+            changed = on_copy(
+                program,
+                opened,
+                lambda source: program.amend(source, chosen, progress=show, **arguments),
+                same_content=True,
+            )
 
     def lines() -> Iterator[str]:
         done = ", ".join(f"{printable(key)}={printable(str(value))}" for key, value in chosen.items())

@@ -18,6 +18,7 @@ from imgtool.cli.options import (
     object_option,
 )
 from imgtool.cli.render import counted
+from imgtool.cli.requests import on_copy, settle
 from imgtool.errors import ImgtoolError, UsageError
 from imgtool.image.names import printable
 from imgtool.image.qapi import to_builtins
@@ -112,6 +113,7 @@ def bitmap(
     actions: list[BitmapAction] = ctx.meta["imgtool.bitmap.actions"]
     if not actions:
         raise UsageError("nothing is to be done to the bitmap", hint=f"one of --{', --'.join(_FLAGS)}, --merge")
+    settle(image, image_opts=image_opts, dry_run=dry_run)
     opened = open_image(image, format=format_, image_opts=image_opts)
     source = None if source_file is None else open_image(source_file, format=source_format)
     arguments: dict[str, Any] = {
@@ -130,7 +132,12 @@ def bitmap(
         emit_command(context, img_argv.bitmap(program.program, opened.source, name, actions, **arguments), images)
         return
     with explained(context, formats=[format_, source_format]):
-        changed = program.bitmap(opened.source, name, actions, **arguments)
+        changed = on_copy(
+            program,
+            opened,
+            lambda source: program.bitmap(source, name, actions, **arguments),
+            same_content=True,
+        )
 
     def lines() -> Iterator[str]:
         from imgtool.cli.describe import bitmap_table

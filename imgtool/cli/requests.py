@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import click
 
 from imgtool.cli.context import Context
-from imgtool.cli.images import not_found
+from imgtool.cli.images import Opened, not_found
 from imgtool.cli.options import FILE_NAME
 from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.names import absolute, printable
 
 if TYPE_CHECKING:
     from imgtool.operations.plan import Plan
+    from imgtool.qemu.qemu_img import QemuImg
+    from imgtool.qemu.results import Changed
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -62,6 +64,23 @@ def said(context: Context, value: object, lines: Iterable[str], notes: Sequence[
     for note in notes:
         remark(context, note)
     say(context, value, lines)
+
+
+def settle(opened_name: str, *, image_opts: bool, dry_run: bool, again: str | None = None) -> None:
+    """Before an image is looked at that is to be changed: what was broken off is finished first."""
+    if not image_opts and not dry_run:
+        from imgtool.operations.inplace import settle
+
+        settle(absolute(opened_name), again=again)
+
+
+def on_copy(program: QemuImg, opened: Opened, verb: Callable[[Any], Changed], *, same_content: bool) -> Changed:
+    """What `verb` of qemu-img answers, run on a copy of the image that then takes its place."""
+    if opened.path is None:
+        return verb(opened.source)
+    from imgtool.operations.inplace import change_copy
+
+    return change_copy(program, opened.path, verb, format=opened.format, same_content=same_content, settled=True)
 
 
 def refuse_unseen(image: str, *, force: bool, doing: str) -> None:

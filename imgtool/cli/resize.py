@@ -27,6 +27,7 @@ from imgtool.cli.options import (
     object_option,
 )
 from imgtool.cli.render import size as shown_size
+from imgtool.cli.requests import on_copy, settle
 from imgtool.errors import RefusedError
 from imgtool.image.qapi import to_builtins
 from imgtool.sizes import parse_resize
@@ -81,6 +82,7 @@ def resize(
     Partitions and file systems inside stay as they are: make them larger afterwards, or smaller before.
     """
     parse_resize(size, 1 << 62)  # what is no size is said before anything is looked at
+    settle(image, image_opts=image_opts, dry_run=dry_run, again="resized" if size[0] in "+-" else None)
     opened = open_image(image, format=format_, image_opts=image_opts)
     refuse_with_children(opened, force=force, doing="resizing")
     program = qemu_img(context)
@@ -104,7 +106,12 @@ def resize(
         emit_command(context, argv, [touched(opened.source, "write")], notes=[note])
         return
     with explained(context, formats=[format_]):
-        changed = program.resize(opened.source, wanted, **arguments)
+        changed = on_copy(
+            program,
+            opened,
+            lambda source: program.resize(source, wanted, **arguments),
+            same_content=wanted >= current,
+        )
 
     def lines() -> Iterator[str]:
         before, after = changed.before.virtual_size, changed.after.virtual_size

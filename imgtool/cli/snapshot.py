@@ -29,6 +29,7 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.output import emit
 from imgtool.cli.render import counted
+from imgtool.cli.requests import on_copy, settle
 from imgtool.errors import CommandError, RefusedError, UsageError
 from imgtool.image.names import printable
 from imgtool.image.qapi import SnapshotInfo, to_builtins
@@ -89,6 +90,8 @@ def snapshot(
         asked.append(("delete", delete))
     if len(asked) + list_ > 1:
         raise UsageError("-l, -c, -a and -d exclude each other", hint="one of them at a time")
+    if asked:
+        settle(image, image_opts=image_opts, dry_run=dry_run)
     opened = open_image(image, format=format_, image_opts=image_opts, opens_parents=bool(asked))
     if not asked:
         _list(context, opened, format_, objects)
@@ -111,7 +114,12 @@ def snapshot(
     }
     with explained(context, formats=[format_]):
         try:
-            changed = methods[verb](opened.source, name, format=opened.format, objects=objects)
+            changed = on_copy(
+                program,
+                opened,
+                lambda source: methods[verb](source, name, format=opened.format, objects=objects),
+                same_content=verb != "apply",
+            )
         except CommandError as error:
             if opened.format not in (None, "qcow2") and error.hint is None:
                 error.hint = "only qcow2 images hold snapshots; `imgtool convert -O qcow2` makes one"

@@ -17,7 +17,7 @@ from imgtool.errors import RefusedError
 from imgtool.image.header import Qcow2Details
 from imgtool.image.names import PathLike, printable
 from imgtool.operations.anchoring import follow
-from imgtool.operations.around import Around, header_of, refuse_in_use
+from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_sealed
 from imgtool.operations.journal import recover
 from imgtool.operations.proof import prove_sound
 from imgtool.operations.transaction import Transaction
@@ -51,8 +51,8 @@ def change_copy(
     same_content: bool = True,
     settled: bool = False,
 ) -> Changed:
-    """What `verb` answers when it is run on a copy of `image`, which then takes its place. With `same_content` a guest
-    reads the same from its disk afterwards, and overlays go on remembering it.
+    """What `verb` answers when it is run on a copy of `image`, which then takes its place. With `same_content` a
+    guest reads the same from its disk afterwards, and overlays go on remembering it.
 
     Where no copy can take the image's place (a block device, one with an external data file or of several files, one
     with further names) or none is needed (a raw image, whose size changes at once), the verb works in place.
@@ -60,6 +60,7 @@ def change_copy(
     """
     around = Around(image, format=format, whole=False, settle=not settled)
     top = around.image
+    refuse_sealed(top)
     refuse_in_use([top], why="it cannot be changed", even_reading=not same_content)
     if in_place(top):
         return verb(top.path)

@@ -318,6 +318,8 @@ def check_replaceable(path: str) -> None:
             hint="remove the other names, or make copies of them, first",
             path=path,
         )
+    if not os.access(path, os.W_OK):
+        raise RefusedError(f"{printable(path)} may not be written", hint="its permissions forbid it", path=path)
     check_removable(os.path.realpath(path))
 
 

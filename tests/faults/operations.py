@@ -74,9 +74,24 @@ def _line(store: Path) -> None:
         below = str(number)
 
 
-def _data_file(store: Path) -> None:
-    base(store / "base.qcow2", (0, 1))
-    new_overlay(store / "base.qcow2", store / "top.qcow2")
+def _old_version(store: Path) -> None:
+    """A qcow2 of version 2, which amend makes one of version 3."""
+    base(store / "base.qcow2", (0, 1), (1, 1))
+    QemuImg().create(
+        store / "top.qcow2",
+        format="qcow2",
+        backing="base.qcow2",
+        backing_format="qcow2",
+        options={"compat": "0.10"},
+    )
+    _write(store / "top.qcow2", (1, 2))
+
+
+def _five_children(store: Path) -> None:
+    base(store / "base.qcow2", (0, 1), (1, 1))
+    (store / "elsewhere").mkdir()
+    for number in range(5):
+        overlay(store / f"{number}.qcow2", store / "base.qcow2", (number, number + 2))
 
 
 OPERATIONS = (
@@ -117,4 +132,34 @@ OPERATIONS = (
     ),
     Operation("overlay reset", _line, lambda store: ["overlay", "reset", store / "5.qcow2"]),
     Operation("overlay delete", _line, lambda store: ["overlay", "delete", store / "5.qcow2"], done="does not exist"),
+    Operation("resize", _snapshots, lambda store: ["resize", store / "top.qcow2", "3M"]),
+    Operation(
+        "resize --shrink",
+        _two_bases,
+        lambda store: ["resize", "--force", "--shrink", store / "old.qcow2", "512k"],
+    ),
+    Operation("resize a raw disk", _raw, lambda store: ["resize", "--force", store / "base.raw", "2M"]),
+    Operation(
+        "snapshot -c", _chain, lambda store: ["snapshot", "-c", "new", store / "mid.qcow2"], done="has a snapshot"
+    ),
+    Operation("snapshot -a", _snapshots, lambda store: ["snapshot", "-a", "first", store / "top.qcow2"]),
+    Operation(
+        "snapshot -d",
+        _snapshots,
+        lambda store: ["snapshot", "-d", "first", store / "top.qcow2"],
+        done="has no snapshot",
+    ),
+    Operation("amend", _old_version, lambda store: ["amend", "-o", "compat=1.1", store / "top.qcow2"]),
+    Operation(
+        "bitmap --add",
+        _two_bases,
+        lambda store: ["bitmap", "--add", store / "top.qcow2", "daily"],
+        done="daily",
+    ),
+    Operation(
+        "chain move (5 children)",
+        _five_children,
+        lambda store: ["chain", "move", store / "base.qcow2", store / "elsewhere/base.qcow2"],
+        done="does not exist",
+    ),
 )
