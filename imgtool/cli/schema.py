@@ -17,6 +17,7 @@ DOCUMENTS = {
     "chain": "imgtool.chain.graph:Graph",
     "chain-anchor": "imgtool.operations.anchor:Answers",
     "chain-flatten": "imgtool.operations.flatten:Flattened",
+    "chain-collect": "imgtool.operations.collect:Collected",
     "chain-move": "imgtool.operations.move:Moved",
     "chain-repair": "imgtool.operations.repair:Repaired",
     "chain-shorten": "imgtool.operations.shorten:Shortened",

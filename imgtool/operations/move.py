@@ -232,7 +232,7 @@ class MoveRequest:
     def make(self, qemu_img: QemuImg, *, progress: Progress | None = None) -> Moved:
         """Moves. Whatever happens, every image afterwards reads as before."""
         made: list[str] = []
-        _allow_open_files(len(self.files) + len(self.references))
+        allow_open_files(len(self.files) + len(self.references))
         try:
             with Transaction(self.renamed.tops[0] if self.renamed.tops else next(iter(self.files))) as change:
                 self._put_steps(change, qemu_img, progress)
@@ -384,7 +384,7 @@ def _can_be_linked(path: str) -> bool:
     return True
 
 
-def _allow_open_files(wanted: int) -> None:
+def allow_open_files(wanted: int) -> None:
     """Every image that is moved is kept open."""
     import resource
 

@@ -1,0 +1,138 @@
+"""`imgtool chain collect DIR`"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from imgtool.cli.chain_verify import stores_option
+from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
+from imgtool.cli.options import FILE_NAME, file_argument
+from imgtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from imgtool.operations.collect import Garbage, Quarantined
+    from imgtool.operations.plan import Plan
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool chain collect --dry-run /srv/vms --keep /srv/vms/web.qcow2 --keep /srv/vms/db.qcow2\n"
+    "  imgtool chain collect . --keep web.qcow2\n"
+    "  imgtool chain collect . --undo\n"
+    "  imgtool chain collect . --list\n"
+    "  imgtool chain collect . --purge"
+)
+@file_argument("directory", metavar="DIR")
+@click.option(
+    "-k",
+    "--keep",
+    type=FILE_NAME,
+    metavar="IMAGE",
+    multiple=True,
+    help="This image is needed, and what it stands on. May be repeated.",
+)
+@stores_option
+@click.option("--undo", is_flag=True, help="Bring back what was put away last, or --id.")
+@click.option("--purge", is_flag=True, help="Delete for good what was put away: all of it, or --id.")
+@click.option("-l", "--list", "list_", is_flag=True, help="List what was put away.")
+@click.option("--id", "id_", metavar="ID", help="What one run put away.")
+@quiet_option
+@dry_run_option
+@output_option()
+@pass_context
+def collect(
+    context: Context,
+    directory: str,
+    keep: tuple[str, ...],
+    stores: tuple[str, ...],
+    undo: bool,
+    purge: bool,
+    list_: bool,
+    id_: str | None,
+    dry_run: bool,
+) -> None:
+    """Put the images in DIR and below that nobody needs into a quarantine in DIR.
+
+    Needed are the images of --keep, those that a program has open, those of machines and builds of imgtool, and all
+    that these stand on, as do images outside of DIR that are found in --store. Nothing is deleted before --purge;
+    --undo brings it back.
+    """
+    from imgtool.cli.images import say
+    from imgtool.operations import collect as operations
+
+    if undo + purge + list_ + bool(keep) > 1:
+        raise UsageError("--keep, --undo, --purge and --list exclude each other", hint="one of them at a time")
+    if list_:
+        from imgtool.cli.output import emit
+
+        found = operations.quarantined(directory)
+        emit(context, found, _listed(found))
+        return
+    request: operations.UndoRequest | operations.PurgeRequest | operations.CollectRequest
+    if undo:
+        request = operations.UndoRequest(directory, id_)
+    elif purge:
+        request = operations.PurgeRequest(directory, id_)
+    else:
+        request = operations.CollectRequest(
+            directory, keep=keep, needed=list(_needed()), store=stores, settle=not dry_run
+        )
+    if dry_run:
+        _plan(context, request.plan())
+    elif isinstance(request, operations.UndoRequest):
+        back = request.make()
+        say(context, back, _files("brought back", back.files))
+    elif isinstance(request, operations.PurgeRequest):
+        gone = request.make()
+        say(context, gone, _files("deleted", [file for batch in gone for file in batch.files]))
+    else:
+        done = request.make()
+        say(context, done, _files("put away", done.files, id=done.id, kept=done.kept))
+
+
+def _needed() -> Iterator[str]:
+    """What the machines that run and the layers of builds consist of."""
+    from imgtool.build.store import Store
+    from imgtool.errors import ImgtoolError
+    from imgtool.machine.runtime import vms
+
+    for _, state in vms():
+        yield from (image.path for image in state.images)
+    try:
+        for layer in Store().layers():
+            yield layer.image
+            yield layer.manifest.base
+    except ImgtoolError:
+        return  # there were no builds
+
+
+def _plan(context: Context, plan: Plan) -> None:
+    from imgtool.cli.plan import emit_plan
+
+    emit_plan(context, plan)
+
+
+def _files(verb: str, files: Sequence[Garbage], *, id: str | None = None, kept: int | None = None) -> Iterator[str]:
+    from imgtool.chain.draw import relative
+    from imgtool.cli.render import counted, short_size
+
+    for file in files:
+        yield f"{verb}: {relative(file.path, os.getcwd())}, {short_size(file.bytes)}"
+    total = short_size(sum(file.bytes for file in files))
+    rest = "" if kept is None else f"; {counted(kept, 'image')} needed"
+    yield f"{counted(len(files), 'image')} {verb}, {total}{rest}"
+    if id is not None:
+        yield f"`imgtool chain collect DIR --undo --id {id}` brings them back, `--purge` deletes them"
+
+
+def _listed(found: Sequence[Quarantined]) -> Iterator[str]:
+    from imgtool.cli.render import counted, date, short_size
+    from imgtool.image.names import printable
+
+    for one in found:
+        what = f"{counted(len(one.files), 'image')}, {short_size(one.bytes)}"
+        yield f"{printable(one.id)}  {date(int(one.made))}  {what}"
