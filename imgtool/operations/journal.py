@@ -24,6 +24,8 @@ from imgtool.image.locks import lock_state
 _SECTOR = 512
 
 PREFIX, SUFFIX = ".imgtool-", ".journal"
+_DONE = ".done"
+"""The suffix of a journal whose steps are done, while something that was staged is still to be taken away."""
 
 Verb = Literal["replace", "place", "link", "remove", "patch"]
 
@@ -62,7 +64,7 @@ def journals(directory: str) -> list[str]:
         names = os.listdir(directory)
     except OSError:
         return []
-    return sorted(os.path.join(directory, n) for n in names if n.startswith(PREFIX) and n.endswith(SUFFIX))
+    return sorted(os.path.join(directory, n) for n in names if n.startswith(PREFIX) and n.endswith((SUFFIX, _DONE)))
 
 
 def recover(directory: str) -> list[str]:
@@ -73,7 +75,9 @@ def recover(directory: str) -> list[str]:
         with _adopted(journal) as adopted:
             if adopted:
                 steps, staged = _read(journal)
-                if finish(journal, steps, staged):
+                if journal.endswith(_DONE):
+                    clear(journal, staged)
+                elif finish(journal, steps, staged):
                     finished += [step.target for step in steps]
     return finished
 
@@ -148,8 +152,6 @@ def _read(journal: str) -> tuple[list[Step], list[str]]:
                 record = json.loads(line)
             except ValueError:  # the line it died in
                 break
-            if "done" in record:
-                steps = []
             if "stage" in record:
                 staged.append(whole(record["stage"]))
             steps += [
@@ -194,7 +196,7 @@ def finish(journal: str, steps: list[Step], staged: list[str]) -> bool:
 
 def clear(journal: str, staged: list[str], *, done: bool = False) -> None:
     """Takes away staged files and then the journal. When one cannot be taken away the journal stays, so that the next
-    run does it; if steps were done, with a record that they were: they must not be done again then."""
+    run does it; with a note that its steps are `done`, if they are: they must not be done again then."""
     left = [path for path in staged if not _removed(path)]
     if left and (not done or _noted(journal)):
         return
@@ -212,17 +214,12 @@ def _removed(path: str) -> bool:
 
 
 def _noted(journal: str) -> bool:
+    """By its name, which takes no space on a full disk."""
     try:
-        fd = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        os.rename(journal, journal.removesuffix(SUFFIX) + _DONE)
     except OSError:
         return False
-    try:
-        line = b'{"done": true}\n'
-        return os.write(fd, line) == len(line)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
+    return True
 
 
 class _OvertakenError(Exception):
