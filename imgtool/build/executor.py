@@ -21,11 +21,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Literal, Protocol, Self, cast
+from typing import TYPE_CHECKING, Literal, Protocol, Self, cast
 
 from imgtool.errors import MachineError
-from imgtool.machine.config import Machine
-from imgtool.machine.runtime import State, Vm
+
+if TYPE_CHECKING:
+    from imgtool.machine.config import Machine
+    from imgtool.machine.runtime import State, Vm
 
 Kind = Literal["agent", "ssh", "serial"]
 

@@ -44,6 +44,7 @@ _ARGUMENTS = "imgtool.cli.boot.arguments"
     "  imgtool boot disk.qcow2 --ephemeral --network user,hostfwd=tcp::2222-:22\n"
     "  imgtool boot disk.qcow2 --kernel vmlinuz --initrd initrd --append 'root=/dev/vda console=ttyS0'\n"
     "  imgtool boot -d cloud.qcow2 --ssh-key ~/.ssh/id_ed25519.pub --wait ssh\n"
+    "  imgtool boot web.toml@packages\n"
     "  imgtool boot disk.qcow2 -- -device edu\n"
     "\n"
     "The serial console is on the terminal: Ctrl-A X ends the VM, Ctrl-A C is QEMU's monitor, Ctrl-A H is help.\n"
@@ -97,6 +98,10 @@ def boot(
         raise UsageError("--wait is for a VM in the background", hint="add -d")
     arguments = click.get_current_context().meta.get(_ARGUMENTS, ())
     words = _over_profile(profile, settings_of(settings, arguments))
+    if image is not None and "@" in image:
+        from imgtool.cli.build_layer import open_layer
+
+        image, words = open_layer(image, words, throwaway=new_overlay is None)
     target = _overlay_target(image, new_overlay)
     if dry_run:
         _overlay(context, image, format_, target, force=force, dry_run=True)
