@@ -38,9 +38,8 @@ def read_config(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             config = json.load(file)
-        auths = config.get("auths") or {}
-        tables = {"auths": auths, "credHelpers": config.get("credHelpers") or {}}
-        if not all(isinstance(table, dict) for table in tables.values()):
+        auths, helpers = config.get("auths", {}), config.get("credHelpers", {})
+        if not isinstance(auths, dict) or not isinstance(helpers, dict):
             raise TypeError
     except FileNotFoundError:
         return {"auths": {}, "credHelpers": {}, "credsStore": None}
@@ -49,7 +48,7 @@ def read_config(path: str) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{printable(path)} is no configuration of docker's", path=path) from error
     by_host = {_host_of(key): entry for key, entry in auths.items() if isinstance(entry, dict)}
-    return {"auths": by_host, "credHelpers": tables["credHelpers"], "credsStore": config.get("credsStore")}
+    return {"auths": by_host, "credHelpers": helpers, "credsStore": config.get("credsStore")}
 
 
 def _host_of(key: str) -> str:
@@ -141,8 +140,11 @@ class Login:
         return auth
 
     def _take_identity_token(self, auth: Any) -> None:
+        basic = getattr(auth, "_basic_auth", None)
+        if basic is None:
+            return
         try:
-            user, _, secret = base64.b64decode(getattr(auth, "_basic_auth", "")).decode().partition(":")
+            user, _, secret = base64.b64decode(basic, validate=True).decode().partition(":")
         except ValueError:
             path = config_path()
             raise ConfigError(

@@ -33,8 +33,8 @@ def each(work: Callable[[T], None], items: Sequence[T], *, jobs: int, halted: th
     """Does `work` for each of `items`, `jobs` at a time. The first error is raised, and stops the
     others by `halted`.
 
-    The threads are daemons: whoever interrupts imgtool does not wait for a network. Whatever they do may be stopped
-    at any moment.
+    All have ended when this returns or raises one of their errors. The threads are daemons: whoever interrupts
+    imgtool does not wait for a network. Whatever they do may be stopped at any moment.
     """
     if len(items) <= 1 or jobs <= 1:
         for item in items:
@@ -44,25 +44,31 @@ def each(work: Callable[[T], None], items: Sequence[T], *, jobs: int, halted: th
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     for item in items:
         waiting.put(item)
-
-    def run() -> None:
-        try:
-            while not halted.is_set():
-                work(waiting.get_nowait())
-            ended.put(None)
-        except queue.Empty:
-            ended.put(None)
-        except BaseException as error:
-            ended.put(error)
-
     threads = min(jobs, len(items))
     for _ in range(threads):
-        threading.Thread(target=run, daemon=True).start()
+        threading.Thread(target=_worker, args=(work, waiting, ended, halted), daemon=True).start()
     try:
-        for _ in range(threads):
-            error = ended.get()
-            if error is not None:
-                raise error
+        results = [ended.get() for _ in range(threads)]
     except BaseException:
         halted.set()
         raise
+    for error in results:
+        if error is not None:
+            raise error
+
+
+def _worker(
+    work: Callable[[T], None],
+    waiting: queue.SimpleQueue[T],
+    ended: queue.SimpleQueue[BaseException | None],
+    halted: threading.Event,
+) -> None:
+    try:
+        while not halted.is_set():
+            work(waiting.get_nowait())
+        ended.put(None)
+    except queue.Empty:
+        ended.put(None)
+    except BaseException as error:
+        halted.set()
+        ended.put(error)

@@ -163,7 +163,7 @@ class PullRequest:
 
     def _parent_path(self, descriptor: Descriptor) -> str:
         title = descriptor.annotations.get(TITLE, "")
-        stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", stem_of(title)).lstrip(".-")[:_LONGEST_STEM] or "layer"
+        stem = re.sub(r"[^A-Za-z0-9._+]+", "-", stem_of(title)).strip(".-")[:_LONGEST_STEM]
         stem = re.sub(r"(-[0-9a-f]{12})+\Z", "", stem) or "layer"
         short = descriptor.digest.partition(":")[2][:12]
         format = descriptor.media_type.removeprefix(LAYER)

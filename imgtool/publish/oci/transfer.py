@@ -1,4 +1,8 @@
-"""Blobs to and from a registry, going on where a connection broke, in this run or the next."""
+"""Blobs to and from a registry, going on where a connection broke, in this run or the next.
+
+An upload goes on where the registry says it is. Docker's own registry (2.8) forgets one that broke within a chunk,
+since what it has then is not what its signed state says; such a layer is sent anew, and only such a one.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
 
 CHUNK = 16 << 20
 """Bytes that are uploaded in one request."""
+
+_ARRIVING = 128 << 10
+"""Bytes that are taken from a connection at once: what is lost when it breaks."""
 
 _HOLE = 64 << 10
 """Zeros of this many bytes are not written."""
@@ -76,12 +83,13 @@ class _Upload:
         self._count = count
         self._session = session
         self._counted = 0
+        self._furthest = 0
         self._restarted = False
 
     def run(self) -> None:
         self._tell(self._session.offset if self._session else 0)
         what = f"{self._digest} could not be pushed to {self._registry.reference.repository}"
-        self._registry.transport.retrying(self._go_on, what, moved=lambda: self._counted)
+        self._registry.transport.retrying(self._go_on, what, moved=lambda: self._furthest)
 
     def _go_on(self) -> None:
         if self._session is None:
@@ -119,6 +127,7 @@ class _Upload:
     def _tell(self, offset: int) -> None:
         self._count(offset - self._counted)
         self._counted = offset
+        self._furthest = max(self._furthest, offset)
 
 
 @contextlib.contextmanager
@@ -171,12 +180,13 @@ class _Download:
         self._fd = fd
         self._count = count
         self._have = 0
+        self._furthest = 0
         self._hash = hashlib.sha256()
 
     def run(self) -> None:
         self._read_beginning()
         what = f"{self._layer.digest} could not be pulled from {self._registry.reference.repository}"
-        self._registry.transport.retrying(self._go_on, what, moved=lambda: self._have)
+        self._registry.transport.retrying(self._go_on, what, moved=lambda: self._furthest)
         found = f"sha256:{self._hash.hexdigest()}"
         if found != self._layer.digest:
             self._restart()
@@ -197,6 +207,7 @@ class _Download:
     def _took(self, piece: bytes) -> None:
         self._hash.update(piece)
         self._have += len(piece)
+        self._furthest = max(self._furthest, self._have)
         self._count(len(piece))
 
     def _restart(self) -> None:
@@ -233,7 +244,7 @@ class _Download:
         import urllib3
 
         try:
-            for piece in response.iter_content(PIECE):
+            for piece in response.iter_content(_ARRIVING):
                 if self._registry.transport.halted.is_set():
                     raise RegistryError("stopped, since another transfer failed")
                 if self._have + len(piece) > self._layer.size:
