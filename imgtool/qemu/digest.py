@@ -15,7 +15,7 @@ import struct
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -81,6 +81,25 @@ def content_digest(
     ImageInUseError when a program writes one of the files; CommandError when qemu-img cannot read them, for lack of a
     key for one. Nothing that heeds QEMU's locks can write them meanwhile.
     """
+    whole = hashlib.sha256(b"imgtool1\n" + virtual_size.to_bytes(8, "big"))
+    found = chunk_digests(img, layers, virtual_size, extents=extents, threads=threads, progress=progress)
+    for number in sorted(found):
+        whole.update(_ENTRY.pack(number, found[number]))
+    return PREFIX + whole.hexdigest()
+
+
+def chunk_digests(
+    img: ImgBase,
+    layers: Sequence[Layer],
+    virtual_size: int,
+    *,
+    chunk: int = CHUNK,
+    extents: Sequence[Extent] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[int, bytes]:
+    """The SHA-256 of each chunk of `chunk` bytes (at most `CHUNK`, which it divides) that is not all zeros, by its
+    number. As for `content_digest`; `extents` may be a part of the disk."""
     threads = threads or os.cpu_count() or 1
     with contextlib.ExitStack() as stack:
         fds = [_opened(stack, layer) for layer in layers]
@@ -92,13 +111,13 @@ def content_digest(
             if extent.data and not extent.zero and _is_packed(extent, layers)
             for number in range(extent.start // _SLICE, (extent.end - 1) // _SLICE + 1)
         }
-        chunks = _chunks(_plain_pieces(extents, fds, packed))
+        pieces = _plain_pieces(extents, fds, packed)
         if packed:
             unpacker = _Unpacker(stack, img, layers, virtual_size)
-            chunks = chain(unpacker.slices(sorted(packed), threads), chunks)
-        work = _Work(virtual_size, chunks, extents, progress)
+            pieces = chain(unpacker.slices(sorted(packed), threads), pieces)
+        work = _Work(virtual_size, chunk, _chunks(pieces, chunk), extents, progress)
         work.run(threads)
-        return work.digest()
+        return work.found
 
 
 def _opened(stack: contextlib.ExitStack, layer: Layer) -> int:
@@ -141,15 +160,15 @@ def _plain_pieces(extents: Sequence[Extent], fds: Sequence[int], packed: set[int
             at = end
 
 
-def _chunks(pieces: Iterator[_Piece]) -> Iterator[_Chunk]:
+def _chunks(pieces: Iterable[_Piece], size: int) -> Iterator[_Chunk]:
     """Cuts pieces of the disk at the chunks' bounds, and gathers those of each chunk."""
     number = -1
     here: list[_Piece] = []
     for piece in pieces:
         at, offset, left = piece.at, piece.offset, piece.length
         while left:
-            chunk, inside = divmod(at, CHUNK)
-            length = min(left, CHUNK - inside)
+            chunk, inside = divmod(at, size)
+            length = min(left, size - inside)
             if chunk != number:
                 if here:
                     yield number, here
@@ -170,8 +189,8 @@ class _Unpacker:
             tempfile.TemporaryDirectory(prefix=".imgtool-", dir=folder if os.access(folder, os.W_OK) else None)
         )
 
-    def slices(self, numbers: Sequence[int], ahead: int) -> Iterator[_Chunk]:
-        """The chunks of the slices `numbers`, `ahead` of which are unpacked at the same time."""
+    def slices(self, numbers: Sequence[int], ahead: int) -> Iterator[_Piece]:
+        """The data of the slices `numbers`, `ahead` of which are unpacked at the same time."""
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(ahead) as pool:
@@ -179,7 +198,7 @@ class _Unpacker:
             for index, number in enumerate(numbers):
                 scratch = waiting.popleft().result()
                 waiting.extend(pool.submit(self._unpack, later) for later in numbers[index + ahead :][:1])
-                yield from _chunks(self._pieces(number, scratch))
+                yield from self._pieces(number, scratch)
 
     def _unpack(self, number: int) -> _Scratch:
         start = number * _SLICE
@@ -217,14 +236,17 @@ class _Work:
     def __init__(
         self,
         virtual_size: int,
+        chunk: int,
         chunks: Iterator[_Chunk],
         extents: Sequence[Extent],
         progress: Progress | None,
     ) -> None:
         self.virtual_size = virtual_size
+        self.chunk = chunk
+        self.found: dict[int, bytes] = {}
         self._chunks = chunks
+        self._batch = max(1, _BATCH * CHUNK // chunk)
         self._lock = threading.Lock()
-        self._found: list[tuple[int, bytes]] = []
         self._failed: BaseException | None = None
         self._progress = progress
         self._total = max(1, sum(extent.length for extent in extents if extent.data and not extent.zero))
@@ -241,10 +263,10 @@ class _Work:
             raise self._failed
 
     def _work(self) -> None:
-        buffer = bytearray(CHUNK)
+        buffer = bytearray(self.chunk)
         try:
             while batch := self._take():
-                self._found.extend(_hashed(batch, buffer, self.virtual_size))
+                self.found.update(_hashed(batch, buffer, self.virtual_size))
         except BaseException as error:
             self._failed = error
 
@@ -252,31 +274,26 @@ class _Work:
         with self._lock:
             if self._failed is not None:
                 return []
-            batch = list(islice(self._chunks, _BATCH))
+            batch = list(islice(self._chunks, self._batch))
             if self._progress is not None:
                 self._progress(min(100.0, 100 * self._done / self._total))
                 self._done += sum(piece.length for _, pieces in batch for piece in pieces)
             return batch
 
-    def digest(self) -> str:
-        whole = hashlib.sha256(b"imgtool1\n" + self.virtual_size.to_bytes(8, "big"))
-        for number, digest in sorted(self._found):
-            whole.update(_ENTRY.pack(number, digest))
-        return PREFIX + whole.hexdigest()
-
 
 def _hashed(batch: Sequence[_Chunk], buffer: bytearray, virtual_size: int) -> Iterator[tuple[int, bytes]]:
     """(number, SHA-256) of the chunks that are not all zeros."""
     whole = memoryview(buffer)
+    size = len(buffer)
     for number, pieces in batch:
-        length = min(CHUNK, virtual_size - number * CHUNK)
+        length = min(size, virtual_size - number * size)
         if length <= 0:
             continue
         if len(pieces) > 1 or pieces[0].length < length:
-            buffer[:] = _ZEROS
+            buffer[:] = _ZEROS[:size]
         for piece in pieces:
             _fill(whole[piece.at : piece.at + piece.length], piece)
-        here = buffer if length == CHUNK else buffer[:length]
+        here = buffer if length == size else buffer[:length]
         if here != _ZEROS[:length]:
             yield number, hashlib.sha256(here).digest()
 

@@ -12,7 +12,8 @@ import pytest
 from imgtool.chain.content import digest_of
 from imgtool.errors import ChainError, CommandError, ImageInUseError
 from imgtool.qemu import digest as digest_module
-from imgtool.qemu.digest import CHUNK, PREFIX
+from imgtool.qemu.digest import CHUNK, PREFIX, chunk_digests
+from imgtool.qemu.extents import Layer
 from imgtool.qemu.qemu_img import QemuImg
 from tests.qemu.disks import FORMATS, MIB, disk, write
 
@@ -149,11 +150,23 @@ def test_an_image_that_is_written_has_no_digest(images: Images) -> None:
 def test_an_encrypted_disk_without_its_key_is_an_error(images: Images) -> None:
     secret = write(images / "key", b"secret")
     images.qemu_img(
-        *("create", "-q", "-f", "luks", "-o", "key-secret=s,iter-time=10"),
-        *("--object", f"secret,id=s,file={secret}", images / "e.luks", "1M"),
+        *("create", "-q", "-f", "qcow2", "-o", "encrypt.format=aes,encrypt.key-secret=s"),
+        *("--object", f"secret,id=s,file={secret}", images / "e.qcow2", "1M"),
     )
     with pytest.raises(CommandError):
-        digest_of(images / "e.luks")
+        digest_of(images / "e.qcow2")
+
+
+def test_smaller_chunks_say_where_disks_differ(images: Images) -> None:
+    one, other = images.base("one.qcow2", "4M"), images.base("other.raw", "4M", format="raw")
+    images.run_io(one, "write -P 1 1M 1M")
+    images.run_io(other, "write -P 1 1M 1M", "write -P 2 1200k 1k", format="raw")
+    size, chunk = 4 * MIB, 64 * 1024
+    found = [
+        chunk_digests(QemuImg(), [Layer(str(path), path.suffix[1:])], size, chunk=chunk) for path in (one, other)
+    ]
+    assert len(found[0]) == len(found[1]) == 16
+    assert [number for number in found[0] if found[0][number] != found[1][number]] == [1200 * 1024 // chunk]
 
 
 def test_a_broken_chain_is_an_error(images: Images) -> None:
