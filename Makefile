@@ -1,8 +1,10 @@
 # Every target sets up what it needs: Debian packages (through apt-get, with sudo when not root), then .venv.
 
 PACKAGES_DEMO := python3-venv qemu-system-x86 qemu-utils
-PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 procps nftables dnsmasq-base busybox
-PACKAGES_MATRIX := $(PACKAGES_TEST) debian-archive-keyring mmdebstrap
+PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 procps nftables dnsmasq-base busybox \
+    openssh-client ovmf passt qemu-guest-agent swtpm \
+    debian-archive-keyring e2fsprogs fakeroot mmdebstrap
+PACKAGES_MATRIX := $(PACKAGES_TEST)
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/installed

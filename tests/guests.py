@@ -36,6 +36,7 @@ class Machines:
         self.folder = folder
         self.alpine = alpine
         self.env = {**os.environ, "XDG_RUNTIME_DIR": folder, "TMPDIR": folder, "COLUMNS": "200"}
+        self.env["XDG_DATA_HOME"] = os.path.join(folder, "data")
 
     @property
     def root(self) -> str:

@@ -21,10 +21,7 @@ def boot(machines: Machines, name: str, *words: str, network: str = "none") -> S
 
 
 @pytest.mark.guest
-def test_uefi_keeps_a_variable_over_a_restart(
-    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(machines.env, "XDG_DATA_HOME", str(tmp_path))
+def test_uefi_keeps_a_variable_over_a_restart(machines: Machines) -> None:
     efivars = "modprobe efivarfs; mount -t efivarfs efivarfs /sys/firmware/efi/efivars"
     shell = boot(machines, "uefi", "--uefi")
     shell(efivars)
@@ -37,7 +34,7 @@ def test_uefi_keeps_a_variable_over_a_restart(
     shell.close()
     machines("vm", "kill", "uefi")
     assert said == "kept"
-    assert (tmp_path / "imgtool" / "vm" / "uefi" / "uefi-vars.qcow2").exists()
+    assert os.listdir(os.path.join(machines.folder, "data", "imgtool", "vm", "uefi")) == ["uefi-vars.qcow2"]
 
 
 @pytest.mark.guest

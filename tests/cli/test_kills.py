@@ -74,11 +74,11 @@ def test_a_hundred_kills_leave_nothing_that_the_next_command_minds(own: Machines
     image = tmp_path / "disk.qcow2"
     own("create", "-q", "-f", "qcow2", image, "1M")
     chance = random.Random(SEED)
-    swtpm = ["--tpm"] if shutil.which("swtpm") else []
+    tpm = ["--tpm"]
     for number in range(ROUNDS):
         whom = chance.choice(["imgtool", "qemu", "both"])
         words = ["--accel", "tcg", "--memory", "16M", "--network", "none"]
-        words += chance.choice([[], ["-d"]]) + chance.choice([[], ["--ephemeral"]]) + chance.choice([[], swtpm])
+        words += chance.choice([[], ["-d"]]) + chance.choice([[], ["--ephemeral"]]) + chance.choice([[], tpm])
         where = f"round {number}: {whom} with {words}"
         child = start(own, image, words)
         time.sleep(chance.uniform(0, 0.7))
