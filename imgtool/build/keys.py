@@ -18,6 +18,7 @@ from imgtool.build.inputs import Entry, files_of
 from imgtool.build.memory import Memory
 from imgtool.build.recipe import Guest, Layer, Recipe, executor_of, seconds_of, timeout_of
 from imgtool.image.names import printable
+from imgtool.machine.values.network import User
 
 SCHEMA = 1
 """Changes when the same document would have another result: when steps are done in another way."""
@@ -39,8 +40,8 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     machine: dict[str, Any]
     firmware: dict[str, Any]
     cpu: dict[str, Any]
-    networks: list[dict[str, Any]] | None
-    """Models and addresses; None is the one card that every machine has."""
+    networks: list[dict[str, Any]]
+    """The cards' models and addresses."""
     drives: list[dict[str, Any]]
     cdrom: str | None
     kernel: str | None
@@ -186,9 +187,9 @@ def hardware(machine: Guest, architecture: str, memory: Memory) -> Hardware:
                 cloud_init[name] = sha256(cloud_init[name])
         if "ssh-key" in cloud_init:
             cloud_init["ssh-key"] = [sha256(path) for path in machine.cloud_init.ssh_keys]
-    networks = None
-    if machine.networks is not None:
-        networks = [{"model": network.model, "mac": network.mac} for network in machine.networks]
+    # Without a word there is one card, as with `network = ["user"]`.
+    cards = (User(),) if machine.networks is None else machine.networks
+    networks = [{"model": card.model, "mac": card.mac} for card in cards]
     drives = []
     for drive in machine.drives:
         shown = plain(drive)
@@ -231,7 +232,7 @@ def _changes(before: Any, now: Any, place: str) -> Iterator[str]:
             yield from _changes(old, new, f"{place}[{number}]")
     elif before != now:
         if place == "parent":
-            yield "the layer beneath has another content"
+            yield "what it stands on has another content"
         else:
             yield f"{place}: {_shown(before)} → {_shown(now)}"
 
