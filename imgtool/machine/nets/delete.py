@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 from imgtool.errors import MachineError, RefusedError
 from imgtool.image.names import printable
@@ -10,23 +11,12 @@ from imgtool.machine.nets import forwarding, guard, journal, needs, store, undo
 from imgtool.machine.nets.journal import ForwardingOn, LinkMade, TableMade, Undo
 from imgtool.machine.nets.needs import Tools
 from imgtool.machine.nets.values import Plan
-from imgtool.qemu.process import NO_LIMITS, Completed, Limits, Runner, run
+from imgtool.qemu.process import Runner, run
 
 
 def holding(lock: int, runner: Runner) -> Runner:
     """`runner`, whose programs keep `lock` until they end: also past an imgtool that is killed."""
-
-    def run_holding(
-        argv: Sequence[str],
-        *,
-        limits: Limits = NO_LIMITS,
-        on_stdout: Callable[[bytes], None] | None = None,
-        pass_fds: Sequence[int] = (),
-        cwd: str | None = None,
-    ) -> Completed:
-        return runner(argv, limits=limits, on_stdout=on_stdout, pass_fds=(*pass_fds, lock), cwd=cwd)
-
-    return run_holding
+    return functools.partial(runner, pass_fds=(lock,))
 
 
 def no_such(name: str) -> MachineError:

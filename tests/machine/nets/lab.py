@@ -202,9 +202,10 @@ class Lab:
         self.settle()
 
     def settle(self) -> None:
-        """Waits until no address is being checked for duplicates any more."""
-        deadline = time.monotonic() + 20
-        while "tentative" in self("ip", "-6", "address", "show"):
+        """Waits for what the kernel does by itself and late: it notices carriers, and then gives each interface its
+        link-local address."""
+        deadline = time.monotonic() + 30
+        while not all(_settled(link) for link in json.loads(self("ip", "-json", "address", "show"))):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -252,6 +253,14 @@ class Started:
         if child is not None:
             os.kill(child, signal.SIGKILL)
         self.process.wait(10)
+
+
+def _settled(link: dict[str, Any]) -> bool:
+    if "LOWER_UP" not in link["flags"] or link["link_type"] != "ether" or "master" in link:
+        return True
+    local = [entry for entry in link["addr_info"] if entry["family"] == "inet6" and entry["scope"] == "link"]
+    tentative = any(entry.get("tentative") for entry in link["addr_info"])
+    return link["operstate"] == "UP" and bool(local) and not tentative
 
 
 def _child(pid: int, *, missing_ok: bool = False) -> int | None:
