@@ -22,6 +22,8 @@ SECTIONS = {
     "Looking": {
         "show": Entry("imgtool.cli.chain:show", "Show what images stand on and what stands on them."),
         "verify": Entry("imgtool.cli.chain_verify:verify", "Look for everything that is wrong with them."),
+        "layers": Entry("imgtool.cli.chain_layers:layers", "Show who supplies which part of a disk."),
+        "diff": Entry("imgtool.cli.chain_layers:diff", "Show where two disks differ."),
     },
     "Changing": {
         "flatten": Entry("imgtool.cli.flatten:flatten", "Make an image stand on nothing."),

@@ -18,6 +18,8 @@ DOCUMENTS = {
     "chain-anchor": "imgtool.operations.anchor:Answers",
     "chain-flatten": "imgtool.operations.flatten:Flattened",
     "chain-collect": "imgtool.operations.collect:Collected",
+    "chain-diff": "imgtool.chain.diff:Diff",
+    "chain-layers": "imgtool.chain.layers:Layers",
     "chain-move": "imgtool.operations.move:Moved",
     "chain-repair": "imgtool.operations.repair:Repaired",
     "chain-shorten": "imgtool.operations.shorten:Shortened",

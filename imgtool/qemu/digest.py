@@ -23,7 +23,7 @@ from imgtool.errors import ImageInUseError, ImageUnreadableError
 from imgtool.image.locks import forbid_writers
 from imgtool.image.names import printable
 from imgtool.qemu import img_argv
-from imgtool.qemu.extents import Extent, Layer, options_of, read_extents
+from imgtool.qemu.extents import PLAIN, Extent, Layer, options_of, read_extents
 from imgtool.qemu.img_argv import ImageOpts
 from imgtool.qemu.img_base import ImgBase
 
@@ -36,9 +36,6 @@ _SLICE = 256 * CHUNK
 _BATCH = 16
 _ZEROS = bytes(CHUNK)
 _ENTRY = struct.Struct(">Q32s")
-
-_PLAIN = ("raw", "qcow2")
-"""Formats whose `offset` in a map is one in the very file that is named."""
 
 Progress = Callable[[float], None]
 
@@ -139,7 +136,7 @@ def _opened(stack: contextlib.ExitStack, layer: Layer) -> int:
 
 
 def _is_packed(extent: Extent, layers: Sequence[Layer]) -> bool:
-    return extent.offset is None or layers[extent.depth].format not in _PLAIN
+    return extent.offset is None or layers[extent.depth].format not in PLAIN
 
 
 def _plain_pieces(extents: Sequence[Extent], fds: Sequence[int], packed: set[int]) -> Iterator[_Piece]:

@@ -9,14 +9,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from imgtool.errors import DecodeError
+from imgtool.errors import CommandError, DecodeError
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import ImageOpts, OptionValue, Source
 from imgtool.qemu.img_base import ImgBase
-from imgtool.qemu.inputs import check_input
+from imgtool.qemu.inputs import check_input, in_use
 
 _MAX_WORD = 100_000
 """Bytes of one word of a command line; Linux takes 128 KiB."""
+
+PLAIN = ("raw", "qcow2")
+"""Formats whose `offset` in a map is one in the very file that is named."""
 
 
 class Layer(NamedTuple):
@@ -83,7 +86,14 @@ def read_extents(img: ImgBase, layers: Sequence[Layer], *, force_share: bool = F
     argv = img_argv.map(img.program, source, format=format, force_share=force_share)
     for layer in layers:
         check_input(layer.path)
-    done = img._read(argv, [source], formats=[format], force_share=force_share, limits=img.long_limits)
+    try:
+        done = img._read(argv, [source], formats=[format], force_share=force_share, limits=img.long_limits)
+    except CommandError as error:
+        for layer in layers if not force_share else ():
+            busy = in_use(layer.path, write=False, cause=error)
+            if busy is not None:
+                raise busy from error
+        raise
     try:
         return _DECODER.decode(done.stdout)
     except msgspec.DecodeError as error:
