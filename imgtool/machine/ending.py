@@ -20,6 +20,7 @@ _ASK_AGAIN = 5.0
 """Seconds between two presses of the power button: one during the guest's start goes unheard."""
 _QUIT_SECONDS = 10.0
 _MONITOR_SECONDS = 5.0
+_AGENT_SECONDS = 2.0
 
 
 def stop(vm: Vm, state: State, *, seconds: float, on_step: Callable[[str], None] = lambda _: None) -> How:
@@ -70,7 +71,7 @@ def _process(vm: Vm) -> ProcessId:
 def _power_off(vm: Vm, state: State, qemu: ProcessId, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     if state.machine.agent and seconds > 0:
-        _ask_agent(vm)
+        _ask_agent(vm, seconds)
     while (left := deadline - time.monotonic()) > 0:
         try:
             with Monitor.connect(vm.qmp_socket, seconds=min(left, _MONITOR_SECONDS)) as monitor:
@@ -84,9 +85,9 @@ def _power_off(vm: Vm, state: State, qemu: ProcessId, seconds: float) -> bool:
     return not qemu.alive
 
 
-def _ask_agent(vm: Vm) -> None:
+def _ask_agent(vm: Vm, seconds: float) -> None:
     try:
-        with agent.session(vm.file(AGENT_SOCKET), seconds=2) as guest:
+        with agent.session(vm.file(AGENT_SOCKET), seconds=min(seconds, _AGENT_SECONDS)) as guest:
             guest.tell("guest-shutdown", {"mode": "powerdown"})
     except agent.AgentUnavailable:
         pass  # the power button is pressed in any case

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Literal, NamedTuple
 
@@ -106,7 +107,8 @@ def _first_image(machine: Machine) -> str | None:
 
 
 def _plan(machine: Machine, vm: Vm, learned: Learned, programs: Programs, *, detached: bool, force: bool) -> Plan:
-    machine = _with_places(replace(machine, name=vm.name), vm.name)
+    kept = data_dir(machine.name or _lasting_name(machine))
+    machine = _with_places(replace(machine, name=vm.name), kept)
     console: Literal["stdio", "socket"] = "socket" if detached else "stdio"
     firmware = _firmware(machine, programs)
     content = seed(machine.cloud_init, vm.name) if machine.cloud_init is not None else None
@@ -151,8 +153,14 @@ def data_dir(name: str) -> str:
     return os.path.join(user_data_dir("imgtool", appauthor=False), "vm", name)
 
 
-def _with_places(machine: Machine, name: str) -> Machine:
-    kept = data_dir(name)
+def _lasting_name(machine: Machine) -> str:
+    """What a VM without a name of its own is known by from one start to the next: its first image."""
+    image = _first_image(machine) or ""
+    digest = hashlib.sha256(os.fsencode(image)).hexdigest()
+    return f"{name_from(image)}-{digest[:8]}"
+
+
+def _with_places(machine: Machine, kept: str) -> Machine:
     if machine.tpm is not None and machine.tpm.state is None:
         machine = replace(machine, tpm=replace(machine.tpm, state=os.path.join(kept, "tpm")))
     if wants_uefi(machine) and machine.firmware.vars is None:
