@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +25,7 @@ from tests.faults.disks import read_disk
 from tests.faults.harness import KINDS, Kind, Shim
 from tests.operations.model import PIECE, Model, Node, Row
 
-EXAMPLES = int(os.environ.get("IMGTOOL_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("IMGTOOL_EXAMPLES", "6"))
 MOST = 30
 SIZE = 8
 """Pieces."""
@@ -33,8 +34,9 @@ Fault = tuple[Kind, int] | None
 
 faults = st.one_of(st.none(), st.tuples(st.sampled_from(KINDS), st.integers(1, 60)))
 pieces = st.dictionaries(st.integers(0, SIZE - 1), st.integers(0, 9), min_size=1, max_size=4)
-choice = st.integers(0, 10_000)
-"""Which of the images there are."""
+choice = st.integers(0, 2**32 - 1)
+"""Which of the images there are: see `Stores.pick`."""
+trees = st.lists(st.tuples(choice, pieces), min_size=4, max_size=9)
 
 
 class Stores(RuleBasedStateMachine):
@@ -53,9 +55,16 @@ class Stores(RuleBasedStateMachine):
         self.made += 1
         return f"{kind}-{self.made}.qcow2" if kind != "raw" else f"raw-{self.made}.img"
 
-    def pick(self, number: int, *, leaf: bool = False) -> str:
-        names = sorted(name for name in self.model.nodes if not leaf or not self.model.children(name))
-        return names[number % len(names)]
+    def pick(self, number: int, *, leaf: bool = False, overlay: bool = False) -> str:
+        """One of the images by chance; nine times of ten a leaf or an overlay, where that is wished."""
+        chance = random.Random(number)
+        names = sorted(self.model.nodes)
+        if chance.random() < 0.9:
+            nodes = self.model.nodes
+            wished = [name for name in names if not leaf or not self.model.children(name)]
+            wished = [name for name in wished if not overlay or nodes[name].parent is not None]
+            names = wished or names
+        return chance.choice(names)
 
     def write(self, name: str, written: dict[int, int]) -> None:
         commands = [word for piece, byte in written.items() for word in ("-c", f"write -P {byte} {piece * 64}k 64k")]
@@ -107,9 +116,11 @@ class Stores(RuleBasedStateMachine):
 
         recover(str(self.store))
 
-    @initialize(written=pieces, raw=st.booleans())
-    def base(self, written: dict[int, int], raw: bool) -> None:
+    @initialize(written=pieces, raw=st.booleans(), tree=trees)
+    def base(self, written: dict[int, int], raw: bool, tree: list[tuple[int, dict[int, int]]]) -> None:
         self.new_base(written, raw)
+        for on, own in tree:
+            self.new_overlay(on, own)
 
     @precondition(lambda self: len(self.model.nodes) < MOST)
     @rule(written=pieces, raw=st.booleans())
@@ -133,12 +144,14 @@ class Stores(RuleBasedStateMachine):
 
     @rule(on=choice, written=pieces)
     def new_write(self, on: int, written: dict[int, int]) -> None:
-        self.write(self.pick(on, leaf=True), written)
-        self.check(self.model)
+        name = self.pick(on, leaf=True)
+        if not self.model.children(name):  # else its overlays would not trust it any more
+            self.write(name, written)
+            self.check(self.model)
 
     @rule(on=choice, keep=st.booleans(), preserve=st.booleans(), fault=faults)
     def commit(self, on: int, keep: bool, preserve: bool, fault: Fault) -> None:
-        name = self.pick(on)
+        name = self.pick(on, overlay=True)
         words = ["commit", *["-d"] * keep, *["--preserve-siblings"] * preserve, name]
         self.run(words, lambda model: model.commit(name, keep=keep, preserve=preserve), fault)
 
@@ -149,23 +162,23 @@ class Stores(RuleBasedStateMachine):
 
     @rule(on=choice, fault=faults)
     def flatten(self, on: int, fault: Fault) -> None:
-        name = self.pick(on)
+        name = self.pick(on, overlay=True)
         self.run(["chain", "flatten", name], lambda model: model.flatten(name), fault, done="nothing already")
 
     @rule(on=choice, delete=st.booleans(), fault=faults)
     def shorten(self, on: int, delete: bool, fault: Fault) -> None:
-        name = self.pick(on)
+        name = self.pick(on, overlay=True)
         words = ["chain", "shorten", *["--delete"] * delete, name]
         self.run(words, lambda model: model.shorten(name, delete=delete), fault, done="no layer to merge")
 
     @rule(on=choice, fault=faults)
     def reset(self, on: int, fault: Fault) -> None:
-        name = self.pick(on)
+        name = self.pick(on, leaf=True, overlay=True)
         self.run(["overlay", "reset", name], lambda model: model.reset(name), fault)
 
     @rule(on=choice, fault=faults)
     def delete(self, on: int, fault: Fault) -> None:
-        name = self.pick(on)
+        name = self.pick(on, leaf=True, overlay=True)
         self.run(["overlay", "delete", name], lambda model: model.delete(name), fault, done="does not exist")
 
     @rule(on=choice, fault=faults)
@@ -177,7 +190,7 @@ class Stores(RuleBasedStateMachine):
 
     @rule(on=choice, more=st.integers(0, 4), fault=faults)
     def grow(self, on: int, more: int, fault: Fault) -> None:
-        name = self.pick(on)
+        name = self.pick(on, leaf=True)
         size = self.model.nodes[name].size + more
         self.run(["resize", name, str(size * PIECE)], lambda model: model.grow(name, size), fault)
 
@@ -189,7 +202,7 @@ class Stores(RuleBasedStateMachine):
 
     @rule(on=choice, snapshot=st.sampled_from("ab"), fault=faults)
     def back_to(self, on: int, snapshot: str, fault: Fault) -> None:
-        name = self.pick(on)
+        name = self.pick(on, leaf=True)
         self.run(["snapshot", "-a", snapshot, name], lambda model: model.back_to(name, snapshot), fault)
 
     @rule(on=choice, snapshot=st.sampled_from("ab"), fault=faults)
@@ -214,7 +227,7 @@ def test_every_image_always_reads_what_the_model_says(tmp_path: Path) -> None:
             settings=settings(
                 max_examples=EXAMPLES,
                 stateful_step_count=20,
-                derandomize=EXAMPLES == 5,
+                derandomize=EXAMPLES == 6,
                 database=None,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
