@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,11 +26,15 @@ from imgtool.cli.options import (
     image_opts_option,
     object_option,
 )
+from imgtool.cli.output import remark
 from imgtool.cli.render import size as shown_size
 from imgtool.cli.requests import on_copy, settle
 from imgtool.errors import RefusedError
 from imgtool.image.qapi import to_builtins
 from imgtool.sizes import parse_resize
+
+if TYPE_CHECKING:
+    from imgtool.qemu.qemu_img import QemuImg
 
 _NEGATIVE = re.compile(r"-[0-9.][0-9.]*[bkmgtpe]?", re.IGNORECASE)
 
@@ -60,7 +64,7 @@ class ResizeCommand(click.Command):
 @click.option("--preallocation", metavar="MODE", help="How the added space is made: off, metadata, falloc, full.")
 @image_opts_option
 @object_option
-@force_option("Although other images stand on it.")
+@force_option("Although other images stand on it, or a partition is cut off.")
 @quiet_option
 @dry_run_option
 @output_option()
@@ -92,6 +96,7 @@ def resize(
         current = program.info(opened.source, format=opened.format, objects=objects).virtual_size
     wanted = parse_resize(size, current)
     _check(opened, current, wanted, shrink)
+    notes = _look_inside(opened, program, wanted, force)
     arguments: dict[str, Any] = {
         "format": opened.format,
         "shrink": shrink,
@@ -103,7 +108,7 @@ def resize(
 
         note = f"from {shown_size(current)} to {shown_size(wanted)}"
         argv = img_argv.resize(program.program, opened.source, wanted, **arguments)
-        emit_command(context, argv, [touched(opened.source, "write")], notes=[note])
+        emit_command(context, argv, [touched(opened.source, "write")], notes=[note, *notes])
         return
     with explained(context, formats=[format_]):
         changed = on_copy(
@@ -118,6 +123,20 @@ def resize(
         yield f"{opened.name}: {shown_size(before)} before, {shown_size(after)} now"
 
     say(context, to_builtins(changed), lines())
+    for note in notes:
+        remark(context, note)
+
+
+def _look_inside(opened: Opened, program: QemuImg, wanted: int, force: bool) -> list[str]:
+    """What is to be done in the guest afterwards. RefusedError when a part that is in use would be cut off."""
+    from imgtool.operations.guards import after_resize, look_at_disk, refuse_cut
+
+    layout = look_at_disk(opened.chain, program) if opened.chain else None
+    if layout is None or opened.path is None:
+        return []
+    if not force:
+        refuse_cut(layout, wanted, path=opened.path)
+    return after_resize(layout, wanted)
 
 
 def _check(opened: Opened, current: int, wanted: int, shrink: bool) -> None:

@@ -27,7 +27,7 @@ from imgtool.cli.options import (
     image_opts_option,
     object_option,
 )
-from imgtool.cli.output import emit
+from imgtool.cli.output import emit, warn
 from imgtool.cli.render import counted
 from imgtool.cli.requests import on_copy, settle
 from imgtool.errors import CommandError, RefusedError, UsageError
@@ -101,12 +101,15 @@ def snapshot(
     if verb == "delete":
         name = _deletable(opened, name)
     program = qemu_img(context)
+    lost = _lost(opened, name) if verb == "apply" else None
     if dry_run:
         from imgtool.qemu import img_argv
 
         argv = img_argv.snapshot(program.program, opened.source, verb, name, format=opened.format, objects=objects)
-        emit_command(context, argv, [touched(opened.source, "write")])
+        emit_command(context, argv, [touched(opened.source, "write")], notes=[] if lost is None else [lost])
         return
+    if lost is not None:
+        warn(context, lost)
     methods = {
         "create": program.snapshot_create,
         "apply": program.snapshot_apply,
@@ -153,6 +156,16 @@ def _check(opened: Opened, verb: str, name: str, force: bool) -> None:
         )
     if verb == "apply":
         refuse_with_children(opened, force=force, doing="applying a snapshot")
+
+
+def _lost(opened: Opened, wanted: str) -> str | None:
+    """What applying a snapshot loses."""
+    from imgtool.operations.guards import lost_by_apply
+
+    if opened.top is None or opened.path is None or opened.format != "qcow2":
+        return None
+    identity = next((one.id for one in opened.top.snapshots if wanted in (one.id, one.name)), wanted)
+    return lost_by_apply(opened.path, identity)
 
 
 def _deletable(opened: Opened, wanted: str) -> str:

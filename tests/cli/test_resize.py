@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.image.test_partitions import gpt
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Imgtool
     from tests.conftest import Images
@@ -78,3 +80,19 @@ def test_requests_that_make_no_sense(images: Images, imgtool: Imgtool) -> None:
         assert (done.status, done.stdout) == (2, ""), words
         assert "imgtool: error: " in done.stderr
     assert imgtool("resize", images / "gone", "1M").status == 1
+
+
+def test_a_partition_is_cut_off_only_by_force(images: Images, imgtool: Imgtool) -> None:
+    raw = images / "disk.raw"
+    raw.write_bytes(gpt([(2048, 65535, "root")]).ljust(64 << 20, b"\0"))
+    images.qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, images / "disk.qcow2")
+    done = imgtool("resize", "--shrink", images / "disk.qcow2", "16M")
+    assert (done.status, done.stdout) == (1, "")
+    assert "partition 1 (root)" in done.stderr
+    assert "--force" in done.stderr
+    done = imgtool("resize", images / "disk.qcow2", "128M")
+    assert done.status == 0
+    assert "growpart DISK 1" in done.stderr
+    plan = imgtool("resize", images / "disk.qcow2", "256M", "--dry-run", "--output", "json").document
+    assert "growpart" in plan["notes"][1]
+    assert imgtool("resize", "--shrink", "--force", images / "disk.qcow2", "16M").status == 0

@@ -103,3 +103,16 @@ def test_requests_that_make_no_sense(images: Images, imgtool: Imgtool) -> None:
     for words in (["-c", "a", "-d", "b", path], ["-l", "-c", "a", path], ["-c", "", path], ["-c", "a"]):
         done = imgtool("snapshot", *words)
         assert (done.status, done.stdout) == (2, ""), words
+
+
+def test_applying_says_what_is_lost(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("disk.qcow2", "8M")
+    images.qemu_img("snapshot", "-c", "one", path)
+    images.run_io(path, "write -P 1 0 128k")
+    plan = imgtool("snapshot", "-a", "one", path, "--dry-run", "--output", "json").document
+    assert "131072 bytes" in plan["notes"][0]
+    done = imgtool("snapshot", "-a", "one", path)
+    assert done.status == 0
+    assert "131072 bytes that were written since that snapshot are lost" in done.stderr
+    done = imgtool("snapshot", "-a", "one", path)
+    assert (done.status, done.stderr) == (0, "")
