@@ -60,8 +60,8 @@ def find_base(loaded: Loaded, memory: Memory, qemu_img: QemuImg) -> Base:
     try:
         chain = guard(path, format=image.format)
     except ImageNotFoundError as error:
-        error.message = f"{printable(loaded.path)}:{loaded.line('image', 'from')}: {error.message}"
-        raise
+        where = f"{printable(loaded.path)}:{loaded.line('image', 'from')}"
+        raise ImageNotFoundError(f"{where}: {error.message}", hint=error.hint, path=error.path) from None
     if image.sha256 is not None and memory.sha256(path) != image.sha256.lower():
         raise _wrong(loaded, f"{printable(path)} is not the file that sha256 pins", None, "sha256")
     size = chain[0].virtual_size

@@ -25,6 +25,7 @@ from imgtool.build.session import Failure, Session
 from imgtool.build.steps import Steps
 from imgtool.build.store import LOG, Layer, Work
 from imgtool.errors import ImgtoolError, MachineError
+from imgtool.image import remembered
 from imgtool.image.names import printable
 
 
@@ -41,7 +42,7 @@ def make_layer(session: Session, number: int, document: KeyDocument, below: Laye
         return _close(session, number, document, ground, time.monotonic() - began)
     except ImgtoolError as error:
         if session.tools.on_error == "keep":
-            _keep(session, number, error)
+            _keep(session, number, ground, error)
         raise
 
 
@@ -175,7 +176,7 @@ def _seal(
         raise
 
 
-def _keep(session: Session, number: int, error: ImgtoolError) -> None:
+def _keep(session: Session, number: int, ground: Ground, error: ImgtoolError) -> None:
     """Leaves what the guest wrote, with its log, and says so in the error."""
     guest, work = session.guest, session.work
     session.guest = session.work = None
@@ -185,7 +186,12 @@ def _keep(session: Session, number: int, error: ImgtoolError) -> None:
         guest.kill()
     if work is None:
         return
-    kept = session.tools.store.keep_failed(work, f"{session.recipe.image.name}-{session.recipe.layers[number].name}")
+    name = session.recipe.layers[number].name
+    if not os.path.exists(os.path.join(work.path, image_name(name))):
+        session.tools.store.drop(work)  # the failed layer is gone; this one stands on it
+        return
+    kept = session.tools.store.keep_failed(work, f"{session.recipe.image.name}-{name}")
+    remembered.remember(os.path.join(kept, image_name(name)), ground.image)
     command = f"imgtool boot {printable(session.loaded.path)}@{os.path.basename(kept)}"
     error.hint = f"`{command}` boots what was kept; its log is {printable(os.path.join(kept, LOG))}" + (
         f"; {error.hint}" if error.hint else ""

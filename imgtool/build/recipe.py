@@ -190,7 +190,8 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
     with reading(text, name) as document:
         table = document.pop("machine", {})
         if not isinstance(table, dict):
-            raise Wrong(("machine",), "machine is a table: [machine]", 'its type is: [machine] machine = "q35"')
+            place: Place = ("machine", 0) if isinstance(table, list) else ("machine",)
+            raise Wrong(place, "machine is a table: [machine]", 'its type is said in it: machine = "q35"')
         machine = to_machine(table, Guest, ("machine",))
         recipe = replace(to_struct(document, Recipe), machine=machine)
         _check(recipe)

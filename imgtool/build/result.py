@@ -27,6 +27,7 @@ from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image import remembered
 from imgtool.image.names import printable
 from imgtool.operations.anchoring import add_anchor
+from imgtool.operations.copying import copy_file
 from imgtool.operations.overlay import reference_to
 from imgtool.qemu.img_types import OptionValue
 from imgtool.qemu.qemu_img import QemuImg
@@ -164,7 +165,7 @@ def _convert(making: Making, output: Output, hidden: str) -> None:
     thin = is_thin(output)
     folder = os.path.dirname(output.path)
     making.qemu_img.convert(
-        making.ground.image,
+        _on_the_base(making) if thin else making.ground.image,
         hidden,
         format=making.ground.format,
         output_format=output.format,
@@ -176,6 +177,21 @@ def _convert(making: Making, output: Output, hidden: str) -> None:
     )
     if thin:
         add_anchor(hidden, making.base.path)
+
+
+def _on_the_base(making: Making) -> str:
+    """The last layer as an overlay right on the base. `convert -B` takes what its source's topmost image holds and
+    leaves everything else to the backing file: of layers in between it would lose what they hold."""
+    ground = making.ground
+    if ground.layer is None or ground.layer.manifest.parent is None:
+        return ground.image
+    copy = os.path.join(making.scratch, "thin.qcow2")
+    with open(ground.image, "rb") as source, open(copy, "xb") as target:
+        copy_file(source.fileno(), target.fileno())
+    base = making.base
+    # Nobody misses the copy if this is interrupted, so it need not be brought to disk.
+    making.qemu_img.rebase(copy, backing=base.path, backing_format=base.format, format="qcow2", cache="unsafe")
+    return copy
 
 
 def _content(making: Making, output: Output, hidden: str) -> str:
