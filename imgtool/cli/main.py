@@ -15,11 +15,13 @@ from imgtool.cli.context import Context, pass_context
 from imgtool.cli.lazy import Entry, LazyGroup
 from imgtool.cli.output import report
 from imgtool.errors import ImgtoolError, UsageError
+from imgtool.image.policy_source import deciding
 
 SECTIONS = {
     "Images": {
         "create": Entry("imgtool.cli.create:create", "Make an image."),
         "info": Entry("imgtool.cli.info:info", "Say what an image is."),
+        "inspect": Entry("imgtool.cli.inspect:inspect", "Say whether an image nobody trusts is safe to open."),
         "check": Entry("imgtool.cli.check:check", "Look for damage inside an image."),
         "convert": Entry("imgtool.cli.convert:convert", "Copy an image into another format, whole or not at all."),
         "compare": Entry("imgtool.cli.compare:compare", "Say whether two images hold the same disk."),
@@ -48,6 +50,7 @@ SECTIONS = {
     "Elsewhere": {
         "push": Entry("imgtool.cli.push:push", "Push an image with its chain to a registry."),
         "pull": Entry("imgtool.cli.pull:pull", "Pull an image with its chain from a registry."),
+        "export": Entry("imgtool.cli.export:export", "Make what other engines take of images and machines."),
     },
     "About imgtool": {
         "doctor": Entry("imgtool.cli.doctor:doctor", "Say what this host has for virtual machines, and lacks."),
@@ -136,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             signal.signal(number, _on_signal)
     context = Context()
     try:
-        status = _run(words, context)
+        with deciding(lambda: context.policy):
+            status = _run(words, context)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of stdout left; nothing more can be said there, and Python must not try at exit.

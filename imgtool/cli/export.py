@@ -1,0 +1,21 @@
+"""`imgtool export …`: images and machines for other engines."""
+
+from __future__ import annotations
+
+import click
+
+from imgtool.cli.lazy import Entry, LazyGroup
+
+SECTIONS = {
+    "Commands": {
+        "containerdisk": Entry(
+            "imgtool.cli.export_containerdisk:containerdisk", "Make a KubeVirt containerDisk of an image."
+        ),
+        "kubevirt": Entry("imgtool.cli.export_kubevirt:kubevirt", "Write a machine as KubeVirt's manifests."),
+    },
+}
+
+
+@click.group(cls=LazyGroup, sections=SECTIONS)
+def export() -> None:
+    """Make what other engines take: KubeVirt's containerDisks and manifests."""

@@ -1,0 +1,108 @@
+"""`imgtool export containerdisk IMAGE REF`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
+from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
+from imgtool.cli.registry_options import LOGIN, connection_of, registry_options
+
+if TYPE_CHECKING:
+    from imgtool.publish.containerdisk import Exported
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool export containerdisk web.qcow2 registry.example.org/disks/web:1.4\n"
+    "  imgtool export containerdisk web.qcow2 --layout ./web-disk --tag 1.4\n"
+    "  imgtool export containerdisk -c -O qcow2 web.qcow2 localhost:5000/web\n"
+    f"\n\b\n{LOGIN}",
+)
+@file_argument(metavar="IMAGE")
+@click.argument("reference", metavar="[REF]", required=False)
+@format_option("The format of IMAGE; without it, its header decides.")
+@click.option("--layout", type=FILE_NAME, metavar="DIR", help="Write it into an OCI layout, made when there is none.")
+@click.option("--tag", metavar="TAG", help="With --layout: what it is called there.  [default: latest]")
+@click.option(
+    "-O",
+    "--output-format",
+    "disk_format",
+    type=click.Choice(["qcow2", "raw"]),
+    default="qcow2",
+    help="The format of the disk.  [default: qcow2]",
+)
+@click.option("-c", "--compress", is_flag=True, help="Compress the qcow2.")
+@click.option("--arch", "architecture", metavar="ARCH", help="Go's name of the architecture.  [default: this host's]")
+@click.option(
+    "--annotation", "annotations", metavar="KEY=VALUE", multiple=True, help="Added to the manifest. May be repeated."
+)
+@force_option("Although an image of the chain does not stand on what it was made on.")
+@registry_options
+@progress_option
+@quiet_option
+@dry_run_option
+@output_option()
+@pass_context
+def containerdisk(
+    context: Context,
+    image: str,
+    reference: str | None,
+    format_: str | None,
+    layout: str | None,
+    tag: str | None,
+    disk_format: str,
+    compress: bool,
+    architecture: str | None,
+    annotations: tuple[str, ...],
+    force: bool,
+    plain_http: bool,
+    cert_dir: tuple[str, ...],
+    jobs: int,
+    retries: int,
+    dry_run: bool,
+) -> None:
+    """Make a containerDisk of IMAGE and all it stands on: push it as REF, or write it into a folder.
+
+    It is an OCI image with one file, /disk/disk.qcow2 or /disk/disk.img, owned by QEMU (107:107, mode 0440).
+    """
+    from imgtool.cli.images import qemu_img
+    from imgtool.cli.output import emit, remark
+    from imgtool.cli.plan import emit_plan
+    from imgtool.cli.progress import progress
+    from imgtool.cli.push import annotation_map
+    from imgtool.publish.containerdisk import ContainerDiskRequest
+
+    request = ContainerDiskRequest(
+        image,
+        reference,
+        layout=layout,
+        tag=tag,
+        format=format_,
+        disk_format="raw" if disk_format == "raw" else "qcow2",
+        compress=compress,
+        architecture=architecture,
+        annotations=annotation_map(annotations),
+        force=force,
+        connection=connection_of(plain_http, cert_dir, jobs, retries),
+    )
+    if dry_run:
+        emit_plan(context, request.plan(context.programs.find("qemu-img")))
+        return
+    for note in request.notes:
+        remark(context, note)
+    with progress(context, "export") as show:
+        exported = request.make(qemu_img(context), progress=show)
+    emit(context, exported, _lines(exported))
+
+
+def _lines(exported: Exported) -> Iterator[str]:
+    from imgtool.cli.render import short_size
+    from imgtool.image.names import printable
+
+    where = exported.reference or printable(exported.layout or "")
+    yield f"{exported.disk}  {exported.format}  {short_size(exported.size)}"
+    yield f"{where} is {exported.digest}"
