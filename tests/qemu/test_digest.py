@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.matrix
 
+COMPRESSIONS = ["zlib"] if os.environ.get("IMGTOOL_QEMU_VERSION") == "5.2" else ["zlib", "zstd"]
+"""Debian built its 5.2 without zstd."""
+
 SIZE = 5 * MIB + 64 * 1024
 
 
@@ -50,8 +53,9 @@ def test_every_format_of_a_disk_has_the_digest_of_the_disk(images: Images, raw: 
     assert digest_of(target, format=format) == plain_digest(data + bytes(size - len(data)))
 
 
-@pytest.mark.parametrize("options", ["compression_type=zlib", "compression_type=zstd"])
-def test_compressed_clusters_count_for_what_is_in_them(images: Images, options: str) -> None:
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_compressed_clusters_count_for_what_is_in_them(images: Images, compression: str) -> None:
+    options = f"compression_type={compression}"
     raw = write(images / "disk.raw", b"compressible " * 300_000 + bytes(2 * MIB) + os.urandom(MIB))
     images.qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, images / "c.qcow2")
     assert digest_of(images / "c.qcow2") == digest_of(raw)
