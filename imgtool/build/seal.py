@@ -87,6 +87,7 @@ fi
 if command -v dnf >/dev/null 2>&1; then dnf -q clean all || :; fi
 if command -v yum >/dev/null 2>&1; then yum -q clean all || :; fi
 if command -v zypper >/dev/null 2>&1; then zypper --quiet clean --all || :; fi
+rm -f /var/cache/apt/archives/*.deb
 rm -rf /var/cache/apk/* /var/cache/dnf/* /var/cache/yum/* /root/.cache/pip
 """
 
