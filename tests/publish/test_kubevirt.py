@@ -17,7 +17,7 @@ from fixtures.kubevirt import schemas
 from imgtool.errors import ConfigError, RefusedError
 from imgtool.machine.config import Machine
 from imgtool.machine.profile import parse_profile
-from imgtool.machine.values.network import Network
+from imgtool.machine.values.network import Network, Tap
 from imgtool.machine.values.storage import Drive
 from imgtool.publish.kubevirt.manifests import Manifests, as_yaml, manifests
 from imgtool.publish.kubevirt.words import object_name, quantity
@@ -385,7 +385,13 @@ SILENT = {
     "networks.Nat.net": "the sample is the default",
 }
 
-EXCEPT = {"drives.discard": "ignore", "accel": "tcg", "networks": (), "networks.Nat.net": "default"}
+EXCEPT = {
+    "drives.discard": "ignore",
+    "drives.interface": "usb",
+    "accel": "tcg",
+    "networks": (),
+    "networks.Nat.net": "default",
+}
 """Settings whose sample has to be a certain one."""
 
 READ = ("cloud_init.user_data", "cloud_init.meta_data", "cloud_init.network_config", "cloud_init.ssh_keys")
@@ -414,7 +420,7 @@ def alone() -> Iterator[tuple[str, Machine, Machine]]:
         else:
             yield field.name, replace(plain, **{field.name: value}), plain
     for kind in get_args(Network):
-        card = sample(kind)
+        card = replace(sample(kind), br="lab") if kind is Tap else sample(kind)
         before = replace(plain, networks=(card,))
         for name, network in inner(card, f"networks.{kind.__name__}"):
             yield name, replace(plain, networks=(network,)), before
