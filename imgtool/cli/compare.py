@@ -21,7 +21,7 @@ from imgtool.cli.options import (
 from imgtool.cli.output import emit, report
 from imgtool.cli.progress import progress
 from imgtool.cli.render import bad, good, short_size, size
-from imgtool.errors import ChainError, CommandError, ImageError, ImgtoolError
+from imgtool.errors import ChainError, CommandError, ImageError, ImgtoolError, RefusedError
 from imgtool.image.qapi import to_builtins
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def compare(
             return 0
         with explained(context, formats=[format_, other_format]), progress(context, "compare") as show:
             result = program.compare(one.source, two.source, progress=show, **arguments)
-    except (ImageError, ChainError, CommandError) as error:
+    except (ImageError, ChainError, CommandError, RefusedError) as error:
         return _failed(context, error)
     if context.json:
         emit(context, to_builtins(result), ())

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from imgtool.cli.settings import Settings
+    from imgtool.image.policy import Policy
+    from imgtool.qemu.process import Limits
     from imgtool.qemu.programs import Programs
     from imgtool.qemu.qemu_img import QemuImg
+
+    class Bounds(TypedDict):
+        """The limits of a QemuImg."""
+
+        limits: Limits
+        long_limits: Limits
+
 
 Output = Literal["human", "json", "dot", "mermaid", "svg"]
 ProgressMode = Literal["auto", "json", "none"]
@@ -28,7 +38,14 @@ class Context:
         self.color: bool | None = None
         self.progress: ProgressMode = "auto"
         self.given_programs: dict[str, str] = {}
+        self.trusted: list[str] = []
+        """Words of --trust."""
+        self.named: list[str] = []
+        """Files and directories on the command line."""
+        self.limit_memory: int | None = None
+        self.limit_cpu: int | None = None
         self._programs: Programs | None = None
+        self._settings: Settings | None = None
 
     @property
     def json(self) -> bool:
@@ -43,10 +60,47 @@ class Context:
         return self._programs
 
     @property
+    def settings(self) -> Settings:
+        """The user's configuration, read when it is first asked for."""
+        if self._settings is None:
+            from imgtool.cli.settings import read_settings
+
+            self._settings = read_settings()
+        return self._settings
+
+    @property
+    def policy(self) -> Policy:
+        """What images may refer to: what the configuration and --trust say, and what stands on the command line."""
+        from imgtool.cli.settings import directories
+        from imgtool.image.policy import Policy
+
+        configured = self.settings.policy
+        policy = Policy(
+            directories=directories(self.settings),
+            protocols=frozenset(configured.protocols),
+            guessed_formats=configured.guessed_formats,
+            own_references=True,
+        )
+        return policy.trusting(self.trusted).naming(*self.named)
+
+    def limits(self, seconds: float | None = None) -> Bounds:
+        """The bounds on qemu-img, as QemuImg takes them; `seconds` is what --timeout says."""
+        from imgtool.qemu.img_base import LONG_LIMITS, QUICK_LIMITS
+
+        given = self.settings.limits
+        memory = self.limit_memory or given.memory or LONG_LIMITS.address_space
+        quick = QUICK_LIMITS._replace(
+            seconds=seconds or given.seconds or QUICK_LIMITS.seconds,
+            cpu_seconds=self.limit_cpu or given.cpu_seconds or QUICK_LIMITS.cpu_seconds,
+            address_space=memory,
+        )
+        return {"limits": quick, "long_limits": LONG_LIMITS._replace(seconds=seconds, address_space=memory)}
+
+    @property
     def qemu_img(self) -> QemuImg:
         from imgtool.qemu.qemu_img import QemuImg
 
-        return QemuImg(self.programs)
+        return QemuImg(self.programs, **self.limits())
 
 
 pass_context = click.make_pass_decorator(Context, ensure=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from imgtool.cli.bounds import refuse_too_large
 from imgtool.cli.context import (
     Context,
     dry_run_option,
@@ -97,6 +98,9 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
 @click.option("--target-image-opts", is_flag=True, help="TARGET is driver=…,file.filename=…; needs -n.")
 @object_option
 @force_option("Replace an existing target.")
+@click.option(
+    "--max-size", type=SIZE, metavar="SIZE", help="Refuse when the new image would be larger. A raw one counts whole."
+)
 @timeout_option
 @progress_option
 @quiet_option
@@ -118,6 +122,7 @@ def convert(
     force_share: bool,
     force: bool,
     timeout: float | None,
+    max_size: int | None,
     dry_run: bool,
     **others: Any,
 ) -> None:
@@ -163,6 +168,8 @@ def convert(
     }
     program = qemu_img(context, timeout)
     places = [source.source for source in sources]
+    with explained(context, formats=[format_, output_format], option_format=output_format, options=chosen):
+        refuse_too_large(context, program, places, max_size, arguments)
     if dry_run:
         _plan(context, program.program, places, target, parent.path if parent else None, arguments)
         return

@@ -100,15 +100,9 @@ def not_found(error: ImageNotFoundError, name: str) -> ImageNotFoundError:
 
 def qemu_img(context: Context, timeout: float | None = None) -> QemuImg:
     """qemu-img, stopped after `timeout` seconds where it works on no image in place."""
-    from imgtool.qemu.qemu_img import QUICK_LIMITS, QemuImg
+    from imgtool.qemu.qemu_img import QemuImg
 
-    if timeout is None:
-        return QemuImg(context.programs)
-    from imgtool.qemu.process import Limits
-
-    return QemuImg(
-        context.programs, limits=QUICK_LIMITS._replace(seconds=timeout), long_limits=Limits(seconds=timeout)
-    )
+    return QemuImg(context.programs, **context.limits(timeout))
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from imgtool.image.locks import holders, lock_state
 from imgtool.image.names import absolute, printable
 from imgtool.image.qapi import ImageInfo
 from imgtool.qemu.img_argv import ImageOpts
-from imgtool.qemu.img_base import QUICK_LIMITS
 from imgtool.qemu.img_read import Reading
 from imgtool.qemu.inputs import check_input
 
@@ -41,9 +40,7 @@ class Answer(NamedTuple):
 
 def reader(context: Context, timeout: float | None) -> Reading:
     """qemu-img for looking only: what the other verbs import costs as much as qemu-img takes to answer."""
-    return Reading(
-        context.programs, limits=QUICK_LIMITS if timeout is None else QUICK_LIMITS._replace(seconds=timeout)
-    )
+    return Reading(context.programs, **context.limits(timeout))
 
 
 def answer(program: Reading, name: str, request: Request) -> Answer:

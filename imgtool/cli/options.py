@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from imgtool.cli.context import Context
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -21,9 +23,16 @@ CACHES = ("none", "writeback", "writethrough", "directsync", "unsafe")
 
 
 class FileName(StrType):
-    """A name of a file, any bytes: nothing is checked here, shells complete it as a file."""
+    """A name of a file, any bytes: nothing is checked here, shells complete it as a file. Images may refer to it, as
+    to everything that the user named."""
 
     name = "filename"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = str(value)
+        if ctx is not None and name:
+            ctx.ensure_object(Context).named.append(name)
+        return name
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
@@ -49,7 +58,36 @@ SIZE = Size()
 def file_argument(
     name: str = "image", *, metavar: str = "FILE", nargs: int = 1, required: bool = True
 ) -> Callable[[F], F]:
-    return click.argument(name, type=FILE_NAME, metavar=metavar, nargs=nargs, required=required)
+    """An image or more on the command line; with it the option --trust."""
+
+    def decorate(command: F) -> F:
+        argument = click.argument(name, type=FILE_NAME, metavar=metavar, nargs=nargs, required=required)
+        return trust_option(argument(command))
+
+    return decorate
+
+
+def trust_option(command: F) -> F:
+    """`--trust`, once a command."""
+    if any(param.name == "trust" for param in getattr(command, "__click_params__", ())):
+        return command
+    return click.option(
+        "--trust",
+        multiple=True,
+        metavar="WORD",
+        expose_value=False,
+        callback=_trust,
+        help="Let images refer to this: a directory (with a slash in it), a protocol such as nbd, or "
+        "guessed-formats. May be repeated.",
+    )(command)
+
+
+def _trust(ctx: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
+    if words:
+        from imgtool.image.policy import Policy
+
+        Policy().trusting(words)  # what is no word is said at once
+        ctx.ensure_object(Context).trusted.extend(words)
 
 
 def format_option(text: str = "The image's format; without it, its header decides.") -> Callable[[F], F]:
@@ -77,12 +115,32 @@ def force_share_option(text: str = "Read it even while a virtual machine writes 
 
 
 def timeout_option(command: F) -> F:
+    """`--timeout`, and with it the other limits on qemu-img."""
+    for name, kind, metavar, text in reversed(
+        (
+            ("limit-memory", SIZE, "SIZE", "Let qemu-img have so much address space.  [default: 2G]"),
+            (
+                "limit-cpu",
+                click.IntRange(min=1),
+                "SECONDS",
+                "Let qemu-img use so much CPU time for what is quick.  [default: 30]",
+            ),
+        )
+    ):
+        command = click.option(
+            f"--{name}", type=kind, metavar=metavar, expose_value=False, callback=_limit, help=text
+        )(command)
     return click.option(
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
         help="Stop qemu-img after so long.",
     )(command)
+
+
+def _limit(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        setattr(ctx.ensure_object(Context), str(param.name), value)
 
 
 def cache_option(text: str) -> Callable[[F], F]:

@@ -30,6 +30,7 @@ DOCUMENTS = {
     "convert": "imgtool.qemu.results:Created",
     "create": "imgtool.qemu.results:Created",
     "info": "imgtool.image.qapi:ImageInfo",
+    "inspect": "imgtool.image.inspect:Inspection",
     "layer": "imgtool.build.store:Manifest",
     "layers-prune": "imgtool.build.prune:Pruned",
     "lint": "imgtool.build.lint:Lint",

@@ -7,7 +7,6 @@ resolved through symlinks (QEMU resolves a relative backing name against the dir
 from __future__ import annotations
 
 import os
-import re
 
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -23,24 +22,27 @@ def option_value(value: str) -> str:
     return value.replace(",", ",,")
 
 
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\\\\\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 
-def _escape(match: re.Match[str]) -> str:
-    char = match[0]
+def _escape(char: str) -> str:
     code = ord(char)
     if char in _NAMED:
         return _NAMED[char]
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def printable(text: str) -> str:
-    """`text` safe to show on a terminal and unambiguous: control and direction characters, bytes that were not UTF-8
-    and the backslash itself are written as escapes. Names that come from images are hostile."""
-    return _UNPRINTABLE.sub(_escape, text)
+    """`text` safe to show on a terminal and unambiguous: whatever is not one visible character or a plain space
+    (control and direction characters, spaces of other kinds, bytes that were not UTF-8) and the backslash itself are
+    written as escapes. Names that come from images are hostile."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(char if char.isprintable() and char != "\\" else _escape(char) for char in text)
 
 
 def printable_lines(text: str) -> str:
@@ -48,10 +50,9 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.rstrip("\n").split("\n"))
 
 
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-
-
 def harmless(text: str) -> str:
     """`text` that is already made of printable parts, with whatever could still move a terminal's cursor escaped:
     the last look before text is written. Lines and backslashes stay."""
-    return _CONTROL.sub(_escape, text)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)

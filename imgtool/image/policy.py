@@ -14,13 +14,13 @@ import contextlib
 import os
 import shlex
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from imgtool.errors import ChainError, ImageFormatError, PolicyError, RefusedError, UsageError
-from imgtool.image import remembered
+from imgtool.image import policy_source, remembered
 from imgtool.image.formats import FORMATS
 from imgtool.image.formats.base import Header
 from imgtool.image.formats.qcow2 import Qcow2Details
@@ -97,26 +97,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         return self.own_references and remembered.knows(directory, path)
 
 
-Source = Callable[[], Policy]
-
-_in_force: Source = lambda: Policy(own_references=True)  # noqa: E731
-
-
 def current() -> Policy:
     """The policy in force, where a caller names none: the strict one, unless `in_force` says otherwise."""
-    return _in_force()
+    return Policy(own_references=True) if policy_source.source is None else policy_source.source()
 
 
-@contextlib.contextmanager
-def in_force(policy: Policy | Source) -> Iterator[None]:
-    """Within, `policy` (or what it returns, when it is asked for) is the policy in force, for the whole process."""
-    global _in_force
-    before = _in_force
-    _in_force = policy if callable(policy) else lambda: policy
-    try:
-        yield
-    finally:
-        _in_force = before
+def in_force(policy: Policy) -> contextlib.AbstractContextManager[None]:
+    """Within, `policy` is the one in force, for the whole process."""
+    return policy_source.deciding(lambda: policy)
 
 
 class Approved(msgspec.Struct, frozen=True, kw_only=True):

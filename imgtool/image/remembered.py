@@ -6,8 +6,6 @@ One line of JSON a pair in the user's state directory. Only what a user asked fo
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 from collections.abc import Iterable
 
@@ -30,18 +28,26 @@ def path() -> str:
     return os.path.join(user_state_dir("imgtool", appauthor=False), "references")
 
 
+_here: set[Pair] = set()
+"""What this process has noted, should the state directory not be writable."""
+
+
 def knows(directory: str, file: str) -> bool:
     """Whether imgtool made an image in `directory` refer to `file`."""
-    return (os.path.realpath(directory), os.path.realpath(file)) in _read()
+    pair = (os.path.realpath(directory), os.path.realpath(file))
+    return pair in _here or pair in _read()
 
 
 def remember(image: str, file: str) -> None:
     """Notes that the image at `image` was made to refer to `file`, unless that lies in its own directory or below. A
-    state directory that cannot be written is no error: then --trust has to be given."""
+    state directory that cannot be written is no error: later runs of imgtool then need --trust."""
     directory = os.path.realpath(os.path.dirname(image))
     if is_below(file, directory):
         return
     pair = (directory, os.path.realpath(file))
+    _here.add(pair)
+    import fcntl
+
     place = path()
     try:
         os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
@@ -69,6 +75,8 @@ def remember(image: str, file: str) -> None:
 
 
 def _read() -> dict[Pair, None]:
+    import fcntl
+
     try:
         with open(path(), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -78,11 +86,15 @@ def _read() -> dict[Pair, None]:
 
 
 def _lines(pairs: Iterable[Pair]) -> bytes:
+    import json
+
     return "".join(json.dumps(pair) + "\n" for pair in pairs).encode()
 
 
 def _pairs(text: bytes) -> dict[Pair, None]:
     """A dict, since the oldest stay first. A line that was cut off by a crash is none."""
+    import json
+
     found: dict[Pair, None] = {}
     for line in text.splitlines():
         try:

@@ -159,6 +159,10 @@ REFERENCES: list[tuple[str, bytes, Verdict, str]] = [
     ("escape", b"\x1b]0;owned\x07.raw", "refers-to-host", "control-characters"),
     ("newline", b"a\nb.raw", "refers-to-host", "control-characters"),
     ("direction", "a\u202egnp.raw".encode(), "refers-to-host", "control-characters"),
+    ("spaces", "a\u200a\u00ad.raw".encode(), "refers-to-host", "control-characters"),
+    ("tags", "a\U000e0041.raw".encode(), "refers-to-host", "control-characters"),
+    ("relative", b"file:sibling.raw", "refers-to-host", "depends-on-cwd"),
+    ("json-relative", b"json:{'driver':'raw','file.filename':'sibling.raw'}", "refers-to-host", "depends-on-cwd"),
     ("not-utf8", b"\xff\xfe.raw", "refers-to-host", "control-characters"),
     ("long", b"a" * 1023, "refers-to-host", "backing-file"),
 ]  # fmt: skip

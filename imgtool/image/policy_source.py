@@ -1,0 +1,26 @@
+"""Where the policy comes from that counts when a caller names none. Apart from `imgtool.image.policy`, so that
+whoever sets it does not import what only a look at an image needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imgtool.image.policy import Policy
+
+source: Callable[[], Policy] | None = None
+"""Asked each time; None for the strict policy."""
+
+
+@contextlib.contextmanager
+def deciding(given: Callable[[], Policy]) -> Iterator[None]:
+    """Within, what `given` returns is the policy in force, for the whole process."""
+    global source
+    before = source
+    source = given
+    try:
+        yield
+    finally:
+        source = before
