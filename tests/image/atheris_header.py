@@ -110,7 +110,7 @@ def run(data: bytes) -> None:
 
 
 def make_corpus(directory: Path) -> None:
-    from tests.image.hostile import REFERENCES, corpus
+    from fixtures.hostile.cases import REFERENCES, corpus
 
     directory.mkdir(parents=True)
     for case in corpus():

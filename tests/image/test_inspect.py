@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.hostile.cases import Case, corpus, descriptor, overlay, qcow2, sparse_vmdk
 from imgtool.image.findings import KINDS, finding, verdict_of
 from imgtool.image.inspect import STREAM_LIMIT, Inspection, inspect
 from tests.image.fuzz import QEMU_IMG, make_seeds
-from tests.image.hostile import Case, corpus, descriptor, overlay, qcow2, sparse_vmdk
 
 CASES = corpus()
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.hostile.cases import BACKING_FORMAT, Case, corpus, overlay, qcow2, with_data_file
 from imgtool.errors import ChainError, ImageFormatError, ImgtoolError, PolicyError, RefusedError, UsageError
 from imgtool.image.policy import Policy, approve, working_directory
 from tests.image.fuzz import QEMU_IMG
-from tests.image.hostile import BACKING_FORMAT, Case, corpus, overlay, qcow2, with_data_file
 
 POLICY = Policy()
 REFERRING = [case for case in corpus() if case.verdict in ("refers-to-host", "refers-to-network")]

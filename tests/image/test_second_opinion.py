@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from oslo_utils.imageutils import format_inspector
 
+from fixtures.hostile.cases import Case, corpus
 from imgtool.image.findings import KINDS
-from tests.image.hostile import Case, corpus
 
 STRICTER: dict[str, str] = {
     "extent": "oslo.utils takes a descriptor that is not ASCII for raw; QEMU opens the files it names",

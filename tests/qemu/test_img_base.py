@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from fixtures.hostile.cases import qcow2
 from imgtool.errors import CommandCrashed, CommandError, CommandTimeout, DecodeError, ImageError
 from imgtool.qemu.img_base import LONG_LIMITS
 from imgtool.qemu.process import NO_LIMITS, Completed, Limits, run
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QUICK_LIMITS, QemuImg
-from tests.image.hostile import qcow2
 
 INFO: dict[str, object] = {"filename": "?", "format": "qcow2", "virtual-size": 1024, "backing-filename": "b"}
 
