@@ -207,7 +207,7 @@ class Trial:
         found = contents(self.store)
         if must_be_after and found != self.after:
             raise LostError(f"it ended well, but {_differences(found, self.after)}")
-        for name in {*self.before, *self.after, *found}:
+        for name in sorted({*self.before, *self.after, *found}):
             if found.get(name) not in (self.before.get(name), self.after.get(name)):
                 raise LostError(f"{name} reads neither as before nor as after")
 
