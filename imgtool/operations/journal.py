@@ -180,7 +180,8 @@ def finish(journal: str, steps: list[Step], staged: list[str]) -> bool:
     whole = True
     try:
         for number, step in enumerate(steps):
-            _do(step, [later.data for later in steps[number + 1 :] if later.inode == step.inode])
+            after = steps[number + 1 :]
+            _do(step, [later.data for later in after if later.verb == "patch" and later.inode == step.inode])
             sync(os.path.dirname(step.target))
     except _OvertakenError:
         whole = False

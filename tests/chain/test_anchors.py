@@ -12,6 +12,7 @@ import pytest
 from imgtool.chain.anchors import refuse_changed, standing
 from imgtool.chain.walk import walk
 from imgtool.errors import RefusedError
+from imgtool.machine.disks import Use, learn_disks
 from imgtool.operations.overlay import new_overlay
 
 if TYPE_CHECKING:
@@ -107,3 +108,13 @@ def test_an_anchor_with_impossible_samples_is_only_wrong(images: Images) -> None
     top.write_bytes(whole[:at] + b"-9" + whole[at + 2 :])
     os.utime(base, (1, 1))
     assert standing(str(top), str(base)).state == "changed"
+
+
+def test_a_machine_does_not_start_on_a_parent_that_was_written(pair: tuple[Path, Path], images: Images) -> None:
+    base, top = pair
+    use = Use(str(top), None, writes=True)
+    assert learn_disks([use]).disks
+    images.run_io(base, "write -P 1 1M 64k", format=base.suffix[1:])
+    with pytest.raises(RefusedError, match="written after"):
+        learn_disks([use])
+    assert learn_disks([use], force=True).disks

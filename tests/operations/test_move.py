@@ -326,6 +326,29 @@ def test_the_plan_changes_nothing_and_names_all(images: Images) -> None:
     assert (images / "base.qcow2").exists()
 
 
+UNDECIDED = """
+import os, sys
+from imgtool.operations import journal
+from imgtool.operations.move import move
+journal._do = lambda step, later: os._exit(9)
+move([sys.argv[1]], sys.argv[2])
+"""
+
+
+def test_an_image_that_a_guest_wrote_since_keeps_what_it_wrote_and_all_read_right(images: Images) -> None:
+    """A move that was decided and broken off is not finished over the head of an image that changed meanwhile."""
+    family(images)
+    (images / "to").mkdir()
+    words: list[str | Path] = [sys.executable, "-c", UNDECIDED, images / "middle.qcow2", images / "to/middle.qcow2"]
+    assert subprocess.run(words, check=False).returncode == 9
+    images.qemu_img("snapshot", "-c", "since", images / "middle.qcow2")
+    before = reads({one: images / f"{one}.qcow2" for one in NAMES})
+    recover(str(images.directory))
+    assert reads({one: images / f"{one}.qcow2" for one in NAMES}) == before
+    assert [one.name for one in QemuImg().snapshot_list(images / "middle.qcow2")] == ["since"]
+    assert not (images / "to/middle.qcow2").exists()
+
+
 DYING = """
 import os, sys
 from imgtool.operations.move import move
