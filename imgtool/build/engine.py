@@ -8,6 +8,7 @@ digested and moved into the store while the guest goes on. The last layer is clo
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from imgtool.build.keys import KeyDocument, inert, plain
 from imgtool.build.memory import Memory
 from imgtool.build.plan import BuildPlan, Choice, Inputs, gather, is_fresh, make_plan, why_missed
 from imgtool.build.recipe import Loaded
-from imgtool.build.records import BuiltLayer, Record, write_record
+from imgtool.build.records import BuiltLayer, Record, read_record, write_record
 from imgtool.build.session import Decide, OnError, Session, Tools
 from imgtool.build.store import Layer, Store
 from imgtool.build.watcher import Watcher
@@ -245,8 +246,10 @@ class _Build:
         if number == len(self.recipe.layers) - 1:
             changed = msgspec.structs.replace(changed, layers=changed.layers[: number + 1])
         if changed != self.record:
-            self.record = changed
-            write_record(self.store, changed)
+            # Another build of the recipe may have made the output meanwhile.
+            known = read_record(self.store, self.loaded.path)
+            self.record = changed if known is None else msgspec.structs.replace(changed, output=known.output)
+            write_record(self.store, self.record)
 
     def _check_secrets(self, number: int) -> None:
         """ConfigError for a secret that this layer or one after it needs and nobody gave, before any work is done."""
@@ -272,7 +275,13 @@ class _Build:
         if not self.choice.no_cache and is_current(self.record, output.path, wanted):
             return False, place
         self.session.end_guest()
-        self._make_result([layer for _, layer in layers], [result for result, _ in layers])
+        name = "output-" + hashlib.sha256(os.fsencode(os.path.realpath(output.path))).hexdigest()[:32]
+        with self.store.claim(name, lambda: self.watcher.note("another build is making the output: waiting for it")):
+            made = read_record(self.store, self.loaded.path)
+            if not self.choice.no_cache and made is not None and is_current(made, output.path, wanted):
+                self.record = msgspec.structs.replace(self.record, output=made.output)
+                return False, place
+            self._make_result([layer for _, layer in layers], [result for result, _ in layers])
         return True, place
 
     def _make_result(self, layers: list[Layer], results: list[LayerResult]) -> ImageManifest:

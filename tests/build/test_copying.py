@@ -1,0 +1,140 @@
+"""Trees into a guest and out of it: the archive, read by a real tar, and what a guest's answers may not do."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from imgtool.build import copying
+from imgtool.build.executor import ExecutorError
+from imgtool.build.inputs import files_of
+from imgtool.build.memory import Memory
+from imgtool.build.recipe import Copy
+from imgtool.errors import ConfigError
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Memory:
+    return Memory(str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder with what is awkward in it."""
+    root = tmp_path / "tree"
+    (root / "sub" / "empty").mkdir(parents=True)
+    (root / "sub" / "run.sh").write_bytes(b"#!/bin/sh\n\0\xff")
+    (root / "sub" / "run.sh").chmod(0o750)
+    (root / "a b\nc").write_text("awkward")
+    Path(os.fsdecode(os.fsencode(root) + b"/\xff\xfe")).write_text("no UTF-8")
+    (root / ("n" * 200)).write_text("long")
+    os.symlink("../a b\nc", root / "sub" / "link")
+    os.symlink("/nowhere", root / "dangling")
+    return root
+
+
+def unpacked(tmp_path: Path, copy: Copy, memory: Memory) -> Path:
+    archive, target = tmp_path / "archive.tar", tmp_path / "target"
+    copying.pack(str(archive), copy, files_of(copy.from_, memory))
+    assert stat.S_IMODE(archive.stat().st_mode) == 0o600
+    target.mkdir()
+    subprocess.run(["tar", "-x", "-p", "-f", archive, "-C", target], check=True)
+    return target
+
+
+def test_a_tree_arrives_as_it_is(tmp_path: Path, tree: Path, memory: Memory) -> None:
+    copy = Copy(from_=str(tree), to="/srv")
+    target = unpacked(tmp_path, copy, memory)
+    before = [found.entry for found in files_of(str(tree), memory)]
+    assert [found.entry for found in files_of(str(target), memory)] == before
+    assert len(before) == 8
+
+
+def test_a_mode_is_for_files_and_folders_can_be_entered(tmp_path: Path, tree: Path, memory: Memory) -> None:
+    target = unpacked(tmp_path, Copy(from_=str(tree), to="/srv", mode="0640"), memory)
+    assert stat.S_IMODE((target / "sub" / "run.sh").stat().st_mode) == 0o640
+    assert stat.S_IMODE((target / "sub").stat().st_mode) == 0o750
+    assert os.readlink(target / "sub" / "link") == "../a b\nc"
+
+
+@pytest.mark.parametrize(
+    ("owner", "expected"),
+    [(None, "root/root"), ("www-data", "www-data/root"), ("www:web", "www/web"), ("33:44", "33/44")],
+)
+def test_everything_belongs_to_its_owner(
+    tmp_path: Path, tree: Path, memory: Memory, owner: str | None, expected: str
+) -> None:
+    archive = tmp_path / "archive.tar"
+    copying.pack(str(archive), Copy(from_=str(tree), to="/srv", owner=owner), files_of(str(tree), memory))
+    listed = subprocess.run(["tar", "-t", "-v", "-f", archive], check=True, capture_output=True).stdout
+    owners = {line.split()[1] for line in listed.decode(errors="replace").splitlines()}
+    assert owners == {expected}
+
+
+def test_what_is_no_file_is_not_copied(tmp_path: Path, memory: Memory) -> None:
+    (tmp_path / "tree").mkdir()
+    os.mkfifo(tmp_path / "tree" / "pipe")
+    with pytest.raises(ConfigError, match="pipe is no file, folder or link"):
+        files_of(str(tmp_path / "tree"), memory)
+    with pytest.raises(ConfigError, match=r"nothing cannot be copied"):
+        files_of(str(tmp_path / "nothing"), memory)
+
+
+class Listing:
+    """An executor whose guest lists what it is told to."""
+
+    def __init__(self, answer: bytes, status: int = 0) -> None:
+        self.answer, self.status = answer, status
+        self.got: list[str] = []
+
+    def run(self, script: bytes, **options: object) -> int:
+        options["on_output"](self.answer)  # type: ignore[operator]
+        return self.status
+
+    def get(self, source: str, target: str) -> None:
+        self.got.append(source)
+        Path(target).write_text(source)
+
+
+def test_a_folder_is_fetched_file_by_file(tmp_path: Path) -> None:
+    guest = Listing(b"folder\0./a\0./sub/b c\0")
+    copying.fetch(guest, "/var/report/", str(tmp_path / "kept"))  # type: ignore[arg-type]
+    assert guest.got == ["/var/report/a", "/var/report/sub/b c"]
+    assert (tmp_path / "kept" / "sub" / "b c").read_text() == "/var/report/sub/b c"
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "./a/../../outside"])
+def test_a_guest_cannot_make_files_elsewhere_on_the_host(tmp_path: Path, name: str) -> None:
+    guest = Listing(f"folder\0{name}\0".encode())
+    with pytest.raises(ExecutorError, match="lies nowhere in"):
+        copying.fetch(guest, "/var/report", str(tmp_path / "kept"))  # type: ignore[arg-type]
+    assert os.listdir(tmp_path / "kept") == []
+    assert guest.got == []
+
+
+def test_what_is_not_there_is_not_fetched(tmp_path: Path) -> None:
+    guest = Listing(b"there is no file or folder /x\n", status=1)
+    with pytest.raises(ExecutorError, match="there is no file or folder /x"):
+        copying.fetch(guest, "/x", str(tmp_path / "kept"))  # type: ignore[arg-type]
+
+
+def test_what_is_delivered_replaces_only_what_differs(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    (kept / "sub").mkdir(parents=True)
+    (kept / "same").write_text("same")
+    (kept / "sub" / "new").write_text("new")
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "same").write_text("same")
+    (target / "other").write_text("other")
+    before = (target / "same").stat()
+    copying.deliver(str(kept), str(target), "report")
+    assert (target / "same").stat() == before
+    assert sorted(os.listdir(target)) == ["other", "same", "sub"]
+    assert (target / "sub" / "new").read_text() == "new"
+    copying.deliver(str(kept / "same"), str(target), "report")
+    assert (target / "report").read_text() == "same"
