@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 INIT = """
-import os, subprocess, time
+import os, subprocess, sys, threading, time
+threading.Thread(target=lambda: os._exit(len(sys.stdin.read())), daemon=True).start()
 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 # No second's wait for duplicates of each IPv6 address.
@@ -31,7 +32,8 @@ while True:
     except ChildProcessError:
         time.sleep(0.02)
 """
-"""The first process, which buries those that others leave, as an init does."""
+"""The first process, which buries those that others leave, as an init does. It ends, and all with it, when the test
+that holds the other end of its stdin ends in whatever way."""
 
 SERVER = """
 import socket, sys
@@ -87,7 +89,7 @@ class Lab:
                 *(sys.executable, "-c", INIT),
             ],
             stdout=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
         )
         assert self._first.stdout is not None
         assert self._first.stdout.readline() == b"ready\n"
@@ -100,8 +102,9 @@ class Lab:
         self._first.kill()
         for process in (self._first, *self._started):
             process.wait(10)
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
     def argv(self, *words: str | Path, where: str | None = None) -> list[str]:
         inner = ["nsenter", f"--net=/run/netns/{where}"] if where else []
