@@ -24,6 +24,7 @@ from imgtool.image.locks import lock_state
 _SECTOR = 512
 
 PREFIX, SUFFIX = ".imgtool-", ".journal"
+_TRIAL = ".trial"
 _DONE = ".done"
 """The suffix of a journal whose steps are done, while something that was staged is still to be taken away."""
 
@@ -71,6 +72,7 @@ def recover(directory: str) -> list[str]:
     """Finishes, or where nothing was decided undoes, the changes in `directory` whose process is gone. Returns the
     paths that were finished. ImageError when a remaining step fails."""
     finished: list[str] = []
+    _clear_trials(directory)
     for journal in journals(directory):
         with _adopted(journal) as adopted:
             if adopted:
@@ -80,6 +82,23 @@ def recover(directory: str) -> list[str]:
                 elif finish(journal, steps, staged):
                     finished += [step.target for step in steps]
     return finished
+
+
+def trial_name(path: str) -> str:
+    """A hidden second name for the file `path`, to see whether it may have one."""
+    return os.path.join(os.path.dirname(path), f"{PREFIX}{os.getpid()}-{os.lstat(path).st_ino}{_TRIAL}")
+
+
+def _clear_trials(directory: str) -> None:
+    """Takes away the trial names of processes that are gone; the files have their own names still."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            if name.startswith(PREFIX) and name.endswith(_TRIAL):
+                pid, _, inode = name[len(PREFIX) : -len(_TRIAL)].partition("-")
+                path = os.path.join(directory, name)
+                status = os.lstat(path)
+                if inode == str(status.st_ino) and status.st_nlink > 1 and not os.path.exists(f"/proc/{pid}"):
+                    os.unlink(path)
 
 
 @contextlib.contextmanager

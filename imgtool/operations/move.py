@@ -22,7 +22,7 @@ from imgtool.image.policy import current
 from imgtool.image.remembered import remember
 from imgtool.operations.around import header_of, refuse_in_use, refuse_sealed
 from imgtool.operations.copying import copy_file
-from imgtool.operations.journal import recover
+from imgtool.operations.journal import recover, trial_name
 from imgtool.operations.moving import Names, Reference, around_of, place_of, renamed
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.relink import (
@@ -375,12 +375,13 @@ def _existing(path: str) -> str:
 
 def _can_be_linked(path: str) -> bool:
     """Whether the file may have a second name: not on every file system, nor for every user."""
-    trial = os.path.join(os.path.dirname(path), f".imgtool-{os.getpid():x}-{os.lstat(path).st_ino:x}.tmp")
+    trial = trial_name(path)
     try:
         os.link(path, trial, follow_symlinks=False)
     except OSError:
         return False
-    os.unlink(trial)
+    with contextlib.suppress(OSError):  # `recover` takes it away then
+        os.unlink(trial)
     return True
 
 
