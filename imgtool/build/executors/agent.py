@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from msgspec.structs import replace
 
-from imgtool.build.executor import ExecutorError, GuestLost, StepTimeout
+from imgtool.build.executor import ExecutorError, GuestLost, Kind, StepTimeout
 from imgtool.build.executors import shell
 from imgtool.build.executors.base import SHORT, Answer, Step, Way, killed
 from imgtool.build.executors.stream import Frames
@@ -46,7 +46,7 @@ def connect(vm: Vm, state: State, folder: str) -> AgentWay:
 
 
 class AgentWay(Way):
-    kind = "agent"
+    kind: Kind = "agent"
 
     def __init__(self, vm: Vm) -> None:
         super().__init__(vm.name, lambda: vm.running)

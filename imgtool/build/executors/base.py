@@ -133,8 +133,7 @@ class Way(ABC):
             output.close()
             if secrets:
                 self._forget(list(secrets.values()))
-            with contextlib.suppress(ExecutorError):
-                self._shell(shell.program('rm -rf -- "$1"', folder))
+            self._clear(folder)
 
     def put(self, source: str, target: str, *, mode: int = 0o644, owner: str | None = None) -> None:
         _check_path(target)
@@ -219,8 +218,16 @@ class Way(ABC):
         name = _DRAFT + random.token_hex(8)
         said = self._do("the guest has no room for a script", shell.program(shell.STAGE, name))
         folder = os.fsdecode(said.strip().rpartition(b"\n")[2])
-        self._write(io.BytesIO(script), f"{folder}/script")
+        try:
+            self._write(io.BytesIO(script), f"{folder}/script")
+        except BaseException:
+            self._clear(folder)
+            raise
         return folder
+
+    def _clear(self, folder: str) -> None:
+        with contextlib.suppress(ExecutorError):
+            self._shell(shell.program('rm -rf -- "$1"', folder))
 
     def _end(self, folder: str) -> None:
         self._shell(shell.program(shell.END, folder))

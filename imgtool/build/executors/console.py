@@ -25,7 +25,7 @@ from imgtool.machine.serial import clean
 
 _PIECE: Final = 1 << 16
 _LISTEN_SECONDS: Final = 20.0
-_QUIET: Final = 1.0
+_QUIET: Final = 0.5
 _ENTER_AGAIN: Final = 3.0
 _SILENT_ENTERS: Final = 3
 _HELLO_SECONDS: Final = 10.0
@@ -165,9 +165,8 @@ class Console:
         """Returns when the port shows a prompt. Nothing but Enter is typed, and that only when the guest is quiet: a
         boot loader's menu, or a system that starts, is not to be disturbed."""
         shown, before, silent = "", None, 0
-        pause = _QUIET / 4
         while True:
-            said = self._hear(pause)
+            said = self._hear(_QUIET if before is None else _ENTER_AGAIN)
             shown = (shown + clean(said))[-_SHOWN:]
             line = shown.rpartition("\n")[2]
             if said and before is not None and _is_prompt(line, before):
@@ -180,12 +179,12 @@ class Console:
             silent = 0 if said else silent + 1
             # A server that an imgtool left behind is as silent as a system that hangs; a dot ends it.
             self._send(b".\n" if silent > _SILENT_ENTERS else b"\n")
-            before, pause = line, _QUIET if said else _ENTER_AGAIN
+            before = line
 
-    def _hear(self, quiet: float) -> bytes:
-        """What comes until nothing has come for so many seconds, or much has."""
+    def _hear(self, seconds: float) -> bytes:
+        """What comes within so many seconds, until nothing comes any more or much has."""
         said = b""
-        while len(said) < _PIECE and select.select([self._port], [], [], quiet)[0]:
+        while len(said) < _PIECE and select.select([self._port], [], [], _QUIET if said else seconds)[0]:
             said += self._receive()
         return said
 

@@ -4,17 +4,18 @@ POSIX shell, stty and head there; base64 or od to get files, and sha256sum or ck
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
+import gzip
 import hashlib
 import socket
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import IO, Final
 
 from msgspec.structs import replace
 
-from imgtool.build.executor import ExecutorError, GuestLost, StepTimeout
+from imgtool.build.executor import ExecutorError, GuestLost, Kind, StepTimeout
 from imgtool.build.executors import shell
 from imgtool.build.executors.base import SHORT, Answer, Step, Way, killed
 from imgtool.build.executors.cksum import Cksum, cksum
@@ -27,22 +28,22 @@ from imgtool.machine.control import console_is_free
 from imgtool.machine.runtime import State, Vm
 from imgtool.machine.values.devices import CharDevice
 
-_CHUNK: Final = 1 << 14
-"""Bytes in one piece: well under the 64 KiB that Linux holds for a terminal nobody reads."""
+_CHUNK: Final = 3 << 14
+"""Bytes in one piece: less than the 64 KiB that Linux holds for a terminal nobody reads."""
 _OCTAL_CHUNK: Final = 1 << 12
 _ALL_BYTES: Final = bytes(range(256))
 _PATIENCE: Final = 5.0
 """After so many seconds without output it is asked whether the step still runs."""
 _CONNECT_SECONDS: Final = 10.0
+_LEVEL: Final = 6
+_TRIES: Final = 3
 _LOG_PIECE: Final = 1 << 20
 
 _APPEND = 'f $i 0 data >&4; h "$2" <&5 >>"$1"'
+_UNPACK = 'f $i 0 data >&4; h "$2" <&5 | gzip -dc >>"$1"'
 _ECHO_TEST = "f $i 0 data >&4; h 256 <&5 | cksum"
-_TOOLS = (
-    "for t in base64 od; do command -v $t && break; done; for t in sha256sum cksum; do command -v $t && break; done"
-)
-_BASE64 = 'dd if="$1" bs="$2" skip="$3" count=1 2>/dev/null | base64'
-_HEX = 'dd if="$1" bs="$2" skip="$3" count=1 2>/dev/null | od -An -v -tx1'
+_TOOLS = "for t in base64 cksum gzip od sha256sum; do command -v $t; done"
+_PIECE = 'dd if="$1" bs="$2" skip="$3" count=1 2>/dev/null'
 _RUNS = 'kill -0 "$(cat "$1/run")" 2>/dev/null'
 
 
@@ -75,7 +76,7 @@ class SerialWay(Way):
     """`dial` opens the host's end of the port; what the guest writes there is kept in the file `log`. `shared` says
     that the port is the guest's console, too, on which its kernel and its init may print."""
 
-    kind = "serial"
+    kind: Kind = "serial"
 
     def __init__(
         self,
@@ -93,9 +94,7 @@ class SerialWay(Way):
         self._port: socket.socket | None = None
         self._console: Console | None = None
         self._eight_bits = True
-        self._decode = _from_base64
-        self._encoder = _BASE64
-        self._sum = "sha256sum"
+        self._tools: frozenset[str] = frozenset()
 
     def wait_ready(self, *, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -126,20 +125,16 @@ class SerialWay(Way):
         return self._ask(program, seconds=seconds)
 
     def _write(self, content: IO[bytes], target: str) -> None:
-        expected = _Sum(self._sum)
+        expected = self._new_sum()
         while piece := content.read(_CHUNK if self._eight_bits else _OCTAL_CHUNK):
             expected.update(piece)
-            if self._eight_bits:
-                program, data = shell.program(_APPEND, target, str(len(piece))), piece
-            else:
-                program, data = shell.program('printf "$2" >>"$1"', target, _octal(piece)), b""
-            answer = self._ask(program, data)
+            answer = self._ask(*self._appending(piece, target))
             if answer.status != 0:
                 raise ExecutorError(f"the guest cannot write: {shell.words_of(answer.output)}")
         self._compare(expected, target)
 
     def _read(self, source: str, sink: IO[bytes]) -> None:
-        found = _Sum(self._sum)
+        found = self._new_sum()
         number = 0
         while True:
             piece = self._get_piece(source, number)
@@ -161,7 +156,8 @@ class SerialWay(Way):
 
         exports = shell.quote(step.exports + b":\n")
         command = shell.join(step.command())
-        job = b"{ printf %s " + exports + b" | " + command + b"; } >&4 2>/dev/null 4>&- 5<&- &"
+        # Through cat, or the step would see a terminal and, say, draw progress bars on it.
+        job = b"{ printf %s " + exports + b" | " + command + b" | cat; } >&4 2>/dev/null 4>&- 5<&- &"
         console.on_output, console.on_frame = step.write, take
         try:
             self._ask(job)
@@ -220,22 +216,36 @@ class SerialWay(Way):
         self._eight_bits = True
         said = self._ask(_ECHO_TEST.encode(), _ALL_BYTES).output.split()
         self._eight_bits = said[:1] == [str(cksum(_ALL_BYTES)).encode()]
-        tools = [line.rpartition(b"/")[2].decode() for line in self._ask(_TOOLS.encode()).output.split()]
-        if "base64" not in tools and "od" not in tools:
+        said = self._ask(_TOOLS.encode()).output.split()
+        self._tools = frozenset(line.rpartition(b"/")[2].decode() for line in said)
+        if not self._tools & {"base64", "od"}:
             raise ExecutorError(f"{self._name} has neither base64 nor od, to get files with")
-        self._encoder, self._decode = (_BASE64, _from_base64) if "base64" in tools else (_HEX, _from_hex)
-        self._sum = "sha256sum" if "sha256sum" in tools else "cksum"
+
+    def _appending(self, piece: bytes, target: str) -> tuple[bytes, bytes]:
+        """The program that appends `piece` to the guest's file `target`, and what it is to be sent."""
+        if not self._eight_bits:
+            return shell.program('printf "$2" >>"$1"', target, _octal(piece)), b""
+        packed = gzip.compress(piece, _LEVEL, mtime=0) if "gzip" in self._tools else piece
+        if len(packed) < len(piece):
+            return shell.program(_UNPACK, target, str(len(packed))), packed
+        return shell.program(_APPEND, target, str(len(piece))), piece
 
     def _get_piece(self, source: str, number: int) -> bytes:
-        program = shell.program(self._encoder, source, str(_CHUNK), str(number))
-        for _ in range(3):
-            answer = self._ask(program)
-            with contextlib.suppress(binascii.Error, ValueError):
-                return self._decode(answer.output)
+        packer = " | gzip -c" if "gzip" in self._tools else ""
+        encoder = " | base64" if "base64" in self._tools else " | od -An -v -tx1"
+        program = shell.program(_PIECE + packer + encoder, source, str(_CHUNK), str(number))
+        for _ in range(_TRIES):
+            said = b"".join(self._ask(program).output.split())
+            with contextlib.suppress(ValueError, EOFError, zlib.error):
+                piece = base64.b64decode(said, validate=True) if "base64" in self._tools else _from_hex(said)
+                return gzip.decompress(piece) if packer else piece
         raise ExecutorError(f"{printable(source)} does not come whole over the serial port")
 
+    def _new_sum(self) -> _Sum:
+        return _Sum("sha256sum" if "sha256sum" in self._tools else "cksum")
+
     def _compare(self, expected: _Sum, path: str) -> None:
-        said = self._do("the guest cannot sum up a file", shell.program(f'{self._sum} <"$1"', path))
+        said = self._do("the guest cannot sum up a file", shell.program(f'{expected.name} <"$1"', path))
         if said.split()[:1] != [expected.text()]:
             raise ExecutorError(f"{printable(path)} did not come over the serial port as it is")
 
@@ -244,6 +254,7 @@ class _Sum:
     """A checksum as the guest's program `name` says it."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self._sum = hashlib.sha256() if name == "sha256sum" else Cksum()
 
     def update(self, piece: bytes) -> None:
@@ -260,10 +271,6 @@ def _drop(_: object) -> None:
 
 def _octal(data: bytes) -> str:
     return "".join(f"\\{byte:03o}" for byte in data)
-
-
-def _from_base64(text: bytes) -> bytes:
-    return base64.b64decode(b"".join(text.split()), validate=True)
 
 
 def _from_hex(text: bytes) -> bytes:

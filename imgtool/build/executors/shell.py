@@ -28,7 +28,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RUN: Final = """
 d=$1 t=$2; shift 2; exec 3<&0 2>/dev/null; echo $$ >"$d/run"
 s=; command -v setsid >/dev/null && s=setsid
-$s /bin/sh -c 'eval "$(cat <&3)" || exit; exec 3<&- </dev/null 2>&1; cd /; exec "$@"' imgtool "$@" "$d/script" &
+$s /bin/sh -c 'eval "$(cat <&3)" || exit; exec 3<&- </dev/null 2>&1; cd /; unset OLDPWD; exec "$@"' \\
+imgtool "$@" "$d/script" &
 p=$!; exec 3<&-; echo $p >"$d/pid"
 wait $p; printf '\\036%s:end:%d:\\036%s\\036' "$t" $? "$t"
 """
@@ -47,14 +48,15 @@ STAGE: Final = """
 for r in /run /dev/shm /tmp /dev; do
 [ -d $r ] && [ -w $r ] && case "$(stat -f -c %T $r 2>/dev/null)" in *tmpfs|*ramfs) break;; esac
 done || r=/tmp
-d=$r/$1; umask 077; mkdir -p "$r" && mkdir "$d" && cd "$d" && pwd
+d=$r/$1; umask 077; mkdir -p "$r" && mkdir "$d" && cd "$d" && : >script && pwd
 """
-"""Makes a folder for what a step needs ($1 is its name), in memory where the guest has such a place."""
+"""Makes a folder for what a step needs ($1 is its name), in memory where the guest has such a place, and in it the
+empty file `script`. Prints its path."""
 
 END: Final = """
 p=$(cat "$1/pid") || exit 0
 for s in TERM KILL; do
-kill -$s -- -$p 2>/dev/null || kill -$s $p 2>/dev/null || break
+kill -$s -$p 2>/dev/null || kill -$s $p 2>/dev/null || break
 n=0; while [ $n -lt 20 ] && kill -0 $p 2>/dev/null; do n=$((n+1)); sleep 0.1 || sleep 1; done
 done
 """

@@ -19,7 +19,7 @@ from typing import IO
 
 from msgspec.structs import replace
 
-from imgtool.build.executor import ExecutorError, GuestLost, StepTimeout
+from imgtool.build.executor import ExecutorError, GuestLost, Kind, StepTimeout
 from imgtool.build.executors import shell
 from imgtool.build.executors.base import SHORT, Answer, Step, Way, killed
 from imgtool.build.executors.stream import Frames
@@ -110,7 +110,7 @@ class _Ended(Exception):  # noqa: N818 - no error
 
 
 class SshWay(Way):
-    kind = "ssh"
+    kind: Kind = "ssh"
 
     def __init__(self, vm: Vm, state: State, folder: str) -> None:
         super().__init__(vm.name, lambda: vm.running)
