@@ -12,7 +12,7 @@ import pytest
 
 from imgtool.qemu.programs import Programs
 
-pytest_plugins = ["tests.guests"]
+pytest_plugins = ["tests.guests", "tests.publish.registries"]
 
 
 @pytest.fixture(scope="session", autouse=True)

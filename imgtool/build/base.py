@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -13,6 +15,23 @@ from imgtool.chain.walk import guard
 from imgtool.errors import ConfigError, ImageNotFoundError
 from imgtool.image.names import printable
 from imgtool.qemu.qemu_img import QemuImg
+
+Fetch = Callable[[str, str], str]
+"""(reference in a registry, digest of its manifest) → the path of a local image, the same for the same digest."""
+
+_fetch: Fetch | None = None
+
+
+@contextlib.contextmanager
+def fetching(fetch: Fetch) -> Iterator[None]:
+    """Within, `fetch` brings the images in registries that recipes start from, for the whole process."""
+    global _fetch
+    before = _fetch
+    _fetch = fetch
+    try:
+        yield
+    finally:
+        _fetch = before
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,13 +46,26 @@ def base_path(loaded: Loaded) -> str:
     """The image that `from` means: itself, or another recipe's output. ConfigError with the line when it is none."""
     given = loaded.recipe.image.from_
     if given.startswith(OCI):
-        raise _wrong(loaded, f"{printable(given)} has not been pulled", "`imgtool pull` makes a local image of it")
+        return _fetched(loaded, given)
     if not given.endswith(".toml"):
         return given
     other = load_recipe(given)
     if other.recipe.output is None:
         raise _wrong(loaded, f"{printable(given)} has no [output]", "give it one, or name an image")
     return other.recipe.output.path
+
+
+def _fetched(loaded: Loaded, given: str) -> str:
+    """The local image of a reference, whose digest is pinned: a tag may be another image tomorrow."""
+    reference, _, digest = given.removeprefix(OCI).partition("@")
+    pinned = loaded.recipe.image.sha256
+    digest = digest or (f"sha256:{pinned.lower()}" if pinned is not None else "")
+    if not digest:
+        hint = "…@sha256:HEX, or sha256 = beside it: `imgtool push` and `imgtool pull` print it"
+        raise _wrong(loaded, f"{printable(given)} may be another image tomorrow: its digest is not pinned", hint)
+    if _fetch is None:
+        raise _wrong(loaded, f"{printable(given)} has not been pulled", "`imgtool pull` makes a local image of it")
+    return _fetch(reference, digest)
 
 
 def parents(loaded: Loaded) -> list[Loaded]:
@@ -62,7 +94,8 @@ def find_base(loaded: Loaded, memory: Memory, qemu_img: QemuImg) -> Base:
     except ImageNotFoundError as error:
         where = f"{printable(loaded.path)}:{loaded.line('image', 'from')}"
         raise ImageNotFoundError(f"{where}: {error.message}", hint=error.hint, path=error.path) from None
-    if image.sha256 is not None and memory.sha256(path) != image.sha256.lower():
+    in_registry = image.from_.startswith(OCI)  # there the digest is the manifest's
+    if image.sha256 is not None and not in_registry and memory.sha256(path) != image.sha256.lower():
         raise _wrong(loaded, f"{printable(path)} is not the file that sha256 pins", None, "sha256")
     size = chain[0].virtual_size
     format = chain[0].format

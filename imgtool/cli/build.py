@@ -97,11 +97,13 @@ def build(
     Layers are kept under a key made of everything that goes into them. One VM is started for those that have to be
     built. Killed at any moment, a build goes on from its last finished layer.
     """
+    from imgtool.build.base import fetching
     from imgtool.build.engine import Builder
     from imgtool.build.plan import Choice
     from imgtool.build.recipe import load_recipe
     from imgtool.build.store import Store
     from imgtool.cli.build_watch import watcher_for
+    from imgtool.cli.fetching import fetcher
     from imgtool.cli.output import emit
 
     loaded = load_recipe(recipe)
@@ -118,11 +120,12 @@ def build(
         decide=_console(context),
         force=force,
     )
-    if plan or explain or dry_run:
-        found = builder.plan(loaded, choice)
-        emit(context, found, _plan_lines(found, explain=explain))
-        return
-    built = builder.build(loaded, choice)
+    with fetching(fetcher(context)):
+        if plan or explain or dry_run:
+            found = builder.plan(loaded, choice)
+            emit(context, found, _plan_lines(found, explain=explain))
+            return
+        built = builder.build(loaded, choice)
     emit(context, built, _built_lines(built))
 
 

@@ -24,6 +24,8 @@ SECTIONS = {
         "tree": Entry("imgtool.cli.layers:tree", "Draw which layer stands on which."),
         "verify": Entry("imgtool.cli.layers:verify", "Look whether layers are what they were sealed as."),
         "prune": Entry("imgtool.cli.layers:prune", "Remove the layers that nobody needs."),
+        "push": Entry("imgtool.cli.layers_share:push", "Push layers to a registry, for other machines."),
+        "pull": Entry("imgtool.cli.layers_share:pull", "Pull the layers of a recipe from a registry."),
     }
 }
 

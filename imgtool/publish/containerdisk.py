@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -23,9 +22,9 @@ from imgtool.chain.walk import guard
 from imgtool.errors import UsageError
 from imgtool.image.names import PathLike
 from imgtool.image.names import absolute as absolute_path
-from imgtool.image.policy import approve
 from imgtool.operations.plan import Plan, Touched
-from imgtool.publish.oci.blob import Blob, Part
+from imgtool.publish.archive import archive, file_entry, folder_entry
+from imgtool.publish.oci.blob import Blob
 from imgtool.publish.oci.connection import DEFAULT, Connection
 from imgtool.publish.oci.known import Known
 from imgtool.publish.oci.layout import write_layout
@@ -77,19 +76,8 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 def disk_layer(fd: int, size: int, name: str) -> Blob:
     """A tar archive of the file open at `fd`, as `/disk/NAME`."""
-    folder = _entry("disk", tarfile.DIRTYPE, 0o755)
-    file = _entry(f"disk/{name}", tarfile.REGTYPE, 0o440)
-    file.size = size
-    end = bytes(-size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
-    heads = folder.tobuf(tarfile.PAX_FORMAT) + file.tobuf(tarfile.PAX_FORMAT)
-    return Blob(heads, Part(fd, 0, size), end)
-
-
-def _entry(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.mode = kind, mode
-    entry.uid = entry.gid = QEMU
-    return entry
+    file = file_entry(f"disk/{name}", size, mode=0o440, owner=QEMU)
+    return archive((folder_entry("disk", owner=QEMU), None), (file, fd))
 
 
 def image_config(layer_digest: str, architecture: str) -> dict[str, object]:
@@ -136,7 +124,6 @@ class ContainerDiskRequest:
         self.layout = None if layout is None else absolute_path(layout)
         self.tag = tag or DEFAULT_TAG
         self.chain: Sequence[Image] = guard(self.path, format=format)
-        approve(self.path, format=format)
         self.notes = refuse_changed(self.chain, force=force)
         self.disk_format = disk_format
         self.compress = compress
@@ -231,7 +218,7 @@ def export_containerdisk(
     """Makes a containerDisk of `image` and all it stands on, pushes it as `reference` or writes it into the OCI
     layout `layout` under `tag` (`latest`).
 
-    `architecture` is Go's name (`amd64`); None is this machine's. Raises as `guard` and `approve` do; RefusedError
+    `architecture` is Go's name (`amd64`); None is this machine's. Raises as `guard` does; RefusedError
     for a chain whose parents changed (not with `force`); RegistryError; ImageError for a folder that is no layout.
     """
     request = ContainerDiskRequest(

@@ -1,15 +1,14 @@
-"""Registries that the tests of a session share, and a home of their own for each test."""
+"""A home of its own for each test, and images to push."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from tests.conftest import Images
-from tests.publish.registries import Certificates, RegistryServer, docker_config, make_certificates, running_registry
+from tests.publish.registries import Certificates, RegistryServer, docker_config
 
 
 @pytest.fixture(autouse=True)
@@ -21,26 +20,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
     monkeypatch.setenv("DOCKER_CONFIG", str(folder / "docker"))
     return folder
-
-
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A registry without TLS and without a password."""
-    with running_registry(tmp_path_factory.mktemp("registry")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="session")
-def safe_registry(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[RegistryServer]:
-    """A registry with TLS, by a CA that nobody knows, and with a password."""
-    folder = tmp_path_factory.mktemp("safe-registry")
-    with running_registry(folder, certificates=certificates, password=True) as server:
-        yield server
 
 
 @pytest.fixture

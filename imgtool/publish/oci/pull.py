@@ -17,12 +17,11 @@ import msgspec
 
 from imgtool.chain.content import digest_of
 from imgtool.chain.walk import guard
-from imgtool.errors import ImageError, ImageExistsError, ImageFormatError, ImageNotFoundError
+from imgtool.errors import ImageExistsError, ImageFormatError, ImageNotFoundError, ImgtoolError
 from imgtool.image.anchor import edited_head, take
 from imgtool.image.header import read_header
 from imgtool.image.names import PathLike, printable
 from imgtool.image.names import absolute as absolute_path
-from imgtool.image.policy import approve
 from imgtool.operations.copying import copy_file
 from imgtool.operations.overlay import reference_to, stem_of
 from imgtool.operations.plan import Plan, Touched
@@ -95,12 +94,13 @@ class PullRequest:
         reference: str,
         path: PathLike | None = None,
         *,
+        stem: str | None = None,
         read_only: bool = False,
         deep: bool = False,
         connection: Connection = DEFAULT,
         known: Known | None = None,
     ) -> None:
-        """See `pull`."""
+        """See `pull`. `stem` is what the image is called in a directory, without its format."""
         self.reference = parse_reference(reference)
         self.read_only = read_only
         self.deep = deep
@@ -110,9 +110,8 @@ class PullRequest:
         self.registry = connection.open(self.reference)
         self.remote = look(self.registry)
         if os.path.isdir(self.path) or path is None:
-            self.path = os.path.join(
-                self.folder, f"{self.reference.name.rpartition('/')[2]}.{self.remote.config.format}"
-            )
+            stem = stem or self.reference.name.rpartition("/")[2]
+            self.path = os.path.join(self.folder, f"{stem}.{self.remote.config.format}")
         self.items = self._items()
 
     @staticmethod
@@ -157,7 +156,7 @@ class PullRequest:
             return True
         try:
             chain = guard(path, format=item.layer.format)
-        except (ImageError, RegistryError):
+        except ImgtoolError:
             return False
         return os.path.samefile(chain[1].path, item.parent.path)
 
@@ -263,7 +262,6 @@ class PullRequest:
         os.fchmod(item.fd, allowed_mode(0o444 if self.read_only or item.path != self.path else 0o666))
         os.fsync(item.fd)
         guard(item.part, format=item.layer.format)
-        approve(item.part, format=item.layer.format)
         if self.deep and item is self.items[-1] and self.remote.config.content_digest is not None:
             found = digest_of(item.part, format=item.layer.format, qemu_img=qemu_img)
             if found != self.remote.config.content_digest:

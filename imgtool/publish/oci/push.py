@@ -16,7 +16,6 @@ from imgtool.chain.walk import guard
 from imgtool.errors import UsageError
 from imgtool.image.names import PathLike, printable
 from imgtool.image.names import absolute as absolute_path
-from imgtool.image.policy import approve
 from imgtool.operations.plan import Plan, Touched
 from imgtool.publish.oci.blob import Blob
 from imgtool.publish.oci.connection import DEFAULT, JOBS, Connection
@@ -96,7 +95,6 @@ class PushRequest:
         if compress and not flatten:
             raise UsageError("layers are pushed as they are: nothing compresses them", hint="-c goes with --flatten")
         self.chain = guard(self.path, format=format)
-        approve(self.path, format=format)
         self.notes = refuse_changed(self.chain, force=force)
         self.flatten = flatten
         self.compress = compress
@@ -271,7 +269,7 @@ def push(
     (`HOST[:PORT]/NAME[:TAG]`).
 
     With `content` what a guest reads is digested and recorded, which reads the whole disk once. `annotations` are
-    added to the manifest's. Raises as `guard` and `approve` do; RefusedError for a chain whose parents changed (not
+    added to the manifest's. Raises as `guard` does; RefusedError for a chain whose parents changed (not
     with `force`) or whose images cannot be layers; RegistryError when the registry does not take it: run again it
     goes on where it stopped.
     """

@@ -1,0 +1,75 @@
+"""Images of registries as local files that others build on: pulled once, read-only, found again by their digest."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from imgtool.errors import UsageError
+from imgtool.image.names import printable
+from imgtool.publish.oci.connection import DEFAULT, Connection
+from imgtool.publish.oci.pull import PullRequest
+from imgtool.publish.oci.reference import is_digest, parse_reference
+from imgtool.qemu.qemu_img import QemuImg
+from imgtool.qemu.replace import replacing
+
+
+class _Fetched(msgspec.Struct, frozen=True):
+    path: str
+    files: dict[str, tuple[int, int]]
+    """Each image of the chain, its size and time of last change."""
+
+
+def default_folder() -> str:
+    from platformdirs import user_cache_dir
+
+    return os.path.join(user_cache_dir("imgtool", appauthor=False), "images")
+
+
+def fetch(
+    reference: str,
+    digest: str,
+    *,
+    folder: str | None = None,
+    connection: Connection = DEFAULT,
+    qemu_img: QemuImg | None = None,
+) -> str:
+    """The path of a local, read-only image: the one in a registry whose manifest has `digest`, which is there under
+    `reference`. What was fetched before needs no network. Images share the bases that they have in common.
+
+    UsageError for what is no reference or digest; else as `pull`."""
+    parsed = parse_reference(reference)
+    if not is_digest(digest):
+        raise UsageError(f"{printable(digest)!r} is no digest", hint="sha256: and 64 hexadecimal digits")
+    folder = folder or default_folder()
+    record = os.path.join(folder, f".{digest.replace(':', '-')}.json")
+    known = _remembered(record)
+    if known is not None:
+        return known
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    stem = f"{parsed.name.rpartition('/')[2]}-{digest.partition(':')[2][:12]}"
+    pinned = str(parsed._replace(tag=None, digest=digest))
+    request = PullRequest(pinned, folder, stem=stem, read_only=True, connection=connection)
+    pulled = request.make(qemu_img or QemuImg())
+    files = {layer.path: _look(layer.path) for layer in pulled.layers}
+    with replacing(record, overwrite=True) as hidden, open(hidden, "wb") as file:
+        file.write(msgspec.json.encode(_Fetched(pulled.path, files)))
+    return pulled.path
+
+
+def _remembered(record: str) -> str | None:
+    """The image that the record is of, if all its files are as they were."""
+    try:
+        with open(record, "rb") as file:
+            found = msgspec.json.decode(file.read(), type=_Fetched)
+        if all(_look(path) == known for path, known in found.files.items()):
+            return found.path
+    except (OSError, msgspec.MsgspecError):
+        pass
+    return None
+
+
+def _look(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns

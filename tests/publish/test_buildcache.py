@@ -1,0 +1,226 @@
+"""Build layers shared between machines, and recipes that start from a registry. No guest, as in tests.build."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from imgtool.build.base import fetching
+from imgtool.build.engine import trusting
+from imgtool.build.prune import verify
+from imgtool.build.store import Layer, Store
+from imgtool.cli.layers_share import Shared, pull_layers, push_layers
+from imgtool.errors import ConfigError, UsageError
+from imgtool.publish.archive import archive, archive_of, file_entry, unpack
+from imgtool.publish.oci.connection import DEFAULT
+from imgtool.publish.oci.errors import DigestError, RegistryError
+from imgtool.publish.oci.fetch import fetch
+from imgtool.publish.oci.push import push
+from imgtool.publish.oci.reference import parse_reference
+from tests.build.conftest import Bench
+from tests.conftest import Images
+from tests.publish.registries import RegistryServer
+
+RECIPE = """\
+[image]
+name = "web"
+from = "base.qcow2"
+
+[[layer]]
+name = "one"
+run = ["make a"]
+fetch = [{ from = "/etc/release", to = "release.txt" }]
+
+[[layer]]
+name = "two"
+run = ["make b"]
+
+[output]
+path = "web-1.qcow2"
+"""
+
+
+@pytest.fixture
+def benches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Bench, Bench]:
+    """Two machines, whose bases hold the same disk in files of their own."""
+    monkeypatch.delenv("IMGTOOL_LAYERS", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folders = (tmp_path / "first", tmp_path / "second")
+    for folder in folders:
+        folder.mkdir()
+    first, second = Bench(folders[0]), Bench(folders[1])
+    for bench in (first, second):
+        bench.behaviour.files["/etc/release"] = b"1.0"
+    return first, second
+
+
+class Saying(Store):
+    """A store that believes what a test says of its layers."""
+
+    def chain(self, layer: Layer) -> list[Layer]:
+        return [layer]
+
+    def is_whole(self, layer: Layer) -> bool:
+        return True
+
+
+def states(shared: list[Shared]) -> str:
+    return " ".join(layer.state for layer in shared)
+
+
+def pulled(bench: Bench, repository: str, recipe: str = RECIPE) -> list[Shared]:
+    loaded = bench.recipe(recipe)
+    with bench.store.using(), trusting(bench.store, loaded):
+        return pull_layers(bench.store, loaded, parse_reference(repository), DEFAULT, bench.qemu_img)
+
+
+def test_what_one_machine_built_another_only_fetches(benches: tuple[Bench, Bench], registry: RegistryServer) -> None:
+    first, second = benches
+    repository = f"{registry.host}/cache/shared"
+    first.builder().build(first.recipe(RECIPE))
+    assert (
+        states(push_layers(first.store, first.store.layers(), parse_reference(repository), DEFAULT))
+        == "pushed pushed"
+    )
+    assert (
+        states(push_layers(first.store, first.store.layers(), parse_reference(repository), DEFAULT))
+        == "present present"
+    )
+    assert states(pulled(second, repository)) == "pulled pulled"
+    assert states(pulled(second, repository)) == "present present"
+    built = second.builder().build(second.recipe(RECIPE))
+    assert [layer.cached for layer in built.layers] == [True, True]
+    assert second.behaviour.boots == 0
+    assert (second.folder / "release.txt").read_bytes() == b"1.0"
+    assert second.qemu_img.compare(first.folder / "web-1.qcow2", second.folder / "web-1.qcow2").identical
+    found = verify(second.store, second.store.layers(), second.qemu_img)
+    assert [one.verdict for one in found] == ["whole", "whole"]
+    assert not [name for name in os.listdir(second.store.root) if name.startswith(".imgtool-")]
+
+
+def test_the_layers_before_one_that_changed_are_fetched(
+    benches: tuple[Bench, Bench], registry: RegistryServer
+) -> None:
+    first, second = benches
+    repository = f"{registry.host}/cache/changed"
+    first.builder().build(first.recipe(RECIPE))
+    push_layers(first.store, first.store.layers(), parse_reference(repository), DEFAULT)
+    changed = RECIPE.replace("make b", "make c")
+    assert states(pulled(second, repository, changed)) == "pulled missing"
+    built = second.builder().build(second.recipe(changed))
+    assert [layer.cached for layer in built.layers] == [True, False]
+
+
+def test_a_layer_that_was_spoilt_is_not_taken(benches: tuple[Bench, Bench], registry: RegistryServer) -> None:
+    first, second = benches
+    repository = f"{registry.host}/cache/spoilt"
+    recipe = RECIPE.replace("make a", "make spoilt")
+    first.builder().build(first.recipe(recipe))
+    (layer, _) = first.store.layers()
+    lied = layer._replace(manifest=msgspec.structs.replace(layer.manifest, content="imgtool1:" + "0" * 64))
+
+    push_layers(Saying(), [lied], parse_reference(repository), DEFAULT)
+    with pytest.raises(DigestError, match="another disk"):
+        pulled(second, repository, recipe)
+    assert second.store.layers() == []
+
+
+def test_layers_made_by_hand_stay_here(benches: tuple[Bench, Bench], registry: RegistryServer) -> None:
+    first, _ = benches
+    first.builder().build(first.recipe(RECIPE))
+    layers = [
+        layer._replace(manifest=msgspec.structs.replace(layer.manifest, by_hand=True))
+        for layer in first.store.layers()
+    ]
+
+    reference = parse_reference(f"{registry.host}/cache/by-hand")
+    assert push_layers(Saying(), layers, reference, DEFAULT) == []
+
+
+def test_a_recipe_starts_from_an_image_in_a_registry(
+    benches: tuple[Bench, Bench], registry: RegistryServer, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, _ = benches
+    images.base("golden.qcow2", "1M")
+    images.run_io(images / "golden.qcow2", "write -P 5 0 64k")
+    images.overlay("patched.qcow2", "golden.qcow2")
+    reference = f"{registry.host}/golden/patched:1"
+    pushed = push(images / "patched.qcow2", reference)
+    recipe = RECIPE.replace('from = "base.qcow2"', f'from = "oci:{reference}@{pushed.digest}"')
+    with fetching(fetch):
+        built = bench.builder().build(bench.recipe(recipe))
+        assert [layer.cached for layer in built.layers] == [False, False]
+        by_key = RECIPE.replace(
+            'from = "base.qcow2"', f'from = "oci:{reference}"\nsha256 = "{pushed.digest.partition(":")[2]}"'
+        )
+        assert all(layer.cached for layer in bench.builder().build(bench.recipe(by_key)).layers)
+        with pytest.raises(ConfigError, match="not pinned"):
+            bench.builder().build(bench.recipe(RECIPE.replace("base.qcow2", f"oci:{reference}")))
+    with pytest.raises(ConfigError, match="has not been pulled"):
+        bench.builder().build(bench.recipe(recipe))
+
+
+def test_what_was_fetched_once_needs_no_registry(registry: RegistryServer, chain: Images, tmp_path: Path) -> None:
+    reference = f"{registry.host}/fetched/web"
+    pushed = push(chain / "web.qcow2", f"{reference}:1")
+    since = len(registry.log)
+    path = fetch(reference, pushed.digest)
+    assert not os.stat(path).st_mode & 0o222
+    assert os.path.basename(path) == f"web-{pushed.digest.partition(':')[2][:12]}.qcow2"
+    assert registry.requests(since)
+    since = len(registry.log)
+    assert fetch(reference, pushed.digest) == path
+    assert not registry.requests(since)
+    other = push(chain / "db.qcow2", f"{reference}:2")
+    fetch(reference, other.digest)
+    names = [name for name in os.listdir(os.path.dirname(path)) if not name.startswith(".")]
+    assert len(names) == 3, "one base for both"
+    os.unlink(path)
+    assert fetch(reference, pushed.digest) == path
+    with pytest.raises(UsageError, match="no digest"):
+        fetch(reference, "latest")
+
+
+def test_archives_are_the_same_bytes_for_the_same_files(tmp_path: Path) -> None:
+    made = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        (folder / "fetched" / "0").mkdir(parents=True)
+        (folder / "fetched" / "0" / "b").write_bytes(b"x" * 600)
+        (folder / "fetched" / "0" / "a").write_bytes(b"")
+        (folder / "log").write_bytes(b"said")
+        (folder / "fetched" / "link").symlink_to("/etc/passwd")
+        os.utime(folder / "log", (number, number))
+        with contextlib.ExitStack() as stack:
+            made.append(b"".join(archive_of(stack, str(folder), ["log", "fetched", "gone"]).pieces()))
+    assert made[0] == made[1]
+    (tmp_path / "tar").write_bytes(made[0])
+    out = tmp_path / "out"
+    out.mkdir()
+    unpack(str(tmp_path / "tar"), str(out), ["log", "fetched"])
+    assert (out / "fetched" / "0" / "b").read_bytes() == b"x" * 600
+    assert sorted(os.listdir(out / "fetched")) == ["0"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "fetched/../../x", "other", "fetched//x"])
+def test_an_archive_writes_nothing_outside_of_its_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tar").write_bytes(b"".join(archive((file_entry(name, 0), None)).pieces()))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(RegistryError, match="no place there"):
+        unpack(str(tmp_path / "tar"), str(tmp_path / "out"), ["fetched"])
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_an_archive_holds_files_only(tmp_path: Path) -> None:
+    link = file_entry("log", 0)
+    link.type, link.linkname = b"2", "/etc/passwd"
+    (tmp_path / "tar").write_bytes(b"".join(archive((link, None)).pieces()))
+    with pytest.raises(RegistryError, match="is no file"):
+        unpack(str(tmp_path / "tar"), str(tmp_path), ["log"])
+    (tmp_path / "tar").write_bytes(b"no archive at all" * 100)
+    with pytest.raises(RegistryError, match="damaged"):
+        unpack(str(tmp_path / "tar"), str(tmp_path), ["log"])
