@@ -74,13 +74,23 @@ def remember(image: str, file: str) -> None:
             return
 
 
+_last: tuple[tuple[str, int, int], dict[Pair, None]] | None = None
+
+
 def _read() -> dict[Pair, None]:
+    """All pairs; the file is read again when it has changed."""
+    global _last
     import fcntl
 
+    place = path()
     try:
-        with open(path(), "rb") as file:
+        with open(place, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
-            return _pairs(file.read(_MOST))
+            status = os.fstat(file.fileno())
+            key = (place, status.st_mtime_ns, status.st_size)
+            if _last is None or _last[0] != key:
+                _last = (key, _pairs(file.read(_MOST)))
+            return _last[1]
     except OSError:
         return {}
 
