@@ -37,7 +37,7 @@ def test_what_was_pushed_pulled_and_exported_boots(
         assert disk is not None
         with open(elsewhere / "disk.qcow2", "wb") as file:
             shutil.copyfileobj(disk, file)
-    words = [
+    words: list[str | Path] = [
         "boot",
         "-d",
         elsewhere / "disk.qcow2",
