@@ -25,7 +25,7 @@ from imgtool.image.names import PathLike, printable
 from imgtool.operations.journal import recover
 from imgtool.operations.move import allow_open_files
 from imgtool.operations.plan import Plan, Touched
-from imgtool.operations.transaction import Transaction
+from imgtool.operations.transaction import Transaction, if_alone_in
 
 MANIFEST = "manifest.json"
 
@@ -255,10 +255,22 @@ def quarantined(directory: PathLike) -> list[Quarantined]:
     return found
 
 
+def _settle(top: str) -> None:
+    """Finishes what was broken off, and takes away the empty folders of batches that are gone."""
+    recover(top)
+    place = os.path.join(top, KEPT)
+    with if_alone_in(top) as alone, contextlib.suppress(OSError):
+        for name in os.listdir(place) if alone else ():
+            if not os.path.lexists(os.path.join(place, name, MANIFEST)):
+                _clear_box(os.path.join(place, name))
+        if alone:
+            _remove_empty([place])
+
+
 def _chosen(directory: PathLike, name: str | None) -> tuple[str, Quarantined]:
     """The batch of that name, or the last one: where it lies, and its manifest."""
     top = _directory(directory)
-    recover(top)
+    _settle(top)
     found = [one for one in quarantined(top) if name is None or one.id == name]
     if not found or "/" in found[-1].id or found[-1].id.startswith("."):
         what = "no quarantine" if name is None else f"nothing of the name {printable(name)} in its quarantine"
@@ -334,6 +346,7 @@ class PurgeRequest:
 
     def __init__(self, directory: PathLike, name: str | None = None) -> None:
         top = _directory(directory)
+        _settle(top)
         names = [name] if name is not None else [one.id for one in quarantined(top)]
         self.batches = [_chosen(top, one) for one in names]
         for box, batch in self.batches:

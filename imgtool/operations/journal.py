@@ -201,7 +201,8 @@ def finish(journal: str, steps: list[Step], staged: list[str]) -> bool:
         for number, step in enumerate(steps):
             after = steps[number + 1 :]
             _do(step, [later.data for later in after if later.verb == "patch" and later.inode == step.inode])
-            sync(os.path.dirname(step.target))
+            with contextlib.suppress(FileNotFoundError):  # a folder that went with its last file
+                sync(os.path.dirname(step.target))
     except _OvertakenError:
         whole = False
     except OSError as error:
@@ -220,7 +221,8 @@ def clear(journal: str, staged: list[str], *, done: bool = False) -> None:
     left = [path for path in staged if not _removed(path)]
     if left and (not done or _noted(journal)):
         return
-    _removed(journal)
+    if not _removed(journal) and done:
+        _noted(journal)
 
 
 def _removed(path: str) -> bool:

@@ -292,6 +292,20 @@ def _alone_in(directories: list[str]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def if_alone_in(directory: str) -> Iterator[bool]:
+    """Whether no other imgtool is putting a change into `directory` just now; within, none does."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _locked(fd)
+    finally:
+        os.close(fd)
+
+
 def _locked(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

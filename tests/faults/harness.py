@@ -9,6 +9,7 @@ command, run again, must end right; and nothing hidden may be left.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Literal, NamedTuple, Self
 
+from imgtool.chain.hidden import KEPT
 from imgtool.errors import ImgtoolError
 from imgtool.qemu.qemu_img import QemuImg
 from tests.faults.disks import digest
@@ -142,14 +144,21 @@ Contents = dict[str, str]
 
 
 def contents(store: Path) -> Contents:
-    """Name → the digest of what a guest reads, of every image. A chain that does not hold together is LostError."""
+    """Name → the digest of what a guest reads, of every image. One that `chain collect` put away is named after the
+    quarantine, where it may be without its parent: of that the digest of the file. A chain that does not hold
+    together is lost."""
     found = {}
     for path in sorted(store.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            try:
-                found[os.path.relpath(path, store)] = digest(path)
-            except (ImgtoolError, OSError, AssertionError) as error:
-                raise LostError(f"{path.name} cannot be read: {error!r}") from error
+        if not path.is_file() or path.suffix not in (".qcow2", ".raw") or path.name.startswith("."):
+            continue
+        name = os.path.relpath(path, store)
+        if KEPT in path.parts:
+            found[f"{KEPT}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+            continue
+        try:
+            found[name] = digest(path)
+        except (ImgtoolError, OSError, AssertionError) as error:
+            raise LostError(f"{name} cannot be read: {error!r}") from error
     return found
 
 
@@ -171,6 +180,11 @@ class Trial:
         self.after = contents(self.store)
         self._expect_tidy()
         self._check()
+
+    @property
+    def _collects(self) -> bool:
+        """Whether a quarantine is what the operation leaves behind."""
+        return any(name.startswith(KEPT) for name in self.after)
 
     def _fresh(self) -> None:
         """The store as it was built. Times stay: anchors remember them."""
@@ -210,6 +224,8 @@ class Trial:
         for name in sorted({*self.before, *self.after, *found}):
             if found.get(name) not in (self.before.get(name), self.after.get(name)):
                 raise LostError(f"{name} reads neither as before nor as after")
+        for name in _files(self.before) & _files(self.after) - _files(found):
+            raise LostError(f"{name} is nowhere any more")
 
     def _expect_end(self, again: Outcome) -> None:
         """The same command, run again."""
@@ -224,7 +240,7 @@ class Trial:
         self._check()
 
     def _expect_tidy(self) -> None:
-        left = [path.name for path in self.store.rglob(".*")]
+        left = [path.name for path in self.store.rglob(".*") if path.name != KEPT or not self._collects]
         if left:
             raise LostError(f"hidden files are left: {', '.join(left)}")
 
@@ -232,11 +248,19 @@ class Trial:
         for name in self.after:
             path = self.store / name
             old = self.template / name
-            if path.suffix != ".qcow2" or (old.exists() and old.read_bytes() == path.read_bytes()):
+            if (
+                path.suffix != ".qcow2"
+                or name.startswith(KEPT)
+                or (old.exists() and old.read_bytes() == path.read_bytes())
+            ):
                 continue
             status = QemuImg().check(path, format="qcow2").status
             if status != "clean":
                 raise LostError(f"check finds {status} in {name}")
+
+
+def _files(found: Contents) -> set[str]:
+    return {os.path.basename(name) for name in found}
 
 
 def _differences(found: Contents, wanted: Contents) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from imgtool.operations.collect import collect
 from imgtool.operations.overlay import new_overlay
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QemuImg
@@ -94,6 +95,11 @@ def _five_children(store: Path) -> None:
         overlay(store / f"{number}.qcow2", store / "base.qcow2", (number, number + 2))
 
 
+def _collected(store: Path) -> None:
+    _chain(store)
+    collect(store, keep=[store / "mid.qcow2"])
+
+
 OPERATIONS = (
     Operation("commit", _chain, lambda store: ["commit", store / "top.qcow2"]),
     Operation("commit -d", _chain, lambda store: ["commit", "-d", store / "top.qcow2"]),
@@ -161,5 +167,17 @@ OPERATIONS = (
         _five_children,
         lambda store: ["chain", "move", store / "base.qcow2", store / "elsewhere/base.qcow2"],
         done="does not exist",
+    ),
+    Operation(
+        "chain collect",
+        _chain,
+        lambda store: ["chain", "collect", store, "--keep", store / "mid.qcow2"],
+        done="nothing",
+    ),
+    Operation(
+        "chain collect --undo", _collected, lambda store: ["chain", "collect", store, "--undo"], done="quarantine"
+    ),
+    Operation(
+        "chain collect --purge", _collected, lambda store: ["chain", "collect", store, "--purge"], done="quarantine"
     ),
 )
