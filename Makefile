@@ -2,14 +2,14 @@
 
 PACKAGES_DEMO := python3-venv qemu-system-x86 qemu-utils
 PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 procps nftables dnsmasq-base busybox \
-    openssh-client ovmf passt qemu-guest-agent swtpm \
+    gcc libc6-dev openssh-client ovmf passt qemu-guest-agent swtpm \
     debian-archive-keyring e2fsprogs fakeroot mmdebstrap
 PACKAGES_MATRIX := $(PACKAGES_TEST)
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: help demo test lint matrix fuzz clean
+.PHONY: help demo test lint matrix fuzz faults clean
 
 help:
 	@echo 'make demo    see it work: a chain, overlays, a real guest booted from them'
@@ -17,6 +17,7 @@ help:
 	@echo 'make lint    ruff and mypy --strict'
 	@echo 'make matrix  the QEMU-facing tests against QEMU 5.2, 7.2 and 10.0'
 	@echo 'make fuzz    the header readers against qemu-img on 44,000 damaged images; half an hour'
+	@echo 'make faults  kill and fail every write of every operation on images; half an hour'
 	@echo 'make clean   remove what these made here'
 
 demo: packages-demo $(INSTALLED)
@@ -35,6 +36,9 @@ matrix: packages-matrix $(INSTALLED)
 
 fuzz: packages-test $(INSTALLED)
 	$(PYTHON) -m tests.image.fuzz
+
+faults: packages-test $(INSTALLED)
+	@[ ! -w /dev/shm ] || export TMPDIR=/dev/shm; $(PYTHON) -m tests.faults.sweep --keep-going
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
