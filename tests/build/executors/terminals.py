@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
+import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pexpect
 
 SHELLS = {
     "bash": ["bash", "--norc", "--noprofile"],
+    "dash": ["dash"],
     "ash": ["busybox", "ash"],
 }
 
@@ -30,15 +33,21 @@ class Terminal:
         program = shutil.which(argv[0])
         assert program is not None, f"{argv[0]} is needed"
         self._child = pexpect.spawn(program, argv[1:], env=env, timeout=None, cwd=os.fspath(home))
+        self._name = os.readlink(f"/proc/{self._child.pid}/fd/0")
         self.socket, self._end = socket.socketpair()
         self._line = line
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._there, self._back)]
         for thread in self._threads:
             thread.start()
 
-    def type(self, text: bytes) -> None:
-        """Types on its keyboard, past the socket."""
-        os.write(self._child.child_fd, text)
+    def say(self, text: bytes) -> None:
+        """Writes on it, as a kernel does on its console."""
+        with open(self._name, "wb", buffering=0) as terminal:
+            terminal.write(text)
+
+    def settings(self) -> list[object]:
+        """What termios says of it."""
+        return list(termios.tcgetattr(self._child.child_fd))
 
     def running(self) -> bool:
         return bool(self._child.isalive())
@@ -56,7 +65,13 @@ class Terminal:
                 self._end.sendall(piece)
         except OSError:
             pass
+        with contextlib.suppress(OSError):
+            self._end.shutdown(socket.SHUT_RDWR)  # a mere close waits for the other thread, which waits for it
         self._end.close()
+
+    def end(self) -> None:
+        """Ends the shell, as a machine that is switched off does: the socket is closed at its other end."""
+        self._child.close(force=True)
 
     def close(self) -> None:
         self.socket.close()
