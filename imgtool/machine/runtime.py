@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import re
 import shutil
@@ -78,6 +79,23 @@ class State(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Files and folders outside the directory that are to go with the VM."""
 
 
+def _encoded(state: State) -> bytes:
+    """`state` as JSON. Names that are not UTF-8 have lone surrogates, which Python's `json` can write and read."""
+    try:
+        return msgspec.json.encode(state)
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(state)).encode()
+
+
+def _decoded(text: bytes) -> State:
+    try:
+        return msgspec.json.decode(text, type=State)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        return msgspec.convert(json.loads(text), State)
+
+
 class Vm:
     """The directory of one VM, running or ended."""
 
@@ -101,8 +119,8 @@ class Vm:
         """None when there is none, or none that can be read: it belongs to a VM that has ended."""
         try:
             with open(self.file(STATE_FILE), "rb") as file:
-                return msgspec.json.decode(file.read(), type=State)
-        except (OSError, msgspec.MsgspecError):
+                return _decoded(file.read())
+        except (OSError, ValueError):  # of which msgspec's are
             return None
 
     def qemu(self) -> ProcessId | None:
@@ -128,7 +146,7 @@ class Vm:
         """Replaces the state, whole."""
         draft = self.file(STATE_FILE + ".new")
         with open(draft, "wb") as file:
-            file.write(msgspec.json.encode(state))
+            file.write(_encoded(state))
         os.replace(draft, self.file(STATE_FILE))
 
     def update(self, **changes: object) -> State:
