@@ -92,7 +92,9 @@ def test_a_token_is_fetched_where_the_registry_says(
         pushed = push(chain / "web.qcow2", f"{server.host}/web:1")
         assert tokens.asked, "the token server was asked"
         assert all(one.user == USER for one in tokens.asked)
-        assert {one.scope for one in tokens.asked} == {"repository:web:pull", "repository:web:pull,push"}
+        wanted = {tuple(sorted(one.scope.rpartition(":")[2].split(","))) for one in tokens.asked}
+        assert wanted == {("pull",), ("pull", "push")}
+        assert all(one.scope.startswith("repository:web:") for one in tokens.asked)
         forget()
         assert pull(f"{server.host}/web:1", elsewhere / "web.qcow2").digest == pushed.digest
         (home / "docker" / "config.json").write_text(json.dumps({"auths": {server.host: {"identitytoken": "it"}}}))
