@@ -2,7 +2,8 @@
 
 PACKAGES_DEMO := python3-venv qemu-system-x86 qemu-utils
 PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 procps nftables dnsmasq-base busybox \
-    gcc libc6-dev openssh-client ovmf passt qemu-guest-agent swtpm \
+    gcc libc6-dev openssh-client ovmf passt qemu-guest-agent strace swtpm \
+    apache2-utils docker-registry skopeo \
     debian-archive-keyring e2fsprogs fakeroot mmdebstrap
 PACKAGES_MATRIX := $(PACKAGES_TEST)
 
@@ -24,7 +25,7 @@ demo: packages-demo $(INSTALLED)
 	$(PYTHON) -m fixtures.demo
 
 test: packages-test $(INSTALLED) lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
