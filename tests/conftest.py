@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,17 @@ import pytest
 from imgtool.qemu.programs import Programs
 
 pytest_plugins = ["tests.guests", "tests.publish.registries"]
+
+
+def pytest_configure() -> None:
+    """Signals do what they do in a terminal, also where the tests were started with some of them ignored (by nohup,
+    or in the background of a shell): what is ignored stays so in every program the tests start."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
