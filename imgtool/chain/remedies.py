@@ -28,7 +28,7 @@ class Found(NamedTuple):
     """Whether the overlay remembers this very disk; else only its name is right."""
 
 
-_NAMED_BY_HAND = "`imgtool rebase -u -b BASE -F FORMAT {}` puts it on another backing file"
+_NAMED_BY_HAND = "`imgtool rebase -u --force -b BASE -F FORMAT {}` puts it on another backing file"
 
 _HINTS = {
     "cycle": "`imgtool rebase -u --force -b BASE -F FORMAT {}` would open the circle",

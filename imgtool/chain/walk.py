@@ -110,7 +110,7 @@ def guard(
             raise ChainError(
                 f"the backing chain of {printable(top.path)} never ends: {found.message}",
                 path=top.path,
-                hint=f"`imgtool rebase -u -b BASE -F FORMAT {printable(last.path)}` would open the circle",
+                hint=f"`imgtool rebase -u --force -b BASE -F FORMAT {printable(last.path)}` opens the circle",
             )
     _check_leaves(chain, opens_parents=opens_parents)
     if max_depth is not None and len(chain) > max_depth:
@@ -155,7 +155,7 @@ def _check_leaves(chain: list[Image], *, opens_parents: bool) -> None:
             raise ChainError(
                 f"the backing chain of {printable(top.path)} never ends: {printable(leaf.path)} leads back into it",
                 path=top.path,
-                hint=f"`imgtool rebase -u -b BASE -F FORMAT {printable(child.path)}` would open the circle",
+                hint=f"`imgtool rebase -u --force -b BASE -F FORMAT {printable(child.path)}` opens the circle",
             )
         if opens_parents:
             _check_parents([child, *below])
