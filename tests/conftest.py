@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from imgtool.qemu.programs import Programs
 
@@ -20,6 +21,8 @@ pytest_plugins = ["tests.guests", "tests.publish.registries"]
 def pytest_configure() -> None:
     """Signals do what they do in a terminal, also where the tests were started with some of them ignored (by nohup,
     or in the background of a shell): what is ignored stays so in every program the tests start."""
+    settings.register_profile("imgtool", deadline=None)  # speed is for benchmarks: a busy machine is no failure
+    settings.load_profile("imgtool")
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
             if signal.getsignal(number) is signal.SIG_IGN:

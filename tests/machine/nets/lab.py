@@ -259,28 +259,9 @@ class Started:
 
 
 def _settled(link: dict[str, Any]) -> bool:
+    if any(entry.get("tentative") for entry in link["addr_info"]):
+        return False
     if "LOWER_UP" not in link["flags"] or link["link_type"] != "ether" or "master" in link:
         return True
     local = [entry for entry in link["addr_info"] if entry["family"] == "inet6" and entry["scope"] == "link"]
-    tentative = any(entry.get("tentative") for entry in link["addr_info"])
-    return link["operstate"] == "UP" and bool(local) and not tentative
-
-
-def _child(pid: int, *, missing_ok: bool = False) -> int | None:
-    try:
-        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
-        words = []
-    if not words:
-        assert missing_ok
-        return None
-    return int(words[0])
-
-
-@contextmanager
-def made_lab() -> Iterator[Lab]:
-    lab = Lab()
-    try:
-        yield lab
-    finally:
-        lab.close()
+    return link["operstate"] == "UP" and bool(local)
