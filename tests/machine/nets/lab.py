@@ -265,3 +265,23 @@ def _settled(link: dict[str, Any]) -> bool:
         return True
     local = [entry for entry in link["addr_info"] if entry["family"] == "inet6" and entry["scope"] == "link"]
     return link["operstate"] == "UP" and bool(local)
+
+
+def _child(pid: int, *, missing_ok: bool = False) -> int | None:
+    try:
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        words = []
+    if not words:
+        assert missing_ok
+        return None
+    return int(words[0])
+
+
+@contextmanager
+def made_lab() -> Iterator[Lab]:
+    lab = Lab()
+    try:
+        yield lab
+    finally:
+        lab.close()
