@@ -284,7 +284,7 @@ def _link(step: Step) -> None:
     """`link` and `place`: unlike rename(2), link(2) never replaces what somebody else made meanwhile."""
     if _inode(step.target) != step.inode:
         os.makedirs(os.path.dirname(step.target), exist_ok=True)  # the run that broke off may have taken it away
-    try:
+        try:
             os.link(step.source, step.target, follow_symlinks=False)
         except OSError as error:
             no_links = error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
