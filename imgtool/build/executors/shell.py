@@ -89,14 +89,18 @@ d=/tmp/imgtool-proc-$$; mkdir "$d" && mount -t proc proc "$d" && { cat "$d/$f"; 
 
 LEAVE: Final = """
 sync
-case "$(cat /proc/1/comm 2>/dev/null || echo sh)" in
-systemd) (sleep 1; exec systemctl "$1") ;;
-*sh) mount -o remount,ro / 2>/dev/null; (sleep 1; exec "$1" -f) ;;
-*) (sleep 1; exec "$1") ;;
-esac >/dev/null 2>&1 </dev/null &
+i=$(tr '\\0' '\\n' </proc/1/cmdline | head -n 1) 2>/dev/null; [ -d /run/systemd/system ] && i=systemd
+(sleep 1
+case "${i:-sh}" in
+systemd) exec systemctl "$1" ;;
+*sh) ;;
+*) "$1"; sleep 60 ;;
+esac
+sync; mount -o remount,ro /; exec "$1" -f) >/dev/null 2>&1 </dev/null &
 """
-"""Has the guest `reboot` or `poweroff` ($1) a second later. Where the first process is a shell there is no init that
-would do it properly: then the disk is synced and let go of here."""
+"""Has the guest `reboot` or `poweroff` ($1) a second later. Where the first process is a shell (or an initramfs's
+script) there is no init that would do it properly, and some init may not listen: then the disk is synced and let go
+of here."""
 
 
 def quote(value: bytes | str) -> bytes:

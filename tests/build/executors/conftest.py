@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from fixtures.alpine import SHELL, alpine
 from fixtures.debian import debian
@@ -23,6 +24,7 @@ from imgtool.machine.runtime import Vm, release
 from imgtool.machine.values.processor import Memory
 from imgtool.machine.values.storage import Drive
 from imgtool.qemu.programs import Programs
+from imgtool.qemu.qemu_img import QemuImg
 from imgtool.qemu.system import Process
 from tests.build.executors.terminals import Terminal
 
@@ -49,6 +51,7 @@ class Guests:
     def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="it-", dir="/tmp")  # short: paths of sockets have room for 107 bytes
         self._booted: dict[str, Booted] = {}
+        self._disk: Path | None = None
         self._ways: dict[tuple[str, Kind], Executor] = {}
 
     def __call__(self, name: str) -> Booted:
@@ -64,10 +67,22 @@ class Guests:
         way.wait_ready(seconds=READY_SECONDS)
         return way
 
+    def forget(self, name: str, kind: Kind) -> None:
+        """For a way that the test has closed: the next to ask gets a new one."""
+        self._ways.pop((name, kind), None)
+
+    def overlay(self, disk: Path) -> None:
+        """Debian's next boot writes to `disk`, a new overlay, instead of throwing its writes away."""
+        QemuImg().create(str(disk), None, format="qcow2", backing=str(debian().disk), backing_format="qcow2")
+        self._disk = disk
+
     def _boot(self, name: str) -> Booted:
         folder = os.path.join(self.folder, f"{name}.access")
-        os.mkdir(folder, mode=0o700)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
         machine = MACHINES[name]()
+        if name == "debian" and self._disk is not None:
+            drive = replace(machine.drives[0], file=str(self._disk))
+            machine, self._disk = replace(machine, drives=(drive,), ephemeral=None), None
         for kind in KINDS[name]:
             machine = equip(machine, kind, folder)
         before = os.environ.get("XDG_RUNTIME_DIR")
@@ -98,7 +113,7 @@ class Guests:
 
 
 def _debian() -> Machine:
-    disk = Drive(file=str(debian().disk), format="qcow2", cache="unsafe")
+    disk = Drive(file=str(debian().disk), format="qcow2", interface="virtio", cache="unsafe")
     return Machine(name="debian", accel="tcg", drives=(disk,), ephemeral=True, memory=Memory(size=1 << 30))
 
 
@@ -107,7 +122,7 @@ def _alpine() -> Machine:
     return Machine(
         name="alpine",
         accel="tcg",
-        drives=(Drive(file=str(found.disk), format="qcow2", cache="unsafe"),),
+        drives=(Drive(file=str(found.disk), format="qcow2", interface="virtio", cache="unsafe"),),
         ephemeral=True,
         kernel=str(found.kernel),
         initrd=str(found.initrd),
