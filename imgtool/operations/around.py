@@ -197,15 +197,17 @@ def refuse_not_replaceable(image: Image) -> None:
         )
 
 
-def refuse_encrypted(image: Image) -> None:
-    """RefusedError for an image that qemu-img cannot read without a key."""
-    details = header_of(image).details
-    if image.format == "luks" or getattr(details, "encryption", None) is not None:
-        raise RefusedError(
-            f"{printable(image.path)} is encrypted: imgtool cannot read it",
-            hint="with --image-opts and --object, qemu-img's own way is gone, which works on the image in place",
-            path=image.path,
-        )
+def refuse_encrypted(*images: Image) -> None:
+    """RefusedError when qemu-img cannot read one of `images` without a key; what is no file is passed over."""
+    for image in images:
+        if image.format is None:
+            continue
+        if image.format == "luks" or getattr(header_of(image).details, "encryption", None) is not None:
+            raise RefusedError(
+                f"{printable(image.path)} is encrypted: imgtool cannot read it",
+                hint="`imgtool convert --image-opts` with the key in --object makes an image of it that is not",
+                path=image.path,
+            )
 
 
 def header_of(image: Image) -> Header:

@@ -105,8 +105,7 @@ class CommitRequest:
             refuse_sealed(self.overlay)
             refuse_not_replaceable(self.overlay)
         refuse_not_replaceable(self.base)
-        for image in (self.overlay, self.base):
-            refuse_encrypted(image)
+        refuse_encrypted(self.overlay, *self.around.chain_below())
         refuse_in_use([self.overlay, *self.below], why="committing would change a disk under a running machine")
 
     def _look_at_snapshots(self) -> None:

@@ -72,7 +72,7 @@ class FlattenRequest:
         self.compressed = compressed
         self.overwrite = overwrite
         self.stood_on = tuple(image.path for image in around.chain_below())
-        refuse_encrypted(self.image)
+        refuse_encrypted(self.image, *around.chain_below())
         refuse_in_use([self.image, *around.chain_below()], why="what is read through it may change")
         self.notes = around.refuse_changed(force=force)
         self.children = around.children(self.image, but=[self.image.path])

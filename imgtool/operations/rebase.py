@@ -111,7 +111,7 @@ class RebaseRequest:
         refuse_not_replaceable(self.image)
         refuse_not_movable(self.image)
         if not unsafe:
-            refuse_encrypted(self.image)
+            refuse_encrypted(self.image, *around.chain_below())
         self.onto = None if backing is None else self._look(backing, backing_format, absolute, relative)
         self.children = around.children(self.image, but=[self.image.path])
         in_the_way = "it would be changed under a running machine"
@@ -307,7 +307,7 @@ class RebaseRequest:
             return None
         try:
             guard(self.image.path, format=self.image.format)
-            refuse_encrypted(self.image)
+            refuse_encrypted(self.image, *self.around.chain_below())
         except ImgtoolError as error:
             return f"that a guest reads the same cannot be proven: {error.message}"
         if self.onto is not None and not self.onto.chain:

@@ -71,6 +71,7 @@ class ShortenRequest:
         kept = {0, end, *(self._position(line, path) for path in keep)}
         kept |= {index for index in range(1, end) if len(line[index].children) > 1}
         self.line = line
+        refuse_encrypted(*line)
         self.steps = [(line[above], line[below]) for above, below in pairwise(sorted(kept)) if below > above + 1]
         """(image, the one it is put on) for each image that loses layers."""
         self.merged = [line[index] for index in range(1, end) if index not in kept]
@@ -109,7 +110,6 @@ class ShortenRequest:
         refuse_sealed(image)
         refuse_not_replaceable(image)
         refuse_not_movable(image)
-        refuse_encrypted(image)
         refuse_in_use(self._children(image), why=f"it stands on {printable(image.path)}")
 
     def _reference(self, image: Image, below: Image) -> str:

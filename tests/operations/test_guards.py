@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgtool.chain.walk import walk
+from imgtool.cli.main import main
 from imgtool.errors import RefusedError
 from imgtool.image.snapshot_diff import written_since
 from imgtool.operations.guards import after_resize, look_at_disk, lost_by_apply, refuse_cut
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.matrix
 
 MIB = 1 << 20
+SAMPLES = Path(__file__).parents[2] / "fixtures" / "images"
 
 
 def disk(images: Images, head: bytes, format: str = "qcow2") -> Path:
@@ -115,3 +118,24 @@ def test_what_going_back_loses_is_said(images: Images) -> None:
     images.qemu_img("snapshot", "-c", "two", path)
     assert lost_by_apply(str(path), "1") is None
     assert lost_by_apply(str(images / "gone.qcow2"), "1") is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["commit top.qcow2", "chain flatten top.qcow2", "chain shorten top.qcow2", "rebase -b other.qcow2 top.qcow2"],
+)
+def test_a_chain_that_cannot_be_read_without_a_key_is_left_alone(
+    images: Images, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    packed = (SAMPLES / "qcow2-luks.qcow2.gz").read_bytes()
+    (images / "secret.qcow2").write_bytes(gzip.decompress(packed))
+    images.base("other.qcow2")
+    for overlay, base in (("low", "secret"), ("mid", "low"), ("top", "mid")):
+        images.overlay(f"{overlay}.qcow2", f"{base}.qcow2")
+    before = {path.name: path.read_bytes() for path in (images / ".").iterdir()}
+    monkeypatch.chdir(images / ".")
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 1
+    assert f"{images / 'secret.qcow2'} is encrypted" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (images / ".").iterdir()} == before
