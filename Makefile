@@ -1,7 +1,7 @@
 # Every target sets up what it needs: Debian packages (through apt-get, with sudo when not root), then .venv.
 
 PACKAGES_DEMO := python3-venv qemu-system-x86 qemu-utils
-PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 procps nftables dnsmasq-base busybox \
+PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 mount procps nftables dnsmasq-base busybox \
     gcc libc6-dev openssh-client ovmf passt qemu-guest-agent strace swtpm \
     apache2-utils docker-registry skopeo \
     debian-archive-keyring e2fsprogs fakeroot mmdebstrap
