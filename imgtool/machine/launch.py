@@ -60,13 +60,14 @@ def launch(plan: Plan, programs: Programs, *, tied: bool = False) -> Started:
     vm = plan.vm
     process: Process | None = None
     try:
-        _make_ready(plan, programs)
+        _make_ready(plan, programs, tied=tied)
         begun = time.monotonic()
         with opened(plan.command.taps, vm.name) as descriptors:
             plan = _with_descriptors(plan, descriptors)
             process = start(
                 plan.command.argv,
                 detached=plan.detached,
+                tied=tied,
                 terminal=not plan.detached,
                 stderr=vm.file(QEMU_LOG),
                 pass_fds=[descriptor for queues in descriptors.values() for descriptor in queues],
@@ -128,7 +129,7 @@ def _unforeseen(stderr: bytes) -> str:
     return "\n".join(line for line in lines if not any(words in line for words in _FORESEEN))
 
 
-def _make_ready(plan: Plan, programs: Programs) -> None:
+def _make_ready(plan: Plan, programs: Programs, *, tied: bool) -> None:
     vm, command = plan.vm, plan.command
     if plan.seed is not None:
         _write_private(plan.host.seed or "", iso(plan.seed))
@@ -137,7 +138,7 @@ def _make_ready(plan: Plan, programs: Programs) -> None:
     for secret in command.secrets:
         _make_secret(secret)
     for helper in command.helpers:
-        _start_helper(vm, helper, detached=plan.detached)
+        _start_helper(vm, helper, detached=plan.detached, tied=tied)
 
 
 def _make_variables(plan: Plan, programs: Programs) -> None:
@@ -199,11 +200,12 @@ def _write_private(path: str, content: bytes) -> None:
         file.write(content)
 
 
-def _start_helper(vm: Vm, helper: Helper, *, detached: bool) -> None:
+def _start_helper(vm: Vm, helper: Helper, *, detached: bool, tied: bool) -> None:
     if helper.directory is not None:
         os.makedirs(helper.directory, mode=0o700, exist_ok=True)
     name = os.path.basename(helper.socket).removesuffix(".sock")
-    process = start(helper.argv, detached=detached, stderr=vm.file(f"{name}.log"), record=vm.file(f"{name}.pid"))
+    log, record = vm.file(f"{name}.log"), vm.file(f"{name}.pid")
+    process = start(helper.argv, detached=detached, tied=tied, stderr=log, record=record)
     try:
         deadline = time.monotonic() + _HELPER_SECONDS
         while not os.path.exists(helper.socket):

@@ -84,6 +84,7 @@ def start(
     argv: Sequence[str],
     *,
     detached: bool,
+    tied: bool = False,
     stderr: str | None = None,
     terminal: bool = False,
     pass_fds: Sequence[int] = (),
@@ -91,11 +92,12 @@ def start(
 ) -> Process:
     """Starts `argv`. ProgramError when that is impossible; how it fares afterwards is for the caller to watch.
 
-    `detached` puts it into a session of its own, to outlive imgtool; otherwise (on Linux) it gets SIGTERM when
-    imgtool dies, however that happens. `terminal` hands it imgtool's stdin and stdout, and with them its place in the
-    terminal's foreground; otherwise it has neither. `stderr` names the file its stderr is written to; without one it
-    is a nameless temporary file. `record` names a file into which the new process writes its own /proc/self/stat (its
-    bare pid where there is no /proc) before it becomes the program: there is no moment at which it runs unrecorded.
+    `detached` puts it into a session of its own, to outlive imgtool; otherwise, and where it is `tied` too, it gets
+    SIGTERM (on Linux) when imgtool dies, however that happens. `terminal` hands it imgtool's stdin and stdout, and
+    with them its place in the terminal's foreground; otherwise it has neither. `stderr` names the file its stderr is
+    written to; without one it is a nameless temporary file. `record` names a file into which the new process writes
+    its own /proc/self/stat (its bare pid where there is no /proc) before it becomes the program: there is no moment
+    at which it runs unrecorded.
     """
     log: IO[bytes] = tempfile.TemporaryFile() if stderr is None else _log_file(stderr)  # noqa: SIM115 - kept open
     try:
@@ -108,7 +110,9 @@ def start(
             pass_fds=pass_fds,
             start_new_session=detached,
             process_group=None if detached or terminal else 0,
-            preexec_fn=_child_setup(dies_with_us=not detached, record=record),  # noqa: PLW1509 - takes no locks
+            preexec_fn=_child_setup(  # noqa: PLW1509 - takes no locks
+                dies_with_us=tied or not detached, record=record
+            ),
         )
     except OSError as error:
         log.close()

@@ -82,7 +82,7 @@ def test_descriptors_are_handed_on_under_their_numbers() -> None:
 PARENT = """
 import sys, time
 from imgtool.qemu.system import start
-process = start(["/bin/sleep", "60"], detached=sys.argv[1] == "detached")
+process = start(["/bin/sleep", "60"], detached=sys.argv[1] != "foreground", tied=sys.argv[1] == "tied")
 print(process.pid, flush=True)
 time.sleep(60)
 """
@@ -104,8 +104,9 @@ def _start_under_a_parent_that_is_killed(how: str) -> int:
     return pid
 
 
-def test_a_program_in_the_foreground_ends_with_imgtool_even_by_kill_9() -> None:
-    pid = _start_under_a_parent_that_is_killed("foreground")
+@pytest.mark.parametrize("how", ["foreground", "tied"])
+def test_a_program_in_the_foreground_or_tied_to_imgtool_ends_with_it_even_by_kill_9(how: str) -> None:
+    pid = _start_under_a_parent_that_is_killed(how)
     deadline = time.monotonic() + 20
     while not _gone(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
