@@ -14,8 +14,8 @@ from imgtool.cli.options import FILE_NAME, file_argument
 from imgtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from imgtool.operations.collect import Garbage, Quarantined
     from imgtool.operations.plan import Plan
+    from imgtool.operations.quarantine import Garbage, Quarantined
 
 
 @click.command(
@@ -62,31 +62,30 @@ def collect(
     --undo brings it back.
     """
     from imgtool.cli.images import say
-    from imgtool.operations import collect as operations
+    from imgtool.operations.collect import CollectRequest
+    from imgtool.operations.quarantine import PurgeRequest, UndoRequest, quarantined
 
     if undo + purge + list_ + bool(keep) > 1:
         raise UsageError("--keep, --undo, --purge and --list exclude each other", hint="one of them at a time")
     if list_:
         from imgtool.cli.output import emit
 
-        found = operations.quarantined(directory)
+        found = quarantined(directory)
         emit(context, found, _listed(found))
         return
-    request: operations.UndoRequest | operations.PurgeRequest | operations.CollectRequest
+    request: UndoRequest | PurgeRequest | CollectRequest
     if undo:
-        request = operations.UndoRequest(directory, id_)
+        request = UndoRequest(directory, id_)
     elif purge:
-        request = operations.PurgeRequest(directory, id_)
+        request = PurgeRequest(directory, id_)
     else:
-        request = operations.CollectRequest(
-            directory, keep=keep, needed=list(_needed()), store=stores, settle=not dry_run
-        )
+        request = CollectRequest(directory, keep=keep, needed=list(_needed()), store=stores, settle=not dry_run)
     if dry_run:
         _plan(context, request.plan())
-    elif isinstance(request, operations.UndoRequest):
+    elif isinstance(request, UndoRequest):
         back = request.make()
         say(context, back, _files("brought back", back.files))
-    elif isinstance(request, operations.PurgeRequest):
+    elif isinstance(request, PurgeRequest):
         gone = request.make()
         say(context, gone, _files("deleted", [file for batch in gone for file in batch.files]))
     else:

@@ -14,9 +14,10 @@ from imgtool.chain.content import digest_of
 from imgtool.chain.hidden import KEPT
 from imgtool.chain.verify import verify
 from imgtool.errors import ImageInUseError, ImageNotFoundError, RefusedError, UsageError
-from imgtool.operations.collect import CollectRequest, collect, purge, quarantined, undo
+from imgtool.operations.collect import CollectRequest, collect
 from imgtool.operations.journal import recover
 from imgtool.operations.overlay import new_overlay
+from imgtool.operations.quarantine import purge, quarantined, undo
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -176,7 +177,8 @@ def test_a_quarantine_goes_where_its_directory_goes(images: Images, tmp_path: Pa
 
 DYING = """
 import os, sys
-from imgtool.operations.collect import collect, undo
+from imgtool.operations.collect import collect
+from imgtool.operations.quarantine import undo
 deaths = int(sys.argv[1])
 real = {name: getattr(os, name) for name in ("rename", "link", "unlink", "fsync", "write", "mkdir", "rmdir")}
 count = 0

@@ -1,0 +1,251 @@
+"""The quarantine of a directory: what `collect` put away, and how it comes back or goes for good.
+
+It lies in the directory itself, so that nothing is copied; there the images lie below each other as they did, and a
+manifest says where from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from imgtool.chain.hidden import KEPT
+from imgtool.chain.scan import absolute
+from imgtool.errors import ImageError, ImageInUseError, ImageNotFoundError, RefusedError
+from imgtool.image.locks import lock_state
+from imgtool.image.names import PathLike, printable
+from imgtool.operations.journal import recover
+from imgtool.operations.plan import Plan, Touched
+from imgtool.operations.transaction import Transaction, if_alone_in
+
+MANIFEST = "manifest.json"
+
+
+class Garbage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """One file that nobody needs."""
+
+    path: str
+    format: str | None
+    parent: str | None
+    bytes: int
+    """Allocated on the host."""
+
+
+class Quarantined(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What one run of collect put away: the manifest in the quarantine."""
+
+    id: str
+    directory: str
+    """The directory that was collected; the files lie below the quarantine as they did below it."""
+    made: float
+    """Seconds since 1970."""
+    files: tuple[Garbage, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+def quarantined(directory: PathLike) -> list[Quarantined]:
+    """What lies in the quarantine of `directory`, the oldest first."""
+    place = os.path.join(directory_at(directory), KEPT)
+    found = []
+    try:
+        names = sorted(os.listdir(place))
+    except OSError:
+        return []
+    for name in names:
+        try:
+            with open(os.path.join(place, name, MANIFEST), "rb") as file:
+                found.append(msgspec.json.decode(file.read(), type=Quarantined))
+        except (OSError, msgspec.MsgspecError):
+            continue
+    return found
+
+
+class UndoRequest:
+    """A batch that may be brought back, the last one where none is named. Nothing was changed."""
+
+    def __init__(self, directory: PathLike, name: str | None = None) -> None:
+        self.box, self.batch = _chosen(directory, name)
+        self.places = {self._inside(file.path): file.path for file in self.batch.files}
+        for old, new in self.places.items():
+            if os.path.lexists(new):
+                raise RefusedError(
+                    f"{printable(new)} exists again: it is not replaced",
+                    hint="move it away first",
+                    path=new,
+                )
+            if not os.path.lexists(old):
+                raise ImageNotFoundError(f"{printable(old)} is not in the quarantine any more", path=old)
+
+    def _inside(self, path: str) -> str:
+        return os.path.join(self.box, os.path.relpath(path, self.batch.directory))
+
+    def plan(self) -> Plan:
+        images = tuple(Touched(path=old, action="rename", to=new) for old, new in self.places.items())
+        return Plan(commands=(), images=images)
+
+    def make(self) -> Quarantined:
+        """Brings it back, all or nothing: what the images stand on first."""
+        made: list[str] = []
+        depth = {file.path: _depth(file, self.batch.files) for file in self.batch.files}
+        order = sorted(self.places, key=lambda old: -depth[self.places[old]])
+        try:
+            with Transaction(os.path.dirname(self.box)) as change:
+                rename_all(change, self.places, order)
+                change.remove(os.path.join(self.box, MANIFEST))
+                change.commit(lambda: make_folders(map(os.path.dirname, self.places.values()), made))
+        except BaseException:
+            remove_empty(reversed(made))
+            raise
+        _clear_box(self.box)
+        return self.batch
+
+
+class PurgeRequest:
+    """Batches that may be deleted for good: that of the name, or all. Nothing was changed."""
+
+    def __init__(self, directory: PathLike, name: str | None = None) -> None:
+        top = directory_at(directory)
+        _settle(top)
+        names = [name] if name is not None else [one.id for one in quarantined(top)]
+        self.batches = [_chosen(top, one) for one in names]
+        for box, batch in self.batches:
+            for file in batch.files:
+                _refuse_used(os.path.join(box, os.path.relpath(file.path, batch.directory)))
+
+    def plan(self) -> Plan:
+        images = [
+            Touched(path=os.path.join(box, os.path.relpath(file.path, batch.directory)), action="delete", bytes=0)
+            for box, batch in self.batches
+            for file in batch.files
+        ]
+        return Plan(commands=(), images=tuple(images))
+
+    def make(self) -> list[Quarantined]:
+        """Deletes them. A manifest goes last, so that a run that dies can be repeated."""
+        for box, _ in self.batches:
+            for folder, names, files in os.walk(box, topdown=False):
+                for name in files:
+                    if (folder, name) != (box, MANIFEST):
+                        os.unlink(os.path.join(folder, name))
+                for name in names:
+                    os.rmdir(os.path.join(folder, name))
+            os.unlink(os.path.join(box, MANIFEST))
+            _clear_box(box)
+        return [batch for _, batch in self.batches]
+
+
+def undo(directory: PathLike, name: str | None = None) -> Quarantined:
+    """Brings back what the last `collect`, or that of this name, put away."""
+    return UndoRequest(directory, name).make()
+
+
+def purge(directory: PathLike, name: str | None = None) -> list[Quarantined]:
+    """Deletes for good what `collect` put away: that of this name, or all of it."""
+    return PurgeRequest(directory, name).make()
+
+
+def _chosen(directory: PathLike, name: str | None) -> tuple[str, Quarantined]:
+    """The batch of that name, or the last one: where it lies, and its manifest."""
+    top = directory_at(directory)
+    _settle(top)
+    found = [one for one in quarantined(top) if name is None or one.id == name]
+    if not found or "/" in found[-1].id or found[-1].id.startswith("."):
+        what = "no quarantine" if name is None else f"nothing of the name {printable(name)} in its quarantine"
+        raise ImageNotFoundError(
+            f"{printable(top)} has {what}", hint="`imgtool chain collect --list` shows what there is", path=top
+        )
+    # the directory may have been moved since, with all that is in it
+    batch = found[-1]
+
+    def now(path: str) -> str:
+        return os.path.normpath(os.path.join(top, os.path.relpath(path, batch.directory)))
+
+    files = tuple(
+        msgspec.structs.replace(file, path=now(file.path), parent=None if file.parent is None else now(file.parent))
+        for file in batch.files
+    )
+    if not all(file.path.startswith(top + "/") for file in files):
+        raise ImageError(f"the manifest of {printable(batch.id)} makes no sense", path=top)
+    return os.path.join(top, KEPT, batch.id), msgspec.structs.replace(batch, directory=top, files=files)
+
+
+def _settle(top: str) -> None:
+    """Finishes what was broken off, and takes away the empty folders of batches that are gone."""
+    recover(top)
+    place = os.path.join(top, KEPT)
+    with if_alone_in(top) as alone, contextlib.suppress(OSError):
+        for name in os.listdir(place) if alone else ():
+            if not os.path.lexists(os.path.join(place, name, MANIFEST)):
+                _clear_box(os.path.join(place, name))
+        if alone:
+            remove_empty([place])
+
+
+def _depth(file: Garbage, files: Sequence[Garbage]) -> int:
+    """How many of `files` lie beneath."""
+    parents = {one.path: one.parent for one in files}
+    here, count = file.parent, 0
+    while here in parents and count < len(files):
+        here, count = parents[here], count + 1
+    return count
+
+
+def _refuse_used(path: str) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return
+    try:
+        if lock_state(fd) is not None:
+            raise ImageInUseError(f"{printable(path)} is in use", hint="end that process first", path=path)
+    finally:
+        os.close(fd)
+
+
+def _clear_box(box: str) -> None:
+    """Takes away the folders of an empty batch, and the quarantine with the last one."""
+    for folder, names, _ in os.walk(box, topdown=False):
+        remove_empty(os.path.join(folder, name) for name in names)
+    remove_empty([box, os.path.dirname(box)])
+
+
+def rename_all(change: Transaction, places: dict[str, str], order: Sequence[str]) -> None:
+    """Each file gets its new name before any loses its old one, and loses it before what it stands on does."""
+    for old in reversed(order):
+        change.link(old, places[old])
+    for old in order:
+        change.remove(old)
+
+
+def directory_at(path: PathLike) -> str:
+    found = absolute(path)
+    if not os.path.isdir(found):
+        raise ImageNotFoundError(f"{printable(found)} is no directory", path=found)
+    return os.path.realpath(found)
+
+
+def make_folders(folders: Iterable[str], made: list[str]) -> None:
+    for folder in folders:
+        missing = []
+        above = folder
+        while not os.path.isdir(above):
+            missing.append(above)
+            above = os.path.dirname(above)
+        for one in reversed(missing):
+            try:
+                os.mkdir(one)
+            except OSError as error:
+                raise ImageError(f"{printable(one)} cannot be made: {error.strerror}", path=one) from error
+            made.append(one)
+
+
+def remove_empty(folders: Iterable[str]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
