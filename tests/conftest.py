@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from imgtool.qemu.programs import Programs
 
-pytest_plugins = ["tests.guests", "tests.publish.registries"]
+pytest_plugins = ["tests.guests", "tests.publish.libvirtd", "tests.publish.registries"]
 
 
 def pytest_configure() -> None:

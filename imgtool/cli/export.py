@@ -12,10 +12,11 @@ SECTIONS = {
             "imgtool.cli.export_containerdisk:containerdisk", "Make a KubeVirt containerDisk of an image."
         ),
         "kubevirt": Entry("imgtool.cli.export_kubevirt:kubevirt", "Write a machine as KubeVirt's manifests."),
+        "libvirt": Entry("imgtool.cli.export_libvirt:libvirt", "Write or define a machine as a libvirt domain."),
     },
 }
 
 
 @click.group(cls=LazyGroup, sections=SECTIONS)
 def export() -> None:
-    """Make what other engines take: KubeVirt's containerDisks and manifests."""
+    """Make what other engines take: KubeVirt's containerDisks and manifests, libvirt's domains."""

@@ -51,6 +51,7 @@ SECTIONS = {
         "push": Entry("imgtool.cli.push:push", "Push an image with its chain to a registry."),
         "pull": Entry("imgtool.cli.pull:pull", "Pull an image with its chain from a registry."),
         "export": Entry("imgtool.cli.export:export", "Make what other engines take of images and machines."),
+        "import": Entry("imgtool.cli.import_:import_", "Make machine profiles of what other engines have."),
     },
     "About imgtool": {
         "doctor": Entry("imgtool.cli.doctor:doctor", "Say what this host has for virtual machines, and lacks."),

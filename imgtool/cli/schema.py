@@ -32,6 +32,8 @@ DOCUMENTS = {
     "create": "imgtool.qemu.results:Created",
     "info": "imgtool.image.qapi:ImageInfo",
     "inspect": "imgtool.image.inspect:Inspection",
+    "libvirt": "imgtool.publish.libvirt.define:Defined",
+    "libvirt-import": "imgtool.publish.libvirt.reading:Imported",
     "kubevirt": "imgtool.publish.kubevirt.manifests:Manifests",
     "layer": "imgtool.build.store:Manifest",
     "layers-prune": "imgtool.build.prune:Pruned",

@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-
-import msgspec
+from typing import ClassVar
 
 from imgtool.image.names import printable
+from imgtool.publish import notes
+
+LeftOut = notes.LeftOut
 
 _UNITS = (("Ti", 1 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10))
 _LONGEST = 63
-_NO_WORDS = "KubeVirt has no such setting"
 
 
-class LeftOut(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """A setting of the machine that the manifests do not have, or have otherwise."""
-
-    setting: str
-    """Its place in a profile: `drive[0].throttling`."""
-    reason: str
-
-
-class Notes:
-    """Gathers what is left out."""
-
-    def __init__(self) -> None:
-        self.found: list[LeftOut] = []
-
-    def add(self, setting: str, reason: str = _NO_WORDS) -> None:
-        self.found.append(LeftOut(setting=setting, reason=reason))
-
-    def rest(self, part: msgspec.Struct, place: str, known: Iterable[str] = (), reason: str = _NO_WORDS) -> None:
-        """Notes every setting of `part`, which stands at `place` of a profile, that is neither as it is by itself nor
-        among the fields `known`, which the caller has taken."""
-        fields = msgspec.structs.fields(part)
-        taken = set(known)
-        for field in fields:
-            if field.name in taken or getattr(part, field.name) == _default(field):
-                continue
-            self.add(f"{place}.{field.encode_name}" if place else field.encode_name, reason)
-
-
-def _default(field: msgspec.structs.FieldInfo) -> object:
-    if field.default_factory is not msgspec.NODEFAULT:
-        return field.default_factory()
-    return field.default
+class Notes(notes.Notes):
+    no_words: ClassVar[str] = "KubeVirt has no such setting"
 
 
 def quantity(count: int) -> str:

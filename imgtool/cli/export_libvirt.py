@@ -1,0 +1,116 @@
+"""`imgtool export libvirt IMAGE --profile vm.toml`"""
+
+from __future__ import annotations
+
+import click
+
+from imgtool.cli.context import (
+    Context,
+    dry_run_option,
+    output_option,
+    pass_context,
+    progress_option,
+    quiet_option,
+)
+from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
+from imgtool.errors import UsageError
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool export libvirt web.qcow2 --profile vm.toml > web.xml\n"
+    "  imgtool export libvirt web.qcow2 --profile vm.toml --define qemu:///system\n"
+    "  imgtool export libvirt web.qcow2 --profile vm.toml --define qemu+ssh://root@host/system --pool images\n"
+    "  imgtool import libvirt web --connect qemu:///system > vm.toml",
+)
+@file_argument(required=False, metavar="[IMAGE]")
+@format_option("The format of IMAGE; without it, its header decides.")
+@click.option("--profile", type=FILE_NAME, metavar="FILE", help="The machine, as `imgtool boot` has it.")
+@click.option("--name", metavar="NAME", help="What it is called.  [default: the profile's name, else the image's]")
+@click.option(
+    "--accel",
+    "accelerator",
+    type=click.Choice(["auto", "kvm", "tcg"]),
+    help="What runs the guest.  [default: the profile's, else what works here]",
+)
+@click.option("-o", "--output-file", "target", type=FILE_NAME, metavar="FILE", help="Write the XML there.")
+@click.option("--define", "uri", metavar="URI", help="Define it on this libvirt, such as qemu:///system.")
+@click.option(
+    "--pool",
+    metavar="NAME",
+    help="With --define: copy the images into this storage pool first.  [default: `default`, for another host]",
+)
+@click.option("--partial", is_flag=True, help="Leave out what libvirt cannot have, and say what that is.")
+@force_option("Although others stand on an image, or it does not stand on what it was made on.")
+@progress_option
+@quiet_option
+@dry_run_option
+@output_option()
+@pass_context
+def libvirt(
+    context: Context,
+    image: str | None,
+    format_: str | None,
+    profile: str | None,
+    name: str | None,
+    accelerator: str | None,
+    target: str | None,
+    uri: str | None,
+    pool: str | None,
+    partial: bool,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Write the domain XML of what `imgtool boot IMAGE --profile FILE` starts.
+
+    What libvirt has no words for is an error that names it all; with --partial it is left out, and said on stderr.
+    A domain of the same name is defined anew, if imgtool wrote it.
+    """
+    from msgspec.structs import replace
+
+    from imgtool.cli.output import emit, remark, warn
+    from imgtool.cli.progress import progress
+    from imgtool.image.names import absolute, printable
+    from imgtool.machine.config import Machine
+    from imgtool.machine.profile import load_profile
+    from imgtool.machine.values.storage import Drive
+    from imgtool.publish.libvirt.define import DefineRequest
+
+    machine = Machine() if profile is None else load_profile(profile)
+    if image is not None:
+        first = Drive(file=absolute(image), format=format_, interface="virtio")
+        machine = replace(machine, drives=(first, *machine.drives))
+    elif format_ is not None:
+        raise UsageError("--format without an IMAGE")
+    if pool is not None and uri is None:
+        raise UsageError("--pool is where --define copies the images to", hint="add --define URI")
+    if accelerator is not None:
+        machine = replace(machine, accel=accelerator)
+    request = DefineRequest(
+        machine,
+        context.programs,
+        name=name,
+        uri=uri,
+        pool=pool,
+        target=None if target is None else absolute(target),
+        partial=partial,
+        force=force,
+    )
+    if dry_run:
+        from imgtool.cli.plan import emit_plan
+
+        emit_plan(context, request.plan())
+        return
+    with progress(context, "upload") as show:
+        done = request.make(progress=show)
+    for one in done.left_out:
+        warn(context, f"{one.setting} is left out: {one.reason}")
+    for volume in done.volumes:
+        state = "sent" if volume.sent else "there already"
+        remark(context, f"{printable(volume.path)} is {printable(volume.volume)} there ({state})")
+    if done.defined is not None:
+        emit(context, done, [f"{printable(done.name)} is defined on {printable(done.defined)}"])
+    elif done.file is not None:
+        emit(context, done, [printable(done.file)])
+    else:
+        emit(context, done, done.xml.rstrip("\n").split("\n"))

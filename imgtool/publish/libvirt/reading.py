@@ -1,0 +1,211 @@
+"""A domain's XML as a machine.
+
+What the domain has and a machine has no setting for is noted, but for what libvirt adds to every domain by itself:
+controllers, keyboard and mouse, and the addresses of devices.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import msgspec
+
+from imgtool.errors import ConfigError
+from imgtool.machine.config import Machine
+from imgtool.machine.smp import topology
+from imgtool.machine.values.devices import Boot, Firmware, MachineType, Rtc
+from imgtool.machine.values.processor import Cpu, Hugepages, Memory, Numa, NumaDistance, NumaNode, Smp
+from imgtool.publish.libvirt.reading_devices import read_devices
+from imgtool.publish.libvirt.reading_disks import read_disks
+from imgtool.publish.libvirt.reading_networks import read_networks
+from imgtool.publish.libvirt.reading_words import Found, attribute, number, text_at
+from imgtool.publish.libvirt.start import ORDER
+from imgtool.publish.libvirt.words import LeftOut, Notes
+
+_LETTERS = {theirs: letter for letter, theirs in ORDER.items()}
+_UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20, "MiB": 1 << 20}
+_UNITS |= {"GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40, "TiB": 1 << 40}
+_POLICIES = {"strict": "bind", "preferred": "preferred", "interleave": "interleave"}
+_ACCELERATORS = {"qemu": "tcg", "kvm": "kvm", "hvf": "hvf"}
+
+
+class Imported(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What a domain came to."""
+
+    machine: Machine
+    left_out: tuple[LeftOut, ...]
+
+
+def read_domain(text: str) -> Imported:
+    """The machine that the domain XML `text` describes. ConfigError when it is none, or none of QEMU's."""
+    root = _parse(text)
+    accelerator = _ACCELERATORS.get(root.get("type", ""))
+    if root.tag != "domain" or accelerator is None:
+        raise ConfigError("this is no domain of QEMU's", hint="`virsh dumpxml --inactive NAME` prints one")
+    found = Found(root, Notes())
+    drives, arguments, properties = read_disks(found)
+    machine = Machine(
+        name=text_at(root, "name"),
+        uuid=text_at(root, "uuid"),
+        accel=accelerator,  # type: ignore[arg-type]
+        machine=MachineType(type=attribute(root, "os/type", "machine"), properties=properties),
+        cpu=_cpu(root),
+        smp=_smp(root),
+        memory=_memory(root),
+        hugepages=_hugepages(root),
+        numa=_numa(root, found.notes),
+        drives=drives,
+        boot=_boot(root),
+        kernel=text_at(root, "os/kernel"),
+        initrd=text_at(root, "os/initrd"),
+        append=text_at(root, "os/cmdline"),
+        dtb=text_at(root, "os/dtb"),
+        networks=read_networks(found),
+        firmware=_firmware(root),
+        rtc=_rtc(root),
+        arguments=arguments,
+        **read_devices(found),
+    )
+    return Imported(machine=_checked(machine), left_out=tuple(found.notes.found))
+
+
+def _parse(text: str) -> Element:
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise ConfigError("domain XML has no document type", hint="`virsh dumpxml --inactive NAME` prints a domain")
+    try:
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ConfigError(
+            f"this is no XML: {error}", hint="`virsh dumpxml --inactive NAME` prints a domain"
+        ) from None
+
+
+def _checked(machine: Machine) -> Machine:
+    """`machine`, if its settings are what they may be: libvirt knows words that QEMU's options do not have."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(machine), Machine)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"the domain has what imgtool has no setting for: {error}") from None
+
+
+def _size(root: Element, path: str) -> int | None:
+    element = root.find(path)
+    if element is None or not (element.text or "").strip().isdecimal():
+        return None
+    return int(element.text or "0") * _UNITS.get(element.get("unit", "KiB"), 1024)
+
+
+def _memory(root: Element) -> Memory:
+    most = root.find("maxMemory")
+    if most is None:
+        return Memory(size=_size(root, "memory"))
+    return Memory(size=_size(root, "memory"), maxmem=_size(root, "maxMemory"), slots=number(most, "slots"))
+
+
+def _cpu(root: Element) -> Cpu:
+    cpu = root.find("cpu")
+    mode = None if cpu is None else cpu.get("mode", "custom")
+    model = {"host-passthrough": "host", "host-model": "host", "maximum": "max"}.get(mode or "")
+    features: list[str] = []
+    if cpu is not None:
+        model = model or text_at(cpu, "model")
+        for feature in cpu.findall("feature"):
+            sign = "-" if feature.get("policy") in ("disable", "forbid") else "+"
+            features.append(sign + feature.get("name", ""))
+    hidden = attribute(root, "features/kvm/hidden", "state") == "on"
+    return Cpu(model=model, features=tuple(features), properties={"kvm": False} if hidden else {})
+
+
+def _smp(root: Element) -> Smp:
+    vcpu = root.find("vcpu")
+    most = int(text_at(root, "vcpu") or 1)
+    cpus = most if vcpu is None else number(vcpu, "current") or most
+    levels = root.find("cpu/topology")
+    if levels is None:
+        # as libvirt has it: a socket for each
+        return Smp(**topology(Smp(cpus=cpus, maxcpus=most, sockets=most, cores=1, threads=1))._asdict())
+    named = {name: number(levels, name) or 1 for name in ("sockets", "dies", "clusters", "cores", "threads")}
+    return Smp(cpus=cpus, maxcpus=most, **named)
+
+
+def _hugepages(root: Element) -> Hugepages | None:
+    backing = root.find("memoryBacking")
+    if backing is None or backing.find("hugepages") is None:
+        return None
+    page = backing.find("hugepages/page")
+    size = None if page is None else (number(page, "size") or 0) * _UNITS.get(page.get("unit", "KiB"), 1024)
+    shared = attribute(backing, "access", "mode") == "shared"
+    others = root.find("devices/filesystem/driver[@type='virtiofs']") is not None
+    others |= root.find("devices/interface[@type='vhostuser']") is not None
+    return Hugepages(page_size=size, prealloc=True, share=True if shared and not others else None)
+
+
+def _numa(root: Element, notes: Notes) -> Numa:
+    tunes = {tune.get("cellid"): tune for tune in root.findall("numatune/memnode")}
+    nodes: list[NumaNode] = []
+    distances: list[NumaDistance] = []
+    for cell in root.findall("cpu/numa/cell"):
+        name = cell.get("id", str(len(nodes)))
+        tune = tunes.get(name)
+        policy = None if tune is None else _POLICIES.get(tune.get("mode", "strict"))
+        nodes.append(
+            NumaNode(
+                nodeid=int(name),
+                cpus=tuple((cell.get("cpus") or "").split(",")) if cell.get("cpus") else (),
+                mem=(number(cell, "memory") or 0) * _UNITS.get(cell.get("unit", "KiB"), 1024),
+                host_nodes=() if tune is None else tuple(tune.get("nodeset", "").split(",")),
+                policy=policy,  # type: ignore[arg-type]
+            )
+        )
+        for sibling in cell.findall("distances/sibling"):
+            to, far = number(sibling, "id"), number(sibling, "value")
+            distances += [NumaDistance(src=int(name), dst=to or 0, val=far or 10)]
+    if root.find("numatune/memory") is not None:
+        notes.add("numatune/memory", "imgtool binds the memory of NUMA nodes, each by itself")
+    return Numa(nodes=tuple(nodes), distances=tuple(distances))
+
+
+def _boot(root: Element) -> Boot:
+    order = "".join(_LETTERS.get(boot.get("dev", ""), "") for boot in root.findall("os/boot"))
+    menu = root.find("os/bootmenu")
+    bios = root.find("os/bios")
+    return Boot(
+        order=order or None,
+        menu=True if menu is not None and menu.get("enable") == "yes" else None,
+        splash_time=None if menu is None else number(menu, "timeout"),
+        reboot_timeout=None if bios is None else number(bios, "rebootTimeout"),
+    )
+
+
+def _firmware(root: Element) -> Firmware:
+    loader, os_ = root.find("os/loader"), root.find("os")
+    enabled = root.find("os/firmware/feature[@name='secure-boot']")
+    secure = (loader is not None and loader.get("secure") == "yes") or (
+        enabled is not None and enabled.get("enabled") == "yes"
+    )
+    if loader is not None and loader.get("type", "rom") == "rom" and (os_ is None or os_.get("firmware") != "efi"):
+        return Firmware(bios=(loader.text or "").strip() or None)
+    if loader is None and (os_ is None or os_.get("firmware") != "efi"):
+        return Firmware()
+    kept = text_at(root, "os/nvram")
+    # a file that libvirt named itself is one of the VM's own, as without a name in a profile
+    own = kept is not None and kept.endswith(f"/{text_at(root, 'name')}_VARS.fd")
+    return Firmware(uefi=True, secure_boot=True if secure else None, vars=None if own else kept)
+
+
+def _rtc(root: Element) -> Rtc:
+    clock = root.find("clock")
+    if clock is None:
+        return Rtc(base="utc")
+    base = clock.get("offset", "utc")
+    if base == "absolute":
+        base = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(number(clock, "start") or 0))
+    timer = clock.find("timer[@name='rtc']")
+    settings: dict[str, Any] = {}
+    if timer is not None:
+        settings["clock"] = {"wall": "host", "guest": "vm"}.get(timer.get("track", ""))
+        settings["driftfix"] = {"catchup": "slew", "delay": "none"}.get(timer.get("tickpolicy", ""))
+    return Rtc(base=base if base != "variable" else "utc", **settings)

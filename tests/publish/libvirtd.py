@@ -1,0 +1,104 @@
+"""A libvirtd of the tests' own: its configuration, sockets and state lie in one folder, its guests run under TCG.
+
+It is a session's daemon, for which libvirt needs neither root nor a system bus. Root's is the system's, so that root
+starts it as nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_NOBODY = 65534
+_CONFIG = 'cgroup_controllers = [ ]\nsecurity_driver = "none"\nstdio_handler = "file"\n'
+
+
+class Libvirt:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images = folder / "images"
+        self.pool = folder / "pool"
+        self.socket = folder / "run" / "libvirt" / "libvirt-sock"
+        self.uri = f"qemu+unix:///session?socket={self.socket}"
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    def give(self, *paths: Path) -> None:
+        """Makes files the daemon's."""
+        if os.getuid() == 0:
+            for path in paths:
+                os.chown(path, _NOBODY, _NOBODY)
+
+    def start(self) -> None:
+        config = self.folder / "home" / "config" / "libvirt"
+        config.mkdir(parents=True)
+        (config / "qemu.conf").write_text(_CONFIG)
+        (self.folder / "libvirtd.conf").write_text("")
+        for path in (self.images, self.pool, self.folder / "run"):
+            path.mkdir()
+        self.folder.chmod(0o755)
+        (self.folder / "run").chmod(0o700)
+        self.give(self.folder, *self.folder.rglob("*"))
+        home = self.folder / "home"
+        env = {
+            "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
+            "HOME": str(home),
+            "XDG_RUNTIME_DIR": str(self.folder / "run"),
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "XDG_DATA_HOME": str(home / "data"),
+        }
+        other: dict[str, object] = {}
+        if os.getuid() == 0:
+            other = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+        with open(self.folder / "log", "wb") as log:
+            self._daemon = subprocess.Popen(
+                ["libvirtd", "--config", str(self.folder / "libvirtd.conf")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=env,
+                **other,  # type: ignore[call-overload]
+            )
+        deadline = time.monotonic() + 60
+        while not self.socket.exists():
+            assert self._daemon.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        self.virsh("version")
+
+    def virsh(self, *words: str | Path, check: bool = True) -> str:
+        done = subprocess.run(
+            ["virsh", "-q", "-c", self.uri, *words], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        assert not check or done.returncode == 0, done.stderr.decode()
+        return (done.stdout if done.returncode == 0 else done.stderr).decode()
+
+    def remove(self, name: str) -> None:
+        self.virsh("destroy", name, check=False)
+        self.virsh("undefine", "--nvram", name, check=False)
+
+    def stop(self) -> None:
+        for name in self.virsh("list", "--all", "--name").split():
+            self.remove(name)
+        if self._daemon is not None:
+            self._daemon.terminate()
+            self._daemon.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def libvirt() -> Iterator[Libvirt]:
+    server = Libvirt(Path(tempfile.mkdtemp(prefix="lv-", dir="/tmp")))  # short: a socket's name has 107 bytes
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
