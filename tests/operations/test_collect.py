@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from imgtool.operations.collect import CollectRequest, collect
 from imgtool.operations.journal import recover
 from imgtool.operations.overlay import new_overlay
 from imgtool.operations.quarantine import purge, quarantined, undo
+from tests.operations.dying import ends_well
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -175,25 +175,11 @@ def test_a_quarantine_goes_where_its_directory_goes(images: Images, tmp_path: Pa
     assert (moved / "old/older.qcow2").exists()
 
 
-DYING = """
-import os, sys
+SCRIPT = """
+import sys
 from imgtool.operations.collect import collect
 from imgtool.operations.quarantine import undo
-deaths = int(sys.argv[1])
-real = {name: getattr(os, name) for name in ("rename", "link", "unlink", "fsync", "write", "mkdir", "rmdir")}
-count = 0
-def dying(name):
-    def call(*args, **kwargs):
-        global count
-        count += 1
-        if count == deaths:
-            os._exit(9)
-        return real[name](*args, **kwargs)
-    return call
-for name in real:
-    setattr(os, name, dying(name))
-collect(".", keep=["web.qcow2"]) if sys.argv[2] == "collect" else undo(".")
-os._exit(0)
+collect(".", keep=["web.qcow2"]) if sys.argv[1] == "collect" else undo(".")
 """
 
 
@@ -207,7 +193,7 @@ def test_dying_at_any_call_loses_nothing(images: Images, tmp_path: Path, verb: s
     for deaths in range(1, 300):
         store = tmp_path / str(deaths)
         subprocess.run(["cp", "-a", images.directory, store], check=True)
-        done = subprocess.run([sys.executable, "-c", DYING, str(deaths), verb], cwd=store, check=False)
+        done = ends_well(SCRIPT, verb, at=deaths, cwd=store)
         assert verify([store]).errors == 0
         recover(str(store))
         recover(str(store / KEPT))
@@ -220,7 +206,7 @@ def test_dying_at_any_call_loses_nothing(images: Images, tmp_path: Path, verb: s
         found = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
         assert {name for name in found if not name.startswith(KEPT)} == everything
         subprocess.run(["rm", "-rf", store], check=True)
-        if done.returncode == 0:
+        if done:
             break
-    assert done.returncode == 0
+    assert done
     assert ends == {"away", "here"}

@@ -24,6 +24,7 @@ from imgtool.operations.journal import recover
 from imgtool.operations.move import MoveRequest, move
 from imgtool.operations.overlay import new_overlay
 from imgtool.qemu.qemu_img import QemuImg
+from tests.operations.dying import ends_well
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -349,25 +350,10 @@ def test_an_image_that_a_guest_wrote_since_keeps_what_it_wrote_and_all_read_righ
     assert not (images / "to/middle.qcow2").exists()
 
 
-DYING = """
-import os, sys
+SCRIPT = """
+import sys
 from imgtool.operations.move import move
-deaths = int(sys.argv[1])
-names = ("rename", "link", "unlink", "fsync", "write", "pwrite", "mkdir", "rmdir")
-real = {name: getattr(os, name) for name in names}
-count = 0
-def dying(name):
-    def call(*args, **kwargs):
-        global count
-        count += 1
-        if count == deaths:
-            os._exit(9)
-        return real[name](*args, **kwargs)
-    return call
-for name in names:
-    setattr(os, name, dying(name))
-move([sys.argv[2]], sys.argv[3])
-os._exit(0)
+move([sys.argv[1]], sys.argv[2])
 """
 
 
@@ -390,17 +376,17 @@ def test_dying_at_any_call_leaves_every_image_reading_as_before(tmp_path: Path, 
     for deaths in range(1, 400):
         store = tmp_path / str(deaths)
         subprocess.run(["cp", "-a", template.directory, store], check=True)
-        done = subprocess.run([sys.executable, "-c", DYING, str(deaths), source, target], cwd=store, check=False)
+        done = ends_well(SCRIPT, source, target, at=deaths, cwd=store)
         with in_force(Policy(directories=(str(store),))):
             check_all(store, expected)
             recover(str(store))
             recover(str(store / "store"))
-            if done.returncode != 0:
+            if not done:
                 check_all(store, expected)
         subprocess.run(["rm", "-rf", store], check=True)
-        if done.returncode == 0:
+        if done:
             break
-    assert done.returncode == 0
+    assert done
     assert deaths > 20
 
 

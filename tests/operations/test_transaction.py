@@ -13,6 +13,7 @@ import pytest
 from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, RefusedError
 from imgtool.operations.journal import journals, recover
 from imgtool.operations.transaction import Transaction
+from tests.operations.dying import ends_well
 
 
 def hidden(directory: Path) -> list[str]:
@@ -126,22 +127,9 @@ def test_a_held_image_that_changed_all_the_same_stops_the_commit(tmp_path: Path)
     assert hidden(tmp_path) == []
 
 
-DYING = """
-import os, sys
+SCRIPT = """
+import os
 from imgtool.operations import transaction
-deaths = int(sys.argv[1])
-real = {name: getattr(os, name) for name in ("rename", "link", "unlink", "fsync", "write", "pwrite")}
-count = 0
-def dying(name):
-    def call(*args, **kwargs):
-        global count
-        count += 1
-        if count == deaths:
-            os._exit(9)
-        return real[name](*args, **kwargs)
-    return call
-for name in real:
-    setattr(os, name, dying(name))
 with transaction.Transaction(os.path.abspath("a")) as change:
     for name in "ab":
         staged = change.stage(os.path.abspath(name), copy_of=name)
@@ -156,7 +144,6 @@ with transaction.Transaction(os.path.abspath("a")) as change:
     change.hold(os.path.abspath("e"))
     change.patch(os.path.abspath("e"), b"E")
     change.commit()
-os._exit(0)
 """
 
 
@@ -169,16 +156,16 @@ def test_dying_at_any_call_leaves_before_or_after_and_recovery_ends_it(tmp_path:
         store.mkdir()
         for name, text in before.items():
             (store / name).write_text(text)
-        done = subprocess.run([sys.executable, "-c", DYING, str(deaths)], cwd=store, check=False)
+        done = ends_well(SCRIPT, at=deaths, cwd=store)
         for name in "ab":
             assert (store / name).read_text() in (before[name], after[name])
         recover(str(store))
         found = {path.name: path.read_text() for path in store.iterdir()}
         assert found in (before, after)
         ends.add(found == after)
-        if done.returncode == 0:
+        if done:
             break
-    assert done.returncode == 0
+    assert done
     assert deaths > 15
     assert ends == {True, False}
 
