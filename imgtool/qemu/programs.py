@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.errors import ProgramError
 from imgtool.image.names import printable
-from imgtool.qemu.process import Limits, Runner, failure, run
+from imgtool.qemu.known_versions import keep, known
+
+if TYPE_CHECKING:
+    from imgtool.qemu.process import Runner
 
 PACKAGES = {
     "qemu-img": "qemu-utils",
@@ -33,10 +36,19 @@ class Programs:
     """Where each QEMU program is: named by the caller, else by the environment (`IMGTOOL_QEMU_IMG`, and
     `IMGTOOL_` with the program's name in capitals for the others), else the first on PATH."""
 
-    def __init__(self, given: Mapping[str, str] | None = None, *, runner: Runner = run) -> None:
+    def __init__(self, given: Mapping[str, str] | None = None, *, runner: Runner | None = None) -> None:
+        """`runner` starts the programs; None is `imgtool.qemu.process.run`."""
         self._given = dict(given or {})
         self._found: dict[str, str] = {}
-        self.runner = runner
+        self._runner = runner
+
+    @property
+    def runner(self) -> Runner:
+        if self._runner is None:
+            from imgtool.qemu.process import run
+
+            self._runner = run
+        return self._runner
 
     def find(self, name: str) -> str:
         """The absolute path of `name`. ProgramError, with the package to install, when there is none."""
@@ -62,11 +74,20 @@ class Programs:
         return os.path.abspath(found)
 
     def version(self, name: str) -> Version:
-        """What `name --version` says. ProgramError when it answers something else."""
-        done = self.runner([self.find(name), "--version"], limits=Limits(seconds=10))
+        """What `name --version` says, asked once a binary. ProgramError when it answers something else."""
+        program = self.find(name)
+        said = known(program)
+        if said is not None:
+            return parse_version(name, said)
+        from imgtool.qemu.process import Limits, failure
+
+        done = self.runner([program, "--version"], limits=Limits(seconds=10))
         if done.status != 0:
             raise failure(done)
-        return parse_version(name, done.stdout.decode(errors="replace"))
+        said = done.stdout.decode(errors="replace").partition("\n")[0]
+        version = parse_version(name, said)
+        keep(program, said)
+        return version
 
 
 def _which(name: str) -> str | None:
