@@ -17,7 +17,13 @@ def emit_help(context: Context, what: str) -> None:
     elif what == "cpu":
         emit(context, {"models": found.cpu_models, "features": found.cpu_features}, _cpus(found))
     else:
-        cards = [device for device in found.devices_in("Network") if device.user_creatable]
+        from imgtool.machine.compile.networks import NO_CARDS
+
+        cards = [
+            device
+            for device in found.devices_in("Network")
+            if device.user_creatable and device.name not in NO_CARDS and "-transitional" not in device.name
+        ]
         emit(context, cards, (f"{card.name:34} {card.description}".rstrip() for card in cards))
 
 

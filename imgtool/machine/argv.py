@@ -61,7 +61,10 @@ def _identity(machine: Machine, kind: Board, host: Host, parts: Parts) -> list[s
     if machine.uuid is not None:
         argv += ["-uuid", machine.uuid]
     # A property the user names wins over one that another option asked for.
-    properties = {**parts.machine, **machine.machine.properties}
+    properties = {
+        **parts.machine,
+        **{key.replace("_", "-"): item for key, item in machine.machine.properties.items()},
+    }
     argv += ["-machine", keyed(kind.name, {key: word(value) for key, value in properties.items()})]
     argv += ["-accel", host.accelerator]
     return argv

@@ -83,6 +83,13 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     seed: str | None = None
     """The cloud-init seed image, raw."""
     hugepages: HugepageMount | None = None
+    machine_properties: tuple[str, ...] | None = None
+    """Of the machine's type, as far as QEMU lists them; None where that was not asked."""
+    cpu_properties: tuple[str, ...] | None = None
+    vsock: bool | None = None
+    """Whether the host has /dev/vhost-vsock; None where that was not asked."""
+    render_nodes: tuple[str, ...] | None = None
+    """The host's GPUs that draw without a display; None where that was not asked."""
     memory_total: int | None = None
     memory_free: int | None = None
     bridges: dict[str, str] = msgspec.field(default_factory=dict)
@@ -91,6 +98,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Taps already opened, one descriptor a queue, by network id (`net0`); vhost descriptors under `net0-vhost`."""
     bridge_helper: str | None = None
     passt: str | None = None
+    smbd: str | None = None
     swtpm: str | None = None
     virtiofsd: str | None = None
     virtiofsd_of_qemu: bool = False

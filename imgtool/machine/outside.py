@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import sys
 from collections.abc import Mapping
 from typing import Literal
 
-from imgtool.errors import ProgramError
+from imgtool.errors import MachineError, ProgramError
 from imgtool.machine.accelerator import Choice, choose
+from imgtool.machine.checks.network import SMBD
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Host, HugepageMount, Uefi
 from imgtool.machine.nets import helper
 from imgtool.machine.nets.join import bridges
-from imgtool.qemu.capabilities import Capabilities, capabilities
+from imgtool.qemu.capabilities import Capabilities, capabilities, properties
 from imgtool.qemu.process import Limits, Runner, run
 from imgtool.qemu.programs import Programs
 
@@ -65,17 +67,45 @@ def learn_host(
         seed=seed,
         uefi=uefi,
         hugepages=hugepages(machine),
+        machine_properties=machine_properties(machine, found),
+        cpu_properties=cpu_properties(machine, found, choice.accelerator),
+        vsock=os.path.exists("/dev/vhost-vsock"),
+        render_nodes=tuple(sorted(glob.glob("/dev/dri/renderD*"))),
         memory_total=total,
         memory_free=free,
         bridges=bridges(machine.networks or ()),
         bridge_helper=helper.find(),
         passt=shutil.which("passt"),
+        smbd=_first((SMBD,)),
         swtpm=shutil.which("swtpm"),
         virtiofsd=virtiofsd,
         virtiofsd_of_qemu=wants_virtiofs(machine) and virtiofsd is not None and is_virtiofsd_of_qemu(virtiofsd),
         root=os.getuid() == 0,
     )
     return host, choice
+
+
+def machine_properties(machine: Machine, found: Capabilities) -> tuple[str, ...] | None:
+    """The properties of its type, asked only when the machine sets some; None when there is no such type."""
+    kind = found.machine(machine.machine.type)
+    if not machine.machine.properties or kind is None:
+        return None
+    return _property_names(found.program, f"{kind.name}-machine")
+
+
+def cpu_properties(machine: Machine, found: Capabilities, accelerator: str) -> tuple[str, ...] | None:
+    """The same for its CPU."""
+    if not machine.cpu.properties:
+        return None
+    model = machine.cpu.model or ("max" if accelerator == "tcg" else "host")
+    return _property_names(found.program, f"{model}-{found.target}-cpu")
+
+
+def _property_names(program: str, type_name: str) -> tuple[str, ...] | None:
+    try:
+        return tuple(item.name for item in properties(program, type_name))
+    except MachineError:
+        return None
 
 
 def find_virtiofsd() -> str | None:

@@ -125,7 +125,7 @@ class Vm:
 
     def qemu(self) -> ProcessId | None:
         """QEMU's process, alive or not."""
-        return _read_pid_file(self.file(PID_FILE))
+        return read_pid_file(self.file(PID_FILE))
 
     @property
     def running(self) -> bool:
@@ -158,7 +158,7 @@ class Vm:
         return changed
 
 
-def _read_pid_file(path: str) -> ProcessId | None:
+def read_pid_file(path: str) -> ProcessId | None:
     """What `imgtool.qemu.system.start` records: /proc/self/stat, or the bare pid where there is no /proc."""
     try:
         with open(path, "rb") as file:
@@ -370,7 +370,7 @@ def _clear(vm: Vm, state: State | None) -> None:
     if state is None or state.boot == boot_identity():
         # QEMU first: what runs beside it mostly ends by itself then.
         for name in sorted(entries, key=lambda name: name != PID_FILE):
-            process = _read_pid_file(vm.file(name)) if name.endswith(".pid") else None
+            process = read_pid_file(vm.file(name)) if name.endswith(".pid") else None
             if process is not None:
                 end_process(process)
     for leftover in state.leftovers if state else ():

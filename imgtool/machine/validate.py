@@ -6,7 +6,9 @@ would have to guess at is refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from itertools import pairwise
 
 from imgtool.errors import ConfigError
 from imgtool.machine.argv import compile_argv
@@ -18,6 +20,7 @@ from imgtool.machine.compile.memory import memory_size
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Host
 from imgtool.machine.layout import layout
+from imgtool.qemu.capabilities import Capabilities
 from imgtool.sizes import format_size
 
 CHECKS: tuple[Callable[[Context], Problems], ...] = (
@@ -56,8 +59,28 @@ def problems(machine: Machine, host: Host, *, force: bool = False) -> list[Confi
     for check in CHECKS:
         found += check(context)
     if not found:
-        attempt(lambda: compile_argv(machine, host), found)
+        command = attempt(lambda: compile_argv(machine, host), found)
+        if command is not None:
+            found += lacking(command.argv[: len(command.argv) - len(machine.arguments)], host.capabilities)
     return found
+
+
+def lacking(argv: tuple[str, ...], known: Capabilities) -> Problems:
+    """The devices and objects on a command line that this QEMU was built without."""
+    kinds = {
+        "-device": ("device", "driver", {name for item in known.devices for name in (item.name, *item.aliases)}),
+        "-object": ("object", "qom-type", set(known.objects)),
+    }
+    for option, value in pairwise(argv):
+        what, key, names = kinds.get(option, ("", "", set()))
+        if not names:
+            continue
+        name = json.loads(value)[key] if value.startswith("{") else value.partition(",")[0]
+        if name not in names:
+            yield ConfigError(
+                f"this QEMU ({known.version.text}) has no {what} {name}",
+                hint="a newer QEMU, or one built with more, may have it: --qemu-system names the program",
+            )
 
 
 def validate(machine: Machine, host: Host, *, force: bool = False) -> None:

@@ -28,7 +28,7 @@ from imgtool.qemu.system import start
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 """Raised whenever the structs below change, so that an older imgtool's answers are asked again."""
 
 _ASK_SECONDS = 30.0
@@ -85,6 +85,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     devices: tuple[DeviceType, ...]
     objects: tuple[str, ...]
     netdevs: tuple[str, ...]
+    netdev_keys: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """The keys that each kind of -netdev takes."""
     chardevs: tuple[str, ...]
     displays: tuple[str, ...]
     audiodevs: tuple[str, ...]
@@ -272,6 +274,7 @@ def ask(program: str, *, runner: Runner = run) -> Capabilities:
             devices=_devices(help_of("-device"), device_types),
             objects=tuple(sorted(item["name"] for item in creatable if not item.get("abstract"))),
             netdevs=parse_names(help_of("-netdev")),
+            netdev_keys=_variant_keys(schema, "netdev_add"),
             chardevs=tuple(item["name"] for item in answers["query-chardev-backends"]),
             displays=parse_names(help_of("-display")),
             audiodevs=parse_names(help_of("-audiodev")),
@@ -357,6 +360,14 @@ def _devices(text: str, types: set[str]) -> tuple[DeviceType, ...]:
 def _variants(schema: dict[str, Any], command: str) -> tuple[str, ...]:
     argument = schema[schema[command]["arg-type"]]
     return tuple(sorted(variant["case"] for variant in argument.get("variants", ())))
+
+
+def _variant_keys(schema: dict[str, Any], command: str) -> dict[str, tuple[str, ...]]:
+    argument = schema[schema[command]["arg-type"]]
+    return {
+        variant["case"]: tuple(member["name"] for member in schema[variant["type"]]["members"])
+        for variant in argument.get("variants", ())
+    }
 
 
 def _optional(monitor: Monitor, command: str) -> Sequence[str]:

@@ -11,6 +11,9 @@ import pytest
 from imgtool.machine.host import Disk, Host, Link
 from imgtool.qemu.capabilities import Capabilities, CpuModel, DeviceType, MachineType, capabilities
 from imgtool.qemu.programs import Programs, Version
+from tests.machine.paused import typed
+
+__all__ = ["typed"]
 
 MakeHost = Callable[..., Host]
 
@@ -22,7 +25,18 @@ def _devices() -> tuple[DeviceType, ...]:
     cards.append(DeviceType(name="ne2k_isa", category="Network", bus="ISA"))
     cards.append(DeviceType(name="virtio-net-device", category="Network", bus="virtio-bus"))
     cards.append(DeviceType(name="usb-net", category="Network", bus="usb-bus"))
-    others = ("i6300esb", "ib700", "hda-duplex", "AC97", "sb16", "VGA", "cirrus-vga", "qxl-vga", "virtio-vga")
+    others: tuple[str, ...] = (
+        "i6300esb",
+        "ib700",
+        "hda-duplex",
+        "AC97",
+        "sb16",
+        "VGA",
+        "cirrus-vga",
+        "qxl-vga",
+        "virtio-vga",
+    )
+    others += ("ide-hd", "ide-cd", "floppy", "virtio-blk-pci", "virtio-blk-device")
     return (*cards, *(DeviceType(name=name, category="Misc") for name in others))
 
 
@@ -50,7 +64,7 @@ def invented(version: tuple[int, int]) -> Capabilities:
         ),
         cpu_features=("avx2", "sse4.1", "svm", "vmx", "aes"),
         devices=_devices(),
-        objects=("memory-backend-ram",),
+        objects=("memory-backend-ram", "memory-backend-file", "secret"),
         netdevs=(*netdevs, "stream", "dgram") if version >= (7, 2) else netdevs,
         chardevs=("socket",),
         displays=("none", "gtk", "curses"),

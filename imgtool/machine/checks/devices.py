@@ -20,6 +20,9 @@ KEYMAPS = (
 )
 """What QEMU's pc-bios/keymaps holds."""
 
+_FIRST_AUDIO_DRIVERS = "none alsa coreaudio dsound jack oss pa sdl spice wav"
+"""Of a QEMU that cannot list its own. QAPI of 5.2: AudiodevDriver."""
+
 _WINDOWS = ("gtk", "sdl")
 _LAST_VNC = 65535 - 5900
 _SERIAL_PORTS = {"pc": 4, "q35": 4, "isapc": 4, "microvm": 1, "virt": 2, "other": 4}
@@ -34,6 +37,15 @@ def check_display(context: Context) -> Problems:
     if kind not in ("none", "vnc", "spice") and known and kind not in known:
         yield ConfigError(
             f"this QEMU has no {kind} display", hint="apt-get install qemu-system-gui; --display vnc needs no window"
+        )
+    if kind == "spice" and not _has_spice(context):
+        yield ConfigError(
+            "this QEMU has no SPICE", hint="apt-get install qemu-system-modules-spice; --display vnc is another"
+        )
+    if kind == "egl-headless" and display.rendernode is None and context.host.render_nodes == ():
+        yield ConfigError(
+            "--display egl-headless draws with a GPU, and this host has none (no /dev/dri/renderD*)",
+            hint="--display vnc needs none",
         )
     if kind == "vnc" and "vnc" not in context.host.capabilities.options:
         yield ConfigError("this QEMU was built without VNC")
@@ -62,6 +74,12 @@ def check_display(context: Context) -> Problems:
         yield ConfigError("--display: a password file, but no password", hint="leave password=off out")
     if display.path is not None and (display.address, display.display, display.port) != (None, None, None):
         yield ConfigError("--display: a unix socket has no address and port", hint="leave path= out, or the others")
+
+
+def _has_spice(context: Context) -> bool:
+    """A module that is not loaded yet shows by what depends on it."""
+    known = context.host.capabilities
+    return "spice" in known.options or "spicevmc" in known.chardevs or known.device("qxl-vga") is not None
 
 
 def check_vga(context: Context) -> Problems:
@@ -141,6 +159,8 @@ def check_virtio(context: Context) -> Problems:
                 yield ConfigError(
                     f"{option} is a virtio device, and machine {board.name} has no PCI", hint="--machine pc"
                 )
+    if machine.vsock is not None and context.host.vsock is False:
+        yield ConfigError("--vsock: this host has no /dev/vhost-vsock", hint="modprobe vhost_vsock")
     if machine.tablet and not board.pci:
         yield ConfigError(f"--tablet needs USB, which machine {board.name} has not", hint="--machine q35 has")
     if machine.rng is not None and machine.rng.period is not None and machine.rng.max_bytes is None:
@@ -200,10 +220,11 @@ def check_rtc_audio(context: Context) -> Problems:
     if audio is None:
         return
     capabilities = context.host.capabilities
-    if capabilities.audiodevs and audio.driver not in capabilities.audiodevs:
+    drivers = capabilities.audiodevs or tuple(_FIRST_AUDIO_DRIVERS.split())
+    if audio.driver not in drivers:
         yield ConfigError(
             f"this QEMU has no audio driver {printable(audio.driver)!r}",
-            hint=suggestion(audio.driver, capabilities.audiodevs),
+            hint=suggestion(audio.driver, drivers),
         )
     models = ("hda", "ac97", "es1370", "sb16", "virtio", "usb")
     if audio.model not in (None, *models):

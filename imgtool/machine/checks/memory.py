@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from imgtool.errors import ConfigError
+from imgtool.image.names import printable
 from imgtool.machine.checks.context import Context, Problems, attempt
 from imgtool.machine.compile.memory import cpu_range, host_nodes, memory_size, node_sizes
 from imgtool.machine.smp import topology
@@ -60,22 +61,26 @@ def check_hugepages(context: Context) -> Problems:
     pages, mount = context.machine.hugepages, context.host.hugepages
     if pages is None:
         return
-    if pages.path is None and mount is None:
+    if mount is None:
+        option = f"-o pagesize={format_size(pages.page_size)} " if pages.page_size else ""
+        with_pages = f" with pages of {format_size(pages.page_size)}" if pages.page_size else ""
+        where = printable(pages.path or "/dev/hugepages")
         yield ConfigError(
-            "--hugepages: this host has no hugetlbfs mount",
-            hint="mount one: mount -t hugetlbfs none /dev/hugepages; then reserve pages: sysctl vm.nr_hugepages=512",
+            f"--hugepages: {where} is no hugetlbfs mount{with_pages}"
+            if pages.path
+            else f"--hugepages: this host has no hugetlbfs mount{with_pages}",
+            hint=f"mount -t hugetlbfs {option}none {where} mounts one; sysctl vm.nr_hugepages=512 reserves pages",
         )
-    page_size = pages.page_size or (mount.page_size if mount else None)
+        return
+    page_size = pages.page_size or mount.page_size
     if pages.page_size is not None and pages.page_size & (pages.page_size - 1):
         yield ConfigError(f"--hugepages page-size={pages.page_size} is no power of two", hint="x86 has 2M and 1G")
         return
-    if mount is not None and pages.page_size not in (None, mount.page_size):
+    if pages.page_size not in (None, mount.page_size):
         yield ConfigError(
             f"the pages of {mount.path} are {format_size(mount.page_size)}, not {format_size(pages.page_size or 0)}",
             hint=f"mount another: mount -t hugetlbfs -o pagesize={format_size(pages.page_size or 0)} none /mnt/huge",
         )
-    if page_size is None:
-        return
     for size in _parts(context):
         if size % page_size:
             yield ConfigError(
@@ -83,7 +88,7 @@ def check_hugepages(context: Context) -> Problems:
                 hint=f"say --memory {format_size(-(-size // page_size) * page_size)}",
             )
     size = memory_size(context.machine)
-    if mount is not None and mount.free is not None and mount.free < size and pages.prealloc is not False:
+    if mount.free is not None and mount.free < size and pages.prealloc is not False:
         yield ConfigError(
             f"only {format_size(mount.free)} of hugepages are free, and the machine's memory is {format_size(size)}",
             hint=f"reserve more: sysctl vm.nr_hugepages={-(-size // page_size)}",

@@ -9,7 +9,7 @@ from itertools import pairwise
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 from imgtool.machine.checks.context import Context, Problems, attempt
-from imgtool.machine.compile.networks import network_id, network_type, networks, nic_driver, split_forward
+from imgtool.machine.compile.networks import NO_CARDS, network_id, network_type, networks, nic_driver, split_forward
 from imgtool.machine.options.text import suggestion
 from imgtool.machine.values.network import (
     Address,
@@ -24,6 +24,9 @@ from imgtool.machine.values.network import (
     User,
     VhostUser,
 )
+
+SMBD = "/usr/sbin/smbd"
+"""Where QEMU looks for it, unless it was built otherwise."""
 
 _LONGEST_INTERFACE = 15
 _LONGEST_SOCKET = 107
@@ -51,7 +54,7 @@ def check_networks(context: Context) -> Problems:
 def _card(context: Context, name: str, network: Network) -> Problems:
     board, capabilities = context.board, context.host.capabilities
     driver = nic_driver(network, board)
-    cards = capabilities.devices_in("Network")
+    cards = [card for card in capabilities.devices_in("Network") if card.name not in NO_CARDS]
     if driver.startswith("virtio-net") and not board.virtio:
         yield ConfigError(f"{name}: machine {board.name} has no PCI bus, so no virtio card", hint="model=ne2k_isa")
         return
@@ -109,6 +112,11 @@ def _backend(context: Context, name: str, network: Network) -> Problems:
         yield ConfigError(f"{name}: this QEMU has no {kind} network{release}", hint=instead)
     if isinstance(network, User):
         yield from _user(name, network)
+        if network.smb is not None and context.host.smbd is None:
+            yield ConfigError(
+                f"{name}: smb= is served by smbd, which was not found at {SMBD}",
+                hint="apt-get install samba; --share PATH needs no program",
+            )
     elif isinstance(network, Passt):
         yield from _passt(context, name, network)
     elif isinstance(network, Tap | Bridge | Nat):
@@ -117,6 +125,12 @@ def _backend(context: Context, name: str, network: Network) -> Problems:
         yield from _socket(name, network)
     elif isinstance(network, Stream):
         yield from _end(f"{name}: addr", network.address)
+        keys = context.host.capabilities.netdev_keys.get("stream")
+        if network.reconnect is not None and keys is not None and not {"reconnect", "reconnect-ms"} & set(keys):
+            yield ConfigError(
+                f"{name}: this QEMU ({context.host.capabilities.version.text}) cannot reconnect; QEMU 8.0 brought it",
+                hint="leave reconnect out, and start the guest with server=on first",
+            )
         if network.server and network.reconnect is not None:
             yield ConfigError(
                 f"{name}: a server waits, it does not reconnect", hint="reconnect= is for the other guest"

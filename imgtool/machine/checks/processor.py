@@ -9,7 +9,7 @@ from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 from imgtool.machine.board import known_machine
 from imgtool.machine.checks.context import Context, Problems, attempt
-from imgtool.machine.options.text import nearest
+from imgtool.machine.options.text import nearest, suggestion
 from imgtool.machine.smp import topology
 
 _CPU_PROPERTIES = (
@@ -17,6 +17,9 @@ _CPU_PROPERTIES = (
     "phys-bits start-powered-off stepping family model vendor tcg-cpuid level xlevel fill-mtrr-mask"
 )
 """Properties that may also be written +name; not among the CPUID flags that QEMU lists."""
+
+_ACCELERATOR_PROPERTIES = ("kernel-irqchip", "kvm-shadow-mem", "igd-passthru")
+"""Properties of the accelerator that -machine takes too."""
 
 
 def check_identity(context: Context) -> Problems:
@@ -47,12 +50,35 @@ def check_machine(context: Context) -> Problems:
     problems: list[ConfigError] = []
     attempt(lambda: known_machine(context.machine, context.host), problems)
     yield from problems
+    yield from _machine_properties(context)
     wanted, compiled = context.machine.accel, context.host.capabilities.accelerators
     if wanted not in (None, "auto") and wanted not in compiled:
         yield ConfigError(
             f"this QEMU was built without {wanted}",
             hint=f"it has {', '.join(compiled)}; --accel auto takes what works",
         )
+
+
+def _machine_properties(context: Context) -> Problems:
+    known = context.host.machine_properties
+    if known is None:
+        return
+    for name in context.machine.machine.properties:
+        # QEMU takes an underscore for a dash, and hands a few names on to the accelerator.
+        dashed = name.replace("_", "-")
+        if {name, dashed, name.partition(".")[0]} & set(known) or dashed in _ACCELERATOR_PROPERTIES:
+            continue
+        yield ConfigError(
+            f"machine {context.board.name} has no property {printable(name)!r}",
+            hint=suggestion(name, [*known, *_ACCELERATOR_PROPERTIES]),
+        )
+
+
+def _cpu_properties(context: Context) -> Problems:
+    known = context.host.cpu_properties
+    for name in context.machine.cpu.properties if known is not None else ():
+        if not {name, name.replace("_", "-")} & set(known or ()):
+            yield ConfigError(f"--cpu has no {printable(name)!r}", hint=suggestion(name, known or ()))
 
 
 def check_cpu(context: Context) -> Problems:
@@ -69,6 +95,7 @@ def check_cpu(context: Context) -> Problems:
             hint=_closest(cpu.model, names) + "`--cpu help` lists them all",
         )
     yield from _features(context)
+    yield from _cpu_properties(context)
 
 
 def _closest(word: str, names: list[str]) -> str:

@@ -58,6 +58,10 @@ def _add_nodes(parts: Parts, machine: Machine, host: Host, item: Placed, groups:
 def _add_controller(parts: Parts, kind: Board, item: Placed, controllers: set[str]) -> None:
     """The controller that `item` hangs on, once; what is on the board already needs none."""
     name = {"scsi": f"scsi{item.bus}", "usb": "usb", "sd": f"sd{item.unit}", "floppy": "fdc0"}.get(item.interface)
+    if _through_usb_bot(item):
+        parts.usb()
+        bot = {"driver": "usb-bot", "id": f"{item.id}-usb", "bus": "usb.0", "serial": item.drive.serial}
+        parts.device(compact(bot))
     if name is None or name in controllers:
         return
     controllers.add(name)
@@ -80,7 +84,7 @@ def _device(item: Placed, kind: Board, node: str | None) -> dict[str, Any]:
     elif item.interface == "scsi":
         value |= {"bus": f"scsi{item.bus}.0", "scsi-id": item.unit, "lun": 0}
     elif item.interface == "usb":
-        value |= {"bus": "usb.0"}
+        value |= {"bus": f"{item.id}-usb.0" if _through_usb_bot(item) else "usb.0"}
     elif item.interface == "floppy":
         value |= {"unit": item.unit}
     if item.interface == "sd":
@@ -102,7 +106,15 @@ def _device(item: Placed, kind: Board, node: str | None) -> dict[str, Any]:
     return value
 
 
+def _through_usb_bot(item: Placed) -> bool:
+    """Whether a USB disk is made of its two parts: until QEMU 8 usb-storage, which is both in one, passes over
+    write-cache=off, and what the guest was told is on the disk would not be."""
+    return item.interface == "usb" and write_cache(item.drive.cache) == "off"
+
+
 def _driver(item: Placed, kind: Board) -> str:
+    if _through_usb_bot(item):
+        return "scsi-hd"
     if item.interface in ("ide", "scsi"):
         return f"{item.interface}-{'cd' if item.cdrom else 'hd'}"
     return {

@@ -111,6 +111,7 @@ def _add_nodes(parts: Parts, machine: Machine, host: Host) -> None:
         parts.object(_backend(f"ram-node{nodeid}", size, machine, host, node))
         words = [f"node,nodeid={nodeid}", *(f"cpus={item}" for item in node.cpus), f"memdev=ram-node{nodeid}"]
         if node.initiator is not None:
+            parts.machine["hmat"] = True
             words.append(f"initiator={node.initiator}")
         parts.add("-numa", ",".join(words))
 

@@ -32,6 +32,8 @@ NIC_MODELS = {
 }
 """Short names beside those of `-device help`."""
 
+NO_CARDS = ("igbvf", "pvrdma", "rocker")
+"""Devices under the heading Network that take no -netdev."""
 
 _DEFAULT_HELPER = "/usr/lib/qemu/qemu-bridge-helper"
 
@@ -104,7 +106,12 @@ def _backend(parts: Parts, network: Network, name: str, host: Host) -> dict[str,
     if isinstance(network, Socket):
         return {key: getattr(network, key) for key in ("listen", "connect", "mcast", "udp", "localaddr")}
     if isinstance(network, Stream):
-        return {"server": network.server, "reconnect": network.reconnect, "addr": address(network.address)}
+        value: dict[str, Any] = {"server": network.server, "addr": address(network.address)}
+        if network.reconnect is not None:
+            # QEMU 9.2 counts milliseconds under another name, and later ones know no seconds.
+            milli = "reconnect-ms" in host.capabilities.netdev_keys.get("stream", ())
+            value |= {"reconnect-ms": network.reconnect * 1000} if milli else {"reconnect": network.reconnect}
+        return value
     if isinstance(network, Dgram):
         ends = {"local": network.local, "remote": network.remote}
         return {key: address(end) for key, end in ends.items() if end is not None}

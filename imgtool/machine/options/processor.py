@@ -29,6 +29,9 @@ _ELSEWHERE = {
     "dtb": "--dtb",
     "firmware": "--bios",
     "memory-backend": "--hugepages or --numa",
+    "memory": "--memory",
+    "smp": "--smp",
+    "boot": "--boot",
 }
 """Properties of -machine that are options of their own."""
 
@@ -38,8 +41,9 @@ def parse_machine(text: str) -> MachineType:
     found = _properties("--machine", text, first="type")
     kind = found.pop("type", None)
     for key in found:
-        if key in _ELSEWHERE:
-            raise UsageError(f"--machine: {key} is an option of its own here", hint=f"use {_ELSEWHERE[key]}")
+        option = _ELSEWHERE.get(key.replace("_", "-").partition(".")[0])
+        if option is not None:
+            raise UsageError(f"--machine: {printable(key)} is an option of its own here", hint=f"use {option}")
     return MachineType(type=str(kind) if kind else None, properties=found)
 
 
