@@ -103,7 +103,7 @@ class Agent:
                     f"{printable(argv[0])} still runs in the guest after {seconds:g} s, as process {pid}"
                 )
             time.sleep(pause)
-            pause = min(2 * pause, _POLL * 5)
+            pause = min(2 * pause, _POLL)
 
     def _send(self, data: bytes, deadline: float) -> None:
         try:

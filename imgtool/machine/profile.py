@@ -144,6 +144,15 @@ def _checked(value: Any, kind: Kind, place: Path) -> Any:
             return parse_size(value)
         except UsageError as error:
             raise Wrong(place, f"{_dotted(place)}: {error.message}", error.hint) from None
+    words = _words_of(kind.type)
+    if isinstance(value, str) and words and value not in words:
+        close = nearest(value, words)
+        listed = f"it is one of: {', '.join(words)}"
+        raise Wrong(
+            place,
+            f"{_dotted(place)} cannot be {printable(value)!r}",
+            f"did you mean {close}? {listed}" if close else listed,
+        )
     if isinstance(value, list) and isinstance(kind.type, inspect.VarTupleType):
         item = Kind(kind.type.item_type, kind.unit)
         return [_checked(entry, item, (*place, at)) for at, entry in enumerate(value)]
@@ -162,6 +171,20 @@ def _checked(value: Any, kind: Kind, place: Path) -> Any:
         else:
             raise _unknown((*place, key), key, [*([struct.tag_field] if struct.tag_field else []), *known])
     return checked
+
+
+def _words_of(given: inspect.Type) -> list[str]:
+    """The words that a type consists of; none when other strings are of it, too."""
+    types = given.types if isinstance(given, inspect.UnionType) else (given,)
+    if any(isinstance(item, inspect.StrType | inspect.AnyType) for item in types):
+        return []
+    return [
+        word
+        for item in types
+        if isinstance(item, inspect.LiteralType)
+        for word in item.values
+        if isinstance(word, str)
+    ]
 
 
 def _struct(value: dict[str, Any], given: inspect.Type, place: Path) -> inspect.StructType | None:
