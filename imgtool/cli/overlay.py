@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,10 +37,17 @@ def overlay() -> None:
     "  imgtool overlay new base.qcow2\n"
     "  imgtool overlay new base.qcow2 vms/web.qcow2 --size 40G\n"
     "  imgtool overlay new -F raw disk.img test.qcow2\n"
+    "  imgtool overlay new base.qcow2 'vms/web-{n}.qcow2' --count 20\n"
     '  vm=$(imgtool overlay new base.qcow2 /var/lib/vms) && imgtool boot "$vm"'
 )
 @file_argument("base", metavar="BASE")
 @file_argument("path", metavar="[OVERLAY]", required=False)
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Make so many, all or none; {n} in OVERLAY's name is the number of each.",
+)
 @click.option("--absolute", is_flag=True, help="Name BASE by its absolute path, not relative to the overlay.")
 @click.option("--size", type=SIZE, metavar="SIZE", help="The size of its disk.  [default: that of BASE]")
 @click.option("-F", "--backing-format", metavar="FORMAT", help="The format of BASE; without it, its header decides.")
@@ -55,6 +62,7 @@ def new(
     context: Context,
     base: str,
     path: str | None,
+    count: int | None,
     absolute: bool,
     size: int | None,
     backing_format: str | None,
@@ -69,20 +77,25 @@ def new(
     Without OVERLAY, or when it is a directory, a name is made up: disk-overlay-1.qcow2 beside disk.qcow2. The format
     of BASE is always written into the overlay, and an anchor: what BASE is now, so that a later change of BASE is
     noticed.
+
+    With --count, OVERLAY is a directory or a name with {n} in it, which is 1, 2, 3… for each; without one, names are
+    made up.
     """
+    given: dict[str, Any] = {
+        "absolute": absolute,
+        "size": size,
+        "options": option_map(options),
+        "base_format": backing_format,
+        "allow_smaller": allow_smaller,
+        "anchor": not no_anchor,
+        "force": force,
+    }
+    if count is not None:
+        _several(context, base, path, count, given, dry_run=dry_run)
+        return
     from imgtool.operations.overlay import OverlayRequest
 
-    request = OverlayRequest(
-        base,
-        path,
-        absolute=absolute,
-        size=size,
-        options=option_map(options),
-        base_format=backing_format,
-        allow_smaller=allow_smaller,
-        anchor=not no_anchor,
-        force=force,
-    )
+    request = OverlayRequest(base, path, **given)
     if dry_run:
         from imgtool.cli.plan import emit_plan
 
@@ -95,6 +108,28 @@ def new(
         click.echo(to_json(made))
     else:
         echo_path(made.path)
+
+
+def _several(
+    context: Context, base: str, path: str | None, count: int, given: dict[str, Any], *, dry_run: bool
+) -> None:
+    """Makes `count` overlays. Their paths are printed a line each; in JSON they are a list, even of one."""
+    from imgtool.operations.overlays import OverlaysRequest
+
+    request = OverlaysRequest(base, count, path, **given)
+    if dry_run:
+        from imgtool.cli.plan import emit_plan
+
+        emit_plan(context, request.plan(context.programs.find("qemu-img")))
+        return
+    made = request.make(context.qemu_img)
+    if context.json:
+        from imgtool.cli.output import to_json
+
+        click.echo(to_json(made))
+        return
+    for one in made:
+        echo_path(one.path)
 
 
 @click.command(

@@ -95,3 +95,23 @@ def test_overlays_are_listed(images: Images, imgtool: Imgtool) -> None:
     assert (none.status, none.stdout, none.stderr) == (0, "", "imgtool: note: no overlays found\n")
     assert imgtool("overlay", "list", images / "b.qcow2", "--output", "json").document == []
     assert imgtool("overlay", "list", images / "gone.qcow2").status == 1
+
+
+def test_many_at_once_are_printed_a_line_each(images: Images, imgtool: Imgtool) -> None:
+    images.base("base.qcow2")
+    (images / "vms").mkdir()
+    done = imgtool("overlay", "new", "base.qcow2", "vms/web-{n}.qcow2", "--count", "3", cwd=images.directory)
+    assert (done.status, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [str(images / f"vms/web-{number}.qcow2") for number in (1, 2, 3)]
+    made = imgtool("overlay", "new", "base.qcow2", "vms", "--count", "1", "--output", "json", cwd=images.directory)
+    assert [image["path"] for image in made.document] == [str(images / "vms/base-overlay-1.qcow2")]
+    plan = imgtool("overlay", "new", "base.qcow2", "--count", "2", "--dry-run", cwd=images.directory)
+    assert plan.stdout.splitlines()[:3] == [
+        f"read    {images / 'base.qcow2'}",
+        f"create  {images / 'base-overlay-1.qcow2'}",
+        f"create  {images / 'base-overlay-2.qcow2'}",
+    ]
+    assert len(os.listdir(images / "vms")) == 4
+    refused = imgtool("overlay", "new", "base.qcow2", "one.qcow2", "--count", "2", cwd=images.directory)
+    assert refused.status == 2
+    assert "{n}" in refused.stderr
