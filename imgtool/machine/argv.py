@@ -96,8 +96,9 @@ def _safety(machine: Machine, host: Host, parts: Parts) -> list[str]:
     windowed = display_type(machine, host) in ("gtk", "sdl", "egl-headless", "dbus") or machine.display.gl is not None
     value = {
         "obsolete": "deny",
-        # -runas changes the user after the filter is in place; the bridge helper is setuid.
-        "elevateprivileges": "allow" if run_as is not None or parts.privileged_spawn else "deny",
+        # -runas changes the user after the filter is in place; the bridge helper is setuid; and guestfwd's programs
+        # begin with setsid, which this filter holds for a privilege.
+        "elevateprivileges": "allow" if run_as is not None or parts.spawns else "deny",
         "spawn": "allow" if parts.spawns else "deny",
         # GL drivers set the affinity of their threads, and the filter would end QEMU for it.
         "resourcecontrol": "allow" if windowed else "deny",

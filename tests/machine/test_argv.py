@@ -425,7 +425,7 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
                 *("-netdev", '{"type":"user","id":"net0","smb":"/srv"}', "-device"),
                 '{"driver":"virtio-net-pci","id":"nic0","netdev":"net0","mac":"52:54:00:00:00:01"}',
             ],
-            safety=sandbox(spawn="allow"),
+            safety=sandbox(elevateprivileges="allow", spawn="allow"),
         ),
     ),
     (

@@ -199,7 +199,7 @@ def _tap(parts: Parts, network: Bridge | Tap | Nat, name: str, host: Host) -> di
     value = {"vhost": vhost, "queues": _many(network), "sndbuf": sndbuf}
     if isinstance(network, Tap) and (ifname is not None or scripted):
         return value | {"ifname": ifname, "script": script, "downscript": downscript}
-    parts.spawns = parts.privileged_spawn = True
+    parts.spawns = True
     if isinstance(network, Bridge):
         return {"br": bridge, "helper": helper}
     return {"br": bridge, "helper": helper or _DEFAULT_HELPER, "vhost": vhost, "sndbuf": sndbuf}

@@ -23,8 +23,6 @@ class Parts:
         self.helpers: list[Helper] = []
         self.spawns = False
         """QEMU itself has to start a program."""
-        self.privileged_spawn = False
-        """… a setuid one."""
         self._front: int | None = None
         """Where the first -device stands."""
         self._has_usb = False
