@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from imgtool.qemu.programs import Programs
 
-pytest_plugins = ["tests.guests", "tests.publish.libvirtd", "tests.publish.registries"]
+pytest_plugins = ["tests.guests", "tests.publish.libvirtd", "tests.publish.registries", "tests.publish.sshd"]
 
 
 def pytest_configure() -> None:

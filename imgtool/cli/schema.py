@@ -56,6 +56,9 @@ DOCUMENTS = {
     "rebase": "imgtool.operations.rebase:Rebase",
     "recipe": "imgtool.build.recipe:Recipe",
     "resize": "imgtool.qemu.results:Changed",
+    "serve": "imgtool.publish.serve:Export",
+    "mount": "imgtool.publish.mount:Mount",
+    "sync": "imgtool.publish.sync.request:Synced",
     "snapshot": "imgtool.qemu.results:Changed",
     "snapshots": "imgtool.cli.snapshot:Snapshots",
 }

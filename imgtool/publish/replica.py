@@ -97,16 +97,24 @@ def replicas(path: str, *, format: str | None = None, name: NameOf, force: bool 
         yield replicate(stack, chain, name)
 
 
-def replicate(stack: contextlib.ExitStack, chain: Sequence[Image], name: NameOf) -> list[Replica]:
-    """As `replicas`, of a chain that was looked at; its files are closed when `stack` ends."""
+def replicate(
+    stack: contextlib.ExitStack, chain: Sequence[Image], name: NameOf, made: dict[str, Replica] | None = None
+) -> list[Replica]:
+    """As `replicas`, of a chain that was looked at; its files are closed when `stack` ends. Images that several
+    chains have in common are taken from `made`, which remembers them by their paths."""
     refuse_portable(chain)
+    made = {} if made is None else made
     found: list[Replica] = []
     for image in reversed(chain):
+        if image.path in made:
+            found.append(made[image.path])
+            continue
         fd = opened(stack, image)
         parent = found[-1] if found else None
         one = Replica(image, fd, None if parent is None else _head(fd, image, parent, name))
         one.name = name(image.path, f"sha256:{one.sha256}", one.format)
         found.append(one)
+        made[image.path] = one
     return found
 
 

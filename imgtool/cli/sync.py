@@ -1,0 +1,79 @@
+"""`imgtool sync IMAGE|DIR HOST:DIR`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
+from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
+
+if TYPE_CHECKING:
+    from imgtool.publish.sync.request import Synced
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool sync web.qcow2 root@host:/var/lib/images\n"
+    "  imgtool sync --dry-run images/ host:images\n"
+    "  imgtool sync --port 2222 -i key images/ me@127.0.0.1:images",
+)
+@file_argument("source", metavar="IMAGE|DIR")
+@click.argument("place", metavar="HOST:DIR")
+@format_option("The format of IMAGE; without it, its header decides.")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="ssh's port there.")
+@click.option("-i", "--identity", type=FILE_NAME, metavar="FILE", help="The key for ssh.")
+@click.option("-F", "--ssh-config", type=FILE_NAME, metavar="FILE", help="ssh's configuration.")
+@click.option("--ssh-option", "options", multiple=True, metavar="NAME=VALUE", help="An -o of ssh. May be repeated.")
+@force_option("Although an image does not stand on what it was made on.")
+@progress_option
+@quiet_option
+@dry_run_option
+@output_option()
+@pass_context
+def sync(
+    context: Context,
+    source: str,
+    place: str,
+    format_: str | None,
+    port: int | None,
+    identity: str | None,
+    ssh_config: str | None,
+    options: tuple[str, ...],
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Copy IMAGE with all it stands on, or all images of the directory DIR, to another host over ssh: only what is
+    not there yet, by digest.
+
+    An image gets its name there when sha256sum has verified it there, and it names what it stands on as that lies
+    there. Broken off and run again, it goes on where it stopped.
+    """
+    from imgtool.cli.output import emit, remark
+    from imgtool.cli.plan import emit_plan
+    from imgtool.cli.progress import progress
+    from imgtool.publish.sync.far import Ssh
+    from imgtool.publish.sync.request import SyncRequest
+
+    ssh = Ssh(port=port, identity=identity, config=ssh_config, options=options)
+    request = SyncRequest(source, place, format=format_, ssh=ssh, force=force)
+    if dry_run:
+        emit_plan(context, request.plan())
+        return
+    for note in request.notes:
+        remark(context, note)
+    with progress(context, "sync") as show:
+        done = request.make(progress=show)
+    emit(context, done, _lines(done))
+
+
+def _lines(done: Synced) -> Iterator[str]:
+    from imgtool.cli.render import short_size
+    from imgtool.image.names import printable
+
+    for image in done.images:
+        yield f"{image.state:7}  {short_size(image.size):>9}  {printable(image.name)}"
+    where = f"{printable(done.host)}:{printable(done.folder)}"
+    yield f"{where} has {len(done.images)} images; {done.sent_bytes} bytes sent"

@@ -1,0 +1,210 @@
+"""What is to be copied, what of it is there, and the copying."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import msgspec
+
+from imgtool.chain.anchors import refuse_changed
+from imgtool.chain.graph import Image
+from imgtool.chain.scan import scan
+from imgtool.chain.walk import guard
+from imgtool.errors import RefusedError
+from imgtool.image.names import PathLike, absolute, printable
+from imgtool.operations.plan import Plan, Touched
+from imgtool.publish.oci.parallel import Meter
+from imgtool.publish.replica import Replica, refuse_portable, replicate
+from imgtool.publish.sync.far import Far, Seen, Ssh, parse_place
+from imgtool.qemu.process import Runner, run
+
+Progress = Callable[[float], None]
+State = Literal["present", "sent"]
+_MOST_STRETCHES = 400
+"""As many as are named in one command line."""
+
+
+class SyncedImage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    path: str
+    name: str
+    """Below the folder there."""
+    digest: str
+    """Of its bytes there."""
+    size: int
+    state: State
+    sent_bytes: int = 0
+
+
+class Synced(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What a sync came to."""
+
+    host: str
+    folder: str
+    images: tuple[SyncedImage, ...]
+    """Each after what it stands on."""
+    sent_bytes: int
+
+
+class SyncRequest:
+    """Chains that may be copied: they were looked at here, and nothing was done there."""
+
+    def __init__(
+        self,
+        source: PathLike,
+        place: str,
+        *,
+        format: str | None = None,
+        ssh: Ssh | None = None,
+        force: bool = False,
+        runner: Runner = run,
+    ) -> None:
+        """The chain of the image `source`, or those of all images in the directory `source`, to `place` (HOST:DIR).
+        Images of the directory keep their places below it; what they stand on elsewhere goes to the top.
+
+        Raises as `guard`; RefusedError when an image keeps its data in several files, is on no file of this host, or
+        (unless `force`) does not stand on the disk it was made on."""
+        self.source = absolute(source)
+        self.place = parse_place(place)
+        self.far = Far(self.place, ssh or Ssh(), runner)
+        self.chains = list(self._chains(format))
+        self.notes: list[str] = []
+        for chain in self.chains:
+            refuse_portable(chain)
+            self.notes += [note for note in refuse_changed(chain, force=force) if note not in self.notes]
+        self.names = self._names()
+
+    def _chains(self, format: str | None) -> Iterator[list[Image]]:
+        if not os.path.isdir(self.source):
+            yield guard(self.source, format=format)
+            return
+        found = False
+        for image in scan([self.source]).images:
+            if image.format is None or not _is_below(image.path, self.source):
+                continue
+            found = True
+            yield guard(image.path, format=image.format)
+        if not found:
+            raise RefusedError(f"there are no images in {printable(self.source)}", path=self.source)
+
+    def _names(self) -> dict[str, str]:
+        """Where each image goes. RefusedError when two would be one."""
+        root = self.source if os.path.isdir(self.source) else None
+        names: dict[str, str] = {}
+        for image in (image for chain in self.chains for image in chain):
+            inside = root is not None and _is_below(image.path, root)
+            names[image.path] = os.path.relpath(image.path, root) if inside else os.path.basename(image.path)
+        taken: dict[str, str] = {}
+        for path, name in names.items():
+            if name in taken:
+                raise RefusedError(
+                    f"{printable(taken[name])} and {printable(path)} would both be {printable(name)} there",
+                    hint="rename one of them: `imgtool chain move`",
+                    path=path,
+                )
+            taken[name] = path
+        return names
+
+    def plan(self) -> Plan:
+        """Looks at the other host too, and changes nothing there."""
+        with contextlib.ExitStack() as stack:
+            images = [
+                Touched(path=one.path, action="read", bytes=None if seen else _missing(one, look))
+                for one, look, seen in self._looked(stack)
+            ]
+            sent = sum(image.bytes or 0 for image in images)
+        where = f"{self.place.host}:{self.place.folder}"
+        lacking = sum(1 for image in images if image.bytes is not None)
+        notes = (*self.notes, f"{printable(where)} lacks {lacking} of {len(images)} images, {sent} bytes")
+        return Plan(commands=(), images=tuple(images), notes=notes)
+
+    def _looked(self, stack: contextlib.ExitStack) -> list[tuple[Replica, Seen, bool]]:
+        """Each image, what is at its place there, and whether that is it. RefusedError when it is another."""
+        made: dict[str, Replica] = {}
+        for chain in self.chains:
+            replicate(stack, chain, lambda path, _digest, _format: self.names[path], made)
+        replicas = list(made.values())
+        looks = self.far.look([(one.name, _part(one), one.size) for one in replicas])
+        found = []
+        for one, look in zip(replicas, looks, strict=True):
+            there = look.sha256 == one.sha256
+            if look.size is not None and not there:
+                raise RefusedError(
+                    f"there is another {printable(one.name)} in {printable(self.place.host)}:"
+                    f"{printable(self.place.folder)} already",
+                    hint="choose another directory, or remove it there if nothing stands on it",
+                    path=one.path,
+                )
+            found.append((one, look, there))
+        return found
+
+    def make(self, *, progress: Progress | None = None) -> Synced:
+        """Copies what is missing. CommandError in ssh's words when the connection breaks."""
+        with contextlib.ExitStack() as stack:
+            looked = self._looked(stack)
+            meter = Meter(sum(_missing(one, look) for one, look, there in looked if not there), progress)
+            images = [self._one(one, look, there, meter) for one, look, there in looked]
+        return Synced(
+            host=self.place.host,
+            folder=self.place.folder,
+            images=tuple(images),
+            sent_bytes=sum(image.sent_bytes for image in images),
+        )
+
+    def _one(self, one: Replica, look: Seen, there: bool, meter: Meter) -> SyncedImage:
+        state: State = "present"
+        sent = 0
+        if not there:
+            status = os.fstat(one.fd)
+            stretches = missing_stretches(list(one.data()), look.part if look.part <= one.size else 0)
+            self.far.send(
+                one.blob,
+                stretches,
+                name=one.name,
+                part=_part(one),
+                sha256=one.sha256,
+                mode=status.st_mode & 0o777,
+                time=f"@{status.st_mtime_ns // 10**9}.{status.st_mtime_ns % 10**9:09d}",
+                progress=meter.add,
+            )
+            state, sent = "sent", sum(length for _, length in stretches)
+        return SyncedImage(
+            path=one.path,
+            name=one.name,
+            digest=f"sha256:{one.sha256}",
+            size=one.size,
+            state=state,
+            sent_bytes=sent,
+        )
+
+
+def missing_stretches(data: Sequence[tuple[int, int]], have: int) -> list[tuple[int, int]]:
+    """(offset, length) of what has to be sent of the `data` (start, end), of which all before `have` is there. Only
+    as many as one command line holds: the smallest holes are sent along."""
+    left = [[max(start, have), end] for start, end in data if end > have]
+    while len(left) > _MOST_STRETCHES:
+        gaps = sorted(after[0] - before[1] for before, after in pairwise(left))
+        most = gaps[len(left) - _MOST_STRETCHES - 1]
+        merged = [left[0]]
+        for stretch in left[1:]:
+            if stretch[0] - merged[-1][1] <= most:
+                merged[-1][1] = stretch[1]
+            else:
+                merged.append(stretch)
+        left = merged
+    return [(start, end - start) for start, end in left]
+
+
+def _missing(one: Replica, look: Seen) -> int:
+    return sum(length for _, length in missing_stretches(list(one.data()), look.part))
+
+
+def _part(one: Replica) -> str:
+    return os.path.join(os.path.dirname(one.name), f".imgtool-sha256-{one.sha256[:40]}.part")
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip("/") + "/")

@@ -1,0 +1,217 @@
+"""Chains to another host over ssh: an sshd on the loopback address stands for it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import stat
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imgtool.chain.verify import verify
+from imgtool.errors import CommandError, ImageInUseError, ImgtoolError, RefusedError, UsageError
+from imgtool.image.header import read_header
+from imgtool.image.policy import Policy, in_force
+from imgtool.publish.sync.far import Place, Ssh, command_of, parse_place
+from imgtool.publish.sync.request import SyncRequest, missing_stretches
+from imgtool.qemu.process import Completed, run
+from tests.conftest import Images
+from tests.publish.held import held_for_writing
+from tests.publish.sshd import SshServer
+
+
+def request(sshd: SshServer, source: Path, folder: Path, **options: Any) -> SyncRequest:
+    return SyncRequest(source, f"{getpass.getuser()}@127.0.0.1:{folder}", ssh=sshd.ssh, **options)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def backing(path: Path) -> bytes | None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return read_header(fd).backing
+    finally:
+        os.close(fd)
+
+
+def test_a_chain_arrives_whole_and_only_once(sshd: SshServer, chain: Images, tmp_path: Path) -> None:
+    far = tmp_path / "far" / "away"
+    shares: list[float] = []
+    first = request(sshd, chain / "web.qcow2", far).make(progress=shares.append)
+    assert [(one.name, one.state) for one in first.images] == [("base.qcow2", "sent"), ("web.qcow2", "sent")]
+    assert names(far) == ["base.qcow2", "web.qcow2"]
+    assert shares[-1] == 100.0
+    chain.qemu_img("compare", chain / "web.qcow2", far / "web.qcow2")
+    assert (far / "base.qcow2").read_bytes() == (chain / "base.qcow2").read_bytes()
+    assert verify([str(far)]).defects == ()
+    second = request(sshd, chain / "db.qcow2", far).make()
+    assert [(one.name, one.state) for one in second.images] == [("base.qcow2", "present"), ("db.qcow2", "sent")]
+    assert second.sent_bytes <= (chain / "db.qcow2").stat().st_size
+    assert request(sshd, chain / "web.qcow2", far).make().sent_bytes == 0
+
+
+def test_images_are_named_anew_where_they_lie_otherwise(sshd: SshServer, images: Images, tmp_path: Path) -> None:
+    images.base("bases/base.qcow2", "4M")
+    images.run_io(images / "bases/base.qcow2", "write -P 1 0 1M")
+    images.overlay("top/web.qcow2", str(images / "bases/base.qcow2"))
+    far = tmp_path / "far"
+    with in_force(Policy().naming(images.directory)):
+        request(sshd, images / "top/web.qcow2", far).make()
+    assert backing(far / "web.qcow2") == b"base.qcow2"
+    assert backing(images / "top/web.qcow2") == os.fsencode(images / "bases/base.qcow2")
+    images.qemu_img("compare", images / "top/web.qcow2", far / "web.qcow2")
+
+
+def test_a_directory_keeps_its_form(sshd: SshServer, images: Images, tmp_path: Path) -> None:
+    images.base("store/bases/a.qcow2")
+    images.base("outside.qcow2")
+    images.overlay("store/web.qcow2", "bases/a.qcow2")
+    images.overlay("store/more/db.qcow2", str(images / "outside.qcow2"))
+    far = tmp_path / "far"
+    with in_force(Policy().naming(images.directory)):
+        done = request(sshd, images / "store", far).make()
+    assert names(far) == ["bases/a.qcow2", "more/db.qcow2", "outside.qcow2", "web.qcow2"]
+    assert backing(far / "more/db.qcow2") == b"../outside.qcow2"
+    assert backing(far / "web.qcow2") == b"bases/a.qcow2"
+    order = [one.name for one in done.images]
+    assert order.index("bases/a.qcow2") < order.index("web.qcow2")
+
+
+def test_holes_stay_holes_and_are_not_sent(sshd: SshServer, images: Images, tmp_path: Path) -> None:
+    disk = images / "disk.raw"
+    with open(disk, "wb") as file:
+        file.truncate(128 << 20)
+        file.seek(100 << 20)
+        file.write(b"data" * 1000)
+    disk.chmod(0o440)
+    far = tmp_path / "far"
+    done = request(sshd, disk, far, format="raw").make()
+    assert done.sent_bytes < 1 << 20
+    there = (far / "disk.raw").stat()
+    assert (there.st_size, stat.S_IMODE(there.st_mode)) == (128 << 20, 0o440)
+    assert there.st_blocks * 512 < 2 << 20
+    assert there.st_mtime_ns == disk.stat().st_mtime_ns
+
+
+def cut_after(sent: int) -> Callable[..., Completed]:
+    """A runner that lets `sent` bytes through to a program's stdin, and then ends it."""
+
+    def runner(argv: Sequence[str], *, stdin: int | None = None, **options: Any) -> Completed:
+        if stdin is None:
+            return run(argv, **options)
+        end, source = os.pipe()
+
+        def pump() -> None:
+            left = sent
+            while left:
+                piece = os.read(stdin, min(left, 65536))
+                if not piece:
+                    break
+                os.write(source, piece)
+                left -= len(piece)
+            os.close(source)
+
+        thread = threading.Thread(target=pump)
+        thread.start()
+        try:
+            done = run(argv, stdin=end, **options)
+        finally:
+            os.close(end)
+            thread.join()
+        return done._replace(status=255, stderr=b"Connection closed\n")
+
+    return runner
+
+
+def test_a_broken_connection_leaves_no_image_and_is_gone_on_with(
+    sshd: SshServer, chain: Images, tmp_path: Path
+) -> None:
+    far = tmp_path / "far"
+    sizes = [image.bytes or 0 for image in request(sshd, chain / "web.qcow2", far).plan().images]
+    with pytest.raises(CommandError, match="Connection closed") as caught:
+        request(sshd, chain / "web.qcow2", far, runner=cut_after(1 << 20)).make()
+    assert "goes on where it stopped" in (caught.value.hint or "")
+    assert [name for name in names(far) if not name.startswith(".imgtool-")] == []
+    done = request(sshd, chain / "web.qcow2", far).make()
+    assert names(far) == ["base.qcow2", "web.qcow2"]
+    base = done.images[0]
+    assert base.state == "sent"
+    assert 0 < base.sent_bytes < sizes[0] - (1 << 19)
+    chain.qemu_img("compare", chain / "web.qcow2", far / "web.qcow2")
+
+
+def test_wrong_bytes_get_no_name_there(sshd: SshServer, chain: Images, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    with pytest.raises(CommandError):
+        request(sshd, chain / "base.qcow2", far, runner=cut_after(1 << 20)).make()
+    (part,) = far.iterdir()
+    content = bytearray(part.read_bytes())
+    content[5000] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(ImgtoolError, match="other bytes than were sent"):
+        request(sshd, chain / "base.qcow2", far).make()
+    assert names(far) == []
+    assert request(sshd, chain / "base.qcow2", far).make().images[0].state == "sent"
+
+
+def test_another_image_there_is_not_replaced(sshd: SshServer, chain: Images, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    far.mkdir()
+    (far / "base.qcow2").write_bytes(b"mine")
+    with pytest.raises(RefusedError, match=r"another base\.qcow2"):
+        request(sshd, chain / "web.qcow2", far).make()
+    assert (far / "base.qcow2").read_bytes() == b"mine"
+    assert names(far) == ["base.qcow2"]
+
+
+def test_a_plan_changes_nothing_there(sshd: SshServer, chain: Images, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    plan = request(sshd, chain / "web.qcow2", far).plan()
+    assert "lacks 2 of 2 images" in plan.notes[-1]
+    assert not far.exists()
+
+
+def test_what_is_written_or_in_pieces_is_refused(sshd: SshServer, chain: Images, tmp_path: Path) -> None:
+    with held_for_writing(chain / "web.qcow2"), pytest.raises(ImageInUseError):
+        request(sshd, chain / "web.qcow2", tmp_path / "far").make()
+    chain.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=d.raw,data_file_raw=on", chain / "d.qcow2", "1M")
+    with pytest.raises(RefusedError, match="keeps its data in other files"):
+        request(sshd, chain / "d.qcow2", tmp_path / "far")
+
+
+def test_names_of_any_bytes_arrive(sshd: SshServer, images: Images, tmp_path: Path) -> None:
+    images.base("a b'c\"$(x)`y`;&\n-.qcow2")
+    images.base("-n.qcow2")
+    far = tmp_path / "far $HOME'"
+    request(sshd, images.directory, far).make()
+    assert names(far) == sorted(["a b'c\"$(x)`y`;&\n-.qcow2", "-n.qcow2"])
+
+
+def test_ssh_is_given_words_that_are_no_options() -> None:
+    assert Ssh(port=2222, identity="/k", config="/c", options=("A=b",)).argv("me@host", "true") == [
+        *("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15"),
+        *("-F", "/c", "-p", "2222", "-i", "/k", "-o", "A=b", "--", "me@host", "true"),
+    ]
+    assert command_of("\necho $1\n", ["a b", "$(x)"]) == "exec sh -c 'echo $1' sh 'a b' '$(x)'"
+    assert parse_place("me@host:/a:b") == Place("me@host", "/a:b")
+    assert parse_place("[::1]:~/images") == Place("::1", "images")
+    assert parse_place("host:") == Place("host", ".")
+    assert parse_place("host:-x") == Place("host", "./-x")
+    for wrong in ("/a/b", "host", "-oProxyCommand=x:/a", ":/a"):
+        with pytest.raises(UsageError):
+            parse_place(wrong)
+
+
+def test_so_many_stretches_are_named_as_a_command_line_holds() -> None:
+    assert missing_stretches([(0, 10), (20, 30)], 0) == [(0, 10), (20, 10)]
+    assert missing_stretches([(0, 10), (20, 30)], 25) == [(25, 5)]
+    many = [(place * 100, place * 100 + 50 + place % 40) for place in range(5000)]
+    few = missing_stretches(many, 0)
+    assert len(few) <= 400
+    assert all(any(at <= start and end <= at + length for at, length in few) for start, end in many)
