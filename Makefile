@@ -15,7 +15,7 @@ PACKAGES_MATRIX := $(PACKAGES_TEST)
 PYTHON := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: help demo test lint matrix fuzz faults clean
+.PHONY: help demo test lint matrix fuzz faults kills clean
 
 help:
 	@echo 'make demo    see it work: a chain, overlays, a real guest booted from them'
@@ -24,6 +24,7 @@ help:
 	@echo 'make matrix  the QEMU-facing tests against QEMU 5.2, 7.2 and 10.0'
 	@echo 'make fuzz    the header readers against qemu-img on 44,000 damaged images; half an hour'
 	@echo 'make faults  kill and fail every write of every operation on images; half an hour'
+	@echo 'make kills   kill -9 imgtool and QEMU at fifty moments of a real build; half an hour'
 	@echo 'make clean   remove what these made here'
 
 demo: packages-demo $(INSTALLED)
@@ -45,6 +46,9 @@ fuzz: packages-test $(INSTALLED)
 
 faults: packages-test $(INSTALLED)
 	@[ ! -w /dev/shm ] || export TMPDIR=/dev/shm; $(PYTHON) -m tests.faults.sweep --keep-going
+
+kills: packages-test $(INSTALLED)
+	$(PYTHON) -m tests.build.kills --count 50
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -118,6 +118,7 @@ def builder(
     store: Store | None = None,
     programs: Programs | None = None,
     *,
+    qemu_img: QemuImg | None = None,
     watcher: Watcher | None = None,
     secrets: Mapping[str, str] | None = None,
     on_error: OnError = "clean",
@@ -136,7 +137,7 @@ def builder(
 
     return Builder(
         store,
-        QemuImg(programs),
+        qemu_img or QemuImg(programs),
         start,
         watcher=watcher,
         secrets=secrets,

@@ -33,6 +33,9 @@ Kind = Literal["agent", "ssh", "serial"]
 
 KINDS: tuple[Kind, ...] = ("agent", "ssh", "serial")
 
+Access = Literal["agent", "ssh", "serial", "auto"]
+"""A way that is asked for; auto is the best that the guest has."""
+
 Output = Callable[[bytes], None]
 """Gets each piece of output as it comes, stdout and stderr in the order they were written, as raw bytes."""
 

@@ -11,7 +11,8 @@ from typing import Protocol
 import msgspec
 from msgspec.structs import replace
 
-from imgtool.build.executor import Executor, ExecutorError, Kind, connect, equip
+from imgtool.build.executor import Access, Executor, ExecutorError, Kind, connect, equip
+from imgtool.build.executors.choose import connect_any, equip_for_any, ways_into
 from imgtool.build.recipe import Guest as GuestMachine
 from imgtool.build.recipe import seconds_of
 from imgtool.errors import MachineError
@@ -20,7 +21,7 @@ from imgtool.machine.config import Machine
 from imgtool.machine.launch import Started, launch
 from imgtool.machine.plan import prepare
 from imgtool.machine.readiness import parse_wait, wait_until
-from imgtool.machine.runtime import check_name, hold, release, vms
+from imgtool.machine.runtime import State, check_name, hold, release, vms
 from imgtool.machine.values.storage import Drive
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.qmp import Monitor
@@ -39,7 +40,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     format: str
     machine: GuestMachine
-    executors: tuple[Kind, ...]
+    executors: tuple[Access, ...]
     """The ways into the guest that will be used."""
     throwaway: bool = False
     """Nothing is written to `image`."""
@@ -53,13 +54,13 @@ class Guest(Protocol):
     @property
     def name(self) -> str: ...
 
-    def executor(self, kind: Kind) -> Executor:
+    def executor(self, kind: Access) -> Executor:
         """The way of this kind into the guest, which answers."""
 
     def let_go(self) -> None:
         """Closes the ways into the guest, so that somebody else may use its console."""
 
-    def reboot(self, kind: Kind, seconds: float) -> None:
+    def reboot(self, kind: Access, seconds: float) -> None:
         """Has the guest reboot, by the way of this kind. ExecutorError when it does not come back in time."""
 
     def snapshot(self, overlay: str) -> None:
@@ -83,7 +84,7 @@ def machine_for(start: Start, access: str) -> Machine:
     given = start.machine
     machine = Machine(**{name: getattr(given, name) for name in Machine.__struct_fields__})
     for kind in start.executors:
-        machine = equip(machine, kind, access)
+        machine = equip_for_any(machine, access) if kind == "auto" else equip(machine, kind, access)
     if machine.cloud_init is not None and machine.cloud_init.hostname is None:
         machine = replace(machine, cloud_init=replace(machine.cloud_init, hostname=start.name))
     if wants_uefi(machine) and machine.firmware.vars is None:
@@ -147,6 +148,8 @@ class RunningGuest:
         self._wanted = wanted
         self._access = access
         self._executors: dict[Kind, Executor] = {}
+        self._chosen: Kind | None = None
+        """What `auto` came to."""
         self._node = SYSTEM
         self._snapshots = 0
 
@@ -161,16 +164,34 @@ class RunningGuest:
         if machine.ready is not None:
             wait_until(self.vm, parse_wait(machine.ready), seconds=seconds, begun=self._begun)
         for kind in self._wanted.executors:
-            self._connect(kind, max(5.0, deadline - time.monotonic()))
+            self._reach(kind, max(5.0, deadline - time.monotonic()))
 
-    def executor(self, kind: Kind) -> Executor:
-        return self._executors.get(kind) or self._connect(kind, seconds_of(self._wanted.machine.boot_timeout))
+    def executor(self, kind: Access) -> Executor:
+        return self._reach(kind, seconds_of(self._wanted.machine.boot_timeout))
 
-    def _connect(self, kind: Kind, seconds: float) -> Executor:
+    def _reach(self, kind: Access, seconds: float) -> Executor:
+        if kind == "auto":
+            if self._chosen is None:
+                return self._choose(seconds)
+            kind = self._chosen
+        return self._executors.get(kind) or self._connect(kind, seconds)
+
+    def _choose(self, seconds: float) -> Executor:
+        state = self._state()
+        kinds = ways_into(state.machine, self._access)
+        executor = connect_any(self.vm, state, self._access, seconds=seconds, kinds=kinds)
+        self._chosen = executor.kind
+        self._executors[executor.kind] = executor
+        return executor
+
+    def _state(self) -> State:
         state = self.vm.state()
         if state is None:
             raise MachineError(f"the VM {self.name} has ended")
-        executor = connect(self.vm, state, kind, self._access)
+        return state
+
+    def _connect(self, kind: Kind, seconds: float) -> Executor:
+        executor = connect(self.vm, self._state(), kind, self._access)
         try:
             executor.wait_ready(seconds=seconds)
         except BaseException:
@@ -184,9 +205,9 @@ class RunningGuest:
             executor.close()
         self._executors.clear()
 
-    def reboot(self, kind: Kind, seconds: float) -> None:
+    def reboot(self, kind: Access, seconds: float) -> None:
         executor = self.executor(kind)
-        for other in [other for other in self._executors if other != kind]:
+        for other in [other for other in self._executors if other != executor.kind]:
             self._executors.pop(other).close()
         executor.reboot(seconds=seconds)
 
@@ -203,8 +224,13 @@ class RunningGuest:
 
     def power_off(self) -> None:
         if not self._executors:
-            self._connect(self._wanted.executors[0], 30)
-        next(iter(self._executors.values())).power_off()
+            self._reach(self._wanted.executors[0], 30)
+        way = next(iter(self._executors.values()))
+        if way.kind != "ssh" and "ssh" in ways_into(self._wanted.machine, self._access) and self._chosen is not None:
+            from imgtool.build.executors.ssh import forget_key
+
+            forget_key(way, self._access)  # it was let in for the case that no other way would lead in
+        way.power_off()
         self.let_go()
         if self._process.wait(_POWER_OFF_SECONDS) is None:
             raise MachineError(
@@ -237,6 +263,6 @@ def overlay_node(node: str, path: str) -> dict[str, object]:
     }
 
 
-def kinds_used(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
+def kinds_used(kinds: Sequence[Access]) -> tuple[Access, ...]:
     """Each once, in the order of their first use."""
     return tuple(dict.fromkeys(kinds))

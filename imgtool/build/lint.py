@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from imgtool.build.partitions import Partition, partitions
+from imgtool.build.filesystems import FileSystem, filesystems
 from imgtool.build.recipe import SealAction
 from imgtool.chain.walk import guard
 from imgtool.errors import ImageUnreadableError, ProgramError
@@ -179,7 +179,7 @@ def lint_image(image: PathLike, *, format: str | None = None, qemu_img: QemuImg 
 
 
 def _lint_raw(path: str, raw: str) -> Lint:
-    found = partitions(raw)
+    found = filesystems(raw)
     systems = tuple(
         System(
             partition=one.number,
@@ -200,8 +200,8 @@ def _lint_raw(path: str, raw: str) -> Lint:
     return Lint(image=path, systems=systems, hazards=tuple(hazards))
 
 
-def _hazards(raw: str, partition: Partition) -> Iterator[Hazard]:
-    files = Files(raw, partition.offset)
+def _hazards(raw: str, system: FileSystem) -> Iterator[Hazard]:
+    files = Files(raw, system.offset)
     prefix = "" if files.list("/etc") else "/var"
     if prefix and not any(entry.name in ("lib", "log", "cache") for entry in files.list("/")):
         return  # neither a root nor a /var

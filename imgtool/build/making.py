@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 
-from imgtool.build.executor import ExecutorError, Kind
+from imgtool.build.executor import Access, ExecutorError, Kind
 from imgtool.build.guest import Guest, Start, kinds_used
 from imgtool.build.keys import KeyDocument
 from imgtool.build.layers import (
@@ -27,6 +27,8 @@ from imgtool.build.store import LOG, Layer, Work
 from imgtool.errors import ImgtoolError, MachineError
 from imgtool.image import remembered
 from imgtool.image.names import printable
+
+_WAYS: dict[Kind, str] = {"agent": "the guest agent", "ssh": "SSH", "serial": "the serial port"}
 
 
 def make_layer(session: Session, number: int, document: KeyDocument, below: Layer | None) -> Layer:
@@ -61,16 +63,19 @@ def _boot(session: Session, number: int, ground: Ground) -> None:
     )
     session.tools.watcher.booting(recipe.image.name)
     session.boots += 1
+    ways = kinds_used([executor_of(recipe, layer) for layer in recipe.layers[number:]])
     session.guest = session.tools.start(
         Start(
             name=recipe.image.name,
             image=overlay,
             format="qcow2",
             machine=recipe.machine,
-            executors=kinds_used([executor_of(recipe, layer) for layer in recipe.layers[number:]]),
+            executors=ways,
             folder=session.scratch(),
         )
     )
+    if "auto" in ways:
+        session.tools.watcher.note(f"steps go in by {_WAYS[session.guest.executor('auto').kind]}")
 
 
 def _do_steps(session: Session, number: int, document: KeyDocument) -> None:
@@ -133,7 +138,7 @@ def _close(session: Session, number: int, document: KeyDocument, ground: Ground,
     return _seal(session, number, document, ground, seconds, work, folder)
 
 
-def _snapshot(session: Session, guest: Guest, kind: Kind, overlay: str) -> None:
+def _snapshot(session: Session, guest: Guest, kind: Access, overlay: str) -> None:
     executor = guest.executor(kind)
     executor.sync()
     try:

@@ -29,7 +29,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from imgtool.build.executor import Kind
+from imgtool.build.executor import Access
 from imgtool.image.names import absolute, printable
 from imgtool.machine.config import Machine
 from imgtool.machine.options.paths import with_absolute_paths
@@ -70,8 +70,9 @@ class Guest(Machine, frozen=True, kw_only=True):
 
     ready: str | None = None
     """agent, ssh, cloud-init, or serial:REGEX. None: once its executor answers."""
-    executor: Kind | None = None
-    """How steps get into the guest, where a layer does not say; None is what `ready` and `agent` suggest."""
+    executor: Access | None = None
+    """How steps get into the guest, where a layer does not say. None is what `ready` says, else auto: the best of
+    agent, ssh and serial that the guest has."""
     boot_timeout: Duration = "10m"
 
 
@@ -116,7 +117,7 @@ class Layer(Config, frozen=True, kw_only=True):
     """Rebuild when older."""
     timeout: Duration | None = None
     """Of each command."""
-    executor: Kind | None = None
+    executor: Access | None = None
 
 
 class Check(Config, frozen=True, kw_only=True):
@@ -125,7 +126,7 @@ class Check(Config, frozen=True, kw_only=True):
     run: tuple[str, ...]
     env: dict[str, str] = msgspec.field(default_factory=dict)
     timeout: Duration | None = None
-    executor: Kind | None = None
+    executor: Access | None = None
 
 
 class Output(Config, frozen=True, kw_only=True):
@@ -198,15 +199,17 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
     return recipe
 
 
-def executor_of(recipe: Recipe, step: Layer | Check) -> Kind:
-    """The way into the guest for `step`: decided by the recipe alone, for it is part of the layer's key."""
+def executor_of(recipe: Recipe, step: Layer | Check) -> Access:
+    """The way into the guest for `step`: decided by the recipe alone, for it is part of the layer's key. `auto`
+    leaves it to the guest, and what that has follows from what the layer stands on."""
     machine = recipe.machine
     if step.executor or machine.executor:
-        return step.executor or machine.executor or "agent"
-    ready = (machine.ready or "agent").partition(":")[0]
-    if ready == "cloud-init":
-        return "agent" if machine.agent else "ssh"
-    return "ssh" if ready == "ssh" else "serial" if ready == "serial" else "agent"
+        return step.executor or machine.executor or "auto"
+    return _READY.get((machine.ready or "").partition(":")[0], "auto")
+
+
+_READY: dict[str, Access] = {"agent": "agent", "ssh": "ssh", "serial": "serial"}
+"""What a guest has of which it is said that this makes it ready."""
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

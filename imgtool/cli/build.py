@@ -14,11 +14,9 @@ from imgtool.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from imgtool.build.engine import Built
-    from imgtool.build.guest import Guest, Start, Starter
     from imgtool.build.lint import Lint
     from imgtool.build.plan import BuildPlan
     from imgtool.build.session import Decide, Failure
-    from imgtool.build.store import Store
 
 layers_option = click.option(
     "--layers",
@@ -42,7 +40,19 @@ class BuildCommand(click.Command):
 
 @click.command(
     cls=BuildCommand,
-    epilog="\b\nExamples:\n"
+    epilog="\b\nA recipe:\n"
+    "  [image]\n"
+    '  name = "web"\n'
+    '  from = "debian-12.qcow2"\n'
+    "  [[layer]]\n"
+    '  name = "packages"\n'
+    '  run = ["apt-get update", "apt-get install -y nginx"]\n'
+    "  [[layer]]\n"
+    '  name = "sealed"\n'
+    '  seal = ["machine-id", "ssh-host-keys", "cloud-init", "package-cache", "logs"]\n'
+    "  [output]\n"
+    '  path = "web.qcow2"\n'
+    "\n\b\nExamples:\n"
     "  imgtool build web.toml\n"
     "  imgtool build web.toml --plan\n"
     "  imgtool build web.toml --on-error shell\n"
@@ -98,7 +108,7 @@ def build(
     built. Killed at any moment, a build goes on from its last finished layer.
     """
     from imgtool.build.base import fetching
-    from imgtool.build.engine import Builder
+    from imgtool.build.engine import builder
     from imgtool.build.plan import Choice
     from imgtool.build.recipe import load_recipe
     from imgtool.build.store import Store
@@ -108,12 +118,11 @@ def build(
 
     loaded = load_recipe(recipe)
     choice = Choice(no_cache=no_cache, from_layer=from_layer)
-    store = Store(layers_)
     wanted = [name for layer in loaded.recipe.layers for name in layer.secrets]
-    builder = Builder(
-        store,
-        context.qemu_img,
-        _starter(context, store),
+    made = builder(
+        Store(layers_),
+        context.programs,
+        qemu_img=context.qemu_img,
         watcher=watcher_for(context),
         secrets=_secrets(wanted, secrets),
         on_error=on_error,  # type: ignore[arg-type]
@@ -122,22 +131,11 @@ def build(
     )
     with fetching(fetcher(context)):
         if plan or explain or dry_run:
-            found = builder.plan(loaded, choice)
+            found = made.plan(loaded, choice)
             emit(context, found, _plan_lines(found, explain=explain))
             return
-        built = builder.build(loaded, choice)
+        built = made.build(loaded, choice)
     emit(context, built, _built_lines(built))
-
-
-def _starter(context: Context, store: Store) -> Starter:
-    """Starts VMs; what that takes is loaded when the first one is."""
-
-    def start(wanted: Start) -> Guest:
-        from imgtool.build.guest import starter
-
-        return starter(context.programs, store.path(".access"))(wanted)
-
-    return start
 
 
 def _secrets(wanted: Sequence[str], given: Sequence[str]) -> dict[str, str]:
@@ -192,6 +190,7 @@ def _console(context: Context) -> Decide:
         remark(context, f"at the console of {failure.guest.name}; Ctrl-A X leaves it, then you decide")
         if attach(vm.file("serial0.sock")) == "ended":
             return "give-up"
+        click.echo(err=True)  # the guest's prompt stands there
         again = click.confirm(f"Try the layer {failure.layer} again? (It will be marked as made by hand)", err=True)
         return "retry" if again else "give-up"
 

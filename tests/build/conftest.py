@@ -13,7 +13,7 @@ from typing import Self
 import pytest
 
 from imgtool.build.engine import Builder
-from imgtool.build.executor import SHELL, GuestLost, Kind, Output
+from imgtool.build.executor import SHELL, Access, GuestLost, Kind, Output
 from imgtool.build.guest import Guest, Start
 from imgtool.build.memory import Memory
 from imgtool.build.recipe import Loaded, load_recipe
@@ -130,15 +130,15 @@ class FakeGuest:
         self._throwaway = start.throwaway
         self._alive = True
 
-    def executor(self, kind: Kind) -> FakeExecutor:
+    def executor(self, kind: Access) -> FakeExecutor:
         if not self._alive:
             raise GuestLost("the guest is gone")
-        return FakeExecutor(kind, self)
+        return FakeExecutor("agent" if kind == "auto" else kind, self)
 
     def let_go(self) -> None:
         self.behaviour.calls.append("let go")
 
-    def reboot(self, kind: Kind, seconds: float) -> None:
+    def reboot(self, kind: Access, seconds: float) -> None:
         self.executor(kind).reboot(seconds=seconds)
 
     def snapshot(self, overlay: str) -> None:

@@ -15,6 +15,7 @@ from imgtool.build.inputs import files_of
 from imgtool.build.memory import Memory
 from imgtool.build.recipe import Copy
 from imgtool.errors import ConfigError
+from tests.files import state_of
 
 
 @pytest.fixture
@@ -131,9 +132,9 @@ def test_what_is_delivered_replaces_only_what_differs(tmp_path: Path) -> None:
     target.mkdir()
     (target / "same").write_text("same")
     (target / "other").write_text("other")
-    before = (target / "same").stat()
+    before = state_of(target / "same")
     copying.deliver(str(kept), str(target), "report")
-    assert (target / "same").stat() == before
+    assert state_of(target / "same") == before
     assert sorted(os.listdir(target)) == ["other", "same", "sub"]
     assert (target / "sub" / "new").read_text() == "new"
     copying.deliver(str(kept / "same"), str(target), "report")

@@ -23,6 +23,7 @@ from imgtool.build.watcher import Watcher
 from imgtool.errors import ConfigError, ImageNotFoundError, RefusedError, UsageError
 from tests.build.conftest import Bench
 from tests.conftest import Images
+from tests.files import state_of
 
 RECIPE = """\
 [image]
@@ -104,12 +105,12 @@ def test_the_same_layers_make_the_same_bytes(bench: Bench) -> None:
 def test_nothing_changed_nothing_done(bench: Bench) -> None:
     loaded = bench.recipe(RECIPE)
     bench.builder().build(loaded)
-    before, output = snapshot_of(bench), (bench.folder / "web-1.qcow2").stat()
+    before, output = snapshot_of(bench), state_of(bench.folder / "web-1.qcow2")
     again = bench.builder().build(loaded)
     assert cached(again) == "cached cached cached"
     assert (again.boots, again.output_made, bench.behaviour.boots) == (0, False, 1)
     assert snapshot_of(bench) == before
-    assert (bench.folder / "web-1.qcow2").stat() == output
+    assert state_of(bench.folder / "web-1.qcow2") == output
 
 
 def test_nothing_changed_the_base_is_not_read(bench: Bench) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from imgtool.build.filesystems import filesystems
 from imgtool.build.lint import Lint, lint_image
-from imgtool.build.partitions import partitions
 from imgtool.build.seal import ORDER, SCRIPTS, scripts
 from imgtool.errors import ImageUnreadableError
 from imgtool.qemu.qemu_img import QemuImg
@@ -172,7 +172,7 @@ def test_logical_partitions_are_followed_and_a_circle_of_them_ends(tmp_path: Pat
     mbr(disk, [(0x83, 2048, 100), (0x05, 3000, 4000)])
     mbr(disk, [(0x83, 10, 100), (0x05, 1000, 1000)], sector=3000)
     mbr(disk, [(0x82, 20, 100), (0x05, 0, 1000)], sector=4000)
-    assert [(one.number, one.offset // SECTOR) for one in partitions(str(disk))] == [
+    assert [(one.number, one.offset // SECTOR) for one in filesystems(str(disk))] == [
         (1, 2048),
         (5, 3010),
         (6, 4020),
@@ -183,7 +183,7 @@ def test_logical_partitions_are_followed_and_a_circle_of_them_ends(tmp_path: Pat
 def test_any_bytes_are_a_disk_without_file_systems_at_worst(tmp_path: Path, content: bytes) -> None:
     disk = tmp_path / "disk.raw"
     disk.write_bytes(content[:446] + content[:446] + b"\x55\xaa" if content else b"")
-    assert all(one.type in ("unknown", "fat") for one in partitions(str(disk)))
+    assert all(one.type in ("unknown", "fat") for one in filesystems(str(disk)))
 
 
 def test_what_is_no_ext_is_said_and_not_passed_over(tmp_path: Path) -> None:

@@ -134,10 +134,11 @@ def test_durations(text: str | int, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("machine", "executor"),
     [
-        ("", "agent"),
+        ("", "auto"),
+        ('ready = "agent"', "agent"),
         ('ready = "ssh"', "ssh"),
-        ('ready = "cloud-init"', "ssh"),
-        ('ready = "cloud-init"\nagent = true', "agent"),
+        ('ready = "cloud-init"', "auto"),
+        ('ready = "ssh"\nexecutor = "auto"', "auto"),
         ('ready = "serial:login:"', "serial"),
         ('ready = "ssh"\nexecutor = "serial"', "serial"),
     ],

@@ -32,7 +32,7 @@ _CHUNK: Final = 3 << 14
 """Bytes in one piece: less than the 64 KiB that Linux holds for a terminal nobody reads."""
 _OCTAL_CHUNK: Final = 1 << 12
 _ALL_BYTES: Final = bytes(range(256))
-_PATIENCE: Final = 5.0
+_PATIENCE: Final = 2.0
 """After so many seconds without output it is asked whether the step still runs."""
 _CONNECT_SECONDS: Final = 10.0
 _LEVEL: Final = 6

@@ -19,7 +19,7 @@ from typing import IO
 
 from msgspec.structs import replace
 
-from imgtool.build.executor import ExecutorError, GuestLost, Kind, StepTimeout
+from imgtool.build.executor import Executor, ExecutorError, GuestLost, Kind, StepTimeout
 from imgtool.build.executors import shell
 from imgtool.build.executors.base import SHORT, Answer, Step, Way, killed
 from imgtool.build.executors.stream import Frames
@@ -57,11 +57,13 @@ _LOST = 255
 _SHELL = (*shell.PLAIN, "/bin/sh", "-c", 'exec 2>&1; eval "$(cat)"')
 _WRITE = (*shell.PLAIN, "/bin/sh", "-c", 'exec cat >"$1"', "imgtool")
 
-_FORGET_KEY = """
-f=/root/.ssh/authorized_keys; [ -f $f ] || exit 0
-n=$(grep -vxF -e "$1" $f); if [ -n "$n" ]; then printf '%s\\n' "$n" >$f; else rm -f $f; fi
+_FORGET_KEY = b"""
+for f in /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys; do
+    [ -f "$f" ] || continue
+    n=$(grep -vxF -e "$KEY" "$f") || :
+    if [ -n "$n" ]; then printf '%s\\n' "$n" >"$f"; else rm -f "$f"; fi
+done
 """
-"""Takes the line $1 out of root's keys."""
 
 
 def equip(machine: Machine, folder: str) -> Machine:
@@ -75,6 +77,15 @@ def equip(machine: Machine, folder: str) -> Machine:
     if public not in wanted.ssh_keys:
         wanted = replace(wanted, ssh_keys=(*wanted.ssh_keys, public))
     return replace(machine, cloud_init=wanted)
+
+
+def forget_key(way: Executor, folder: str) -> None:
+    """Takes the key in `folder` out of the guest again. ExecutorError when that fails."""
+    with open(os.path.join(folder, KEY + ".pub")) as file:
+        key = file.read().strip()
+    said = bytearray()
+    if way.run(_FORGET_KEY, env={"KEY": key}, timeout=SHORT, on_output=said.extend) != 0:
+        raise ExecutorError(f"the build's key cannot be removed: {shell.words_of(bytes(said))}")
 
 
 def connect(vm: Vm, state: State, folder: str) -> SshWay:
@@ -156,9 +167,7 @@ class SshWay(Way):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def power_off(self) -> None:
-        if self._user == "root":
-            with open(self._key + ".pub") as file:
-                self._do("the build's key cannot be removed", shell.program(_FORGET_KEY, file.read().strip()))
+        forget_key(self, os.path.dirname(self._key))
         super().power_off()
 
     def _lose(self) -> None:
