@@ -7,6 +7,7 @@ nothing inside needs patching.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import selectors
@@ -26,7 +27,6 @@ _STDERR_KEPT = 1 << 20
 _GRACE = 2.0
 """Seconds a program has between SIGTERM and SIGKILL."""
 
-_LINUX = sys.platform.startswith("linux")
 _MESSAGES = {signal.SIGSEGV: "crashed (SIGSEGV)", signal.SIGABRT: "gave up (SIGABRT)"}
 
 
@@ -164,86 +164,72 @@ def _signals_held(held: list[int]) -> Iterator[None]:
 def _start(
     argv: Sequence[str], limits: Limits, pass_fds: Sequence[int], cwd: str | None, stdin: int | None, tie: _Tie
 ) -> subprocess.Popen[bytes]:
-    """On Linux without a preexec_fn: with one Python copies its address space for each program, one thread at a time,
-    instead of lending it until the program has begun (vfork), which takes a third of the time."""
+    """Behind a gate of the shell's, and without a preexec_fn: with one Python copies its address space for each
+    program instead of lending it until that has begun (vfork), which takes three times as long."""
     env = dict(os.environ, LC_ALL="C")
     if limits.address_space is not None:
         env["MALLOC_ARENA_MAX"] = "1"  # glibc's 64 MiB of address space a thread would eat the allowance
     try:
+        _check_startable(argv[0])
         child = subprocess.Popen(
-            [os.fsencode(word) for word in argv],
+            ["/bin/sh", "-c", _gate(limits, tie.gate), *map(os.fsencode, argv)],
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=env,
             cwd=cwd,
-            pass_fds=(*pass_fds, *tie.inherited),
+            pass_fds=(*pass_fds, tie.gate, tie.end),
             process_group=0,
-            preexec_fn=None if _LINUX else _limiter(limits),  # noqa: PLW1509 - setrlimit takes no locks
         )
     except OSError as error:
         raise ProgramError(
             f"cannot start {argv[0]}: {error.strerror}", hint="`imgtool --version` shows what is found"
         ) from error
     tie.bind(child.pid)
-    if _LINUX and (bounds := _bounds(limits)):
-        import resource
-
-        for kind, most in bounds:
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(child.pid, kind, (most, most))
     return child
 
 
-def _bounds(limits: Limits) -> list[tuple[int, int]]:
-    """Of setrlimit: which resource, and how much of it."""
-    import resource
-
-    bounds = []
-    if limits.address_space is not None:
-        bounds.append((resource.RLIMIT_AS, limits.address_space))
+def _gate(limits: Limits, gate: int) -> str:
+    """What the shell does before it becomes the program: it sets the limits, and waits for a line from imgtool. Were
+    imgtool dead before the program is tied to it, the pipe would end instead, and the program never begin."""
+    words = [f"read -r go </dev/fd/{gate}", 'exec "$0" "$@"']
     if limits.cpu_seconds is not None:
-        bounds.append((resource.RLIMIT_CPU, limits.cpu_seconds))
-    return bounds
+        words.insert(0, f"ulimit -t {limits.cpu_seconds}")
+    if limits.address_space is not None:
+        words.insert(0, f"ulimit -v {limits.address_space // 1024}")
+    return " && ".join(words)
 
 
-def _limiter(limits: Limits) -> Callable[[], None] | None:
-    """What sets the limits between fork and exec, where no process can set them for another."""
-    bounds = _bounds(limits)
-    if not bounds:
-        return None
-    import resource
-
-    def setup() -> None:
-        for kind, most in bounds:
-            resource.setrlimit(kind, (most, most))
-
-    return setup
+def _check_startable(program: str) -> None:
+    """OSError where the shell would not find the program or not be allowed to run it."""
+    places = [program] if os.sep in program else [os.path.join(place, program) for place in os.get_exec_path()]
+    if not any(os.access(place, os.X_OK) and not os.path.isdir(place) for place in places):
+        found = any(map(os.path.lexists, places))
+        why = errno.EACCES if found else errno.ENOENT
+        raise OSError(why, os.strerror(why))
 
 
 class _Tie:
     """Has the kernel kill a program when imgtool dies, however that happens: it inherits the reading end of a pipe of
     which only we hold the other, and whose owner for SIGIO, with SIGKILL in its place, is its process group. Sources:
-    fcntl(2) on F_SETOWN and F_SETSIG. On Linux only."""
+    fcntl(2) on F_SETOWN and F_SETSIG. On Linux only; elsewhere there is nothing but the gate."""
 
     def __init__(self) -> None:
-        self.inherited: tuple[int, ...] = ()
-        if _LINUX:
-            self._end, self._ours = os.pipe()
-            self.inherited = (self._end,)
+        self.gate, self._opener = os.pipe()
+        self.end, self._ours = os.pipe()
 
     def bind(self, group: int) -> None:
-        if self.inherited:
-            fcntl.fcntl(self._end, fcntl.F_SETOWN, -group)
-            fcntl.fcntl(self._end, fcntl.F_SETSIG, int(signal.SIGKILL))
-            fcntl.fcntl(self._end, fcntl.F_SETFL, os.O_ASYNC)
+        if sys.platform.startswith("linux"):
+            fcntl.fcntl(self.end, fcntl.F_SETOWN, -group)
+            fcntl.fcntl(self.end, fcntl.F_SETSIG, int(signal.SIGKILL))
+            fcntl.fcntl(self.end, fcntl.F_SETFL, os.O_ASYNC)
+        os.write(self._opener, b"\n")
 
     def close(self) -> None:
         """The program has ended; what it left running stays."""
-        if self.inherited:
-            fcntl.fcntl(self._end, fcntl.F_SETFL, 0)
-            os.close(self._ours)
-            os.close(self._end)
+        fcntl.fcntl(self.end, fcntl.F_SETFL, 0)
+        for end in (self.gate, self._opener, self.end, self._ours):
+            os.close(end)
 
 
 def _collect(

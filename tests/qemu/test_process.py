@@ -185,6 +185,22 @@ def test_a_killed_imgtool_leaves_no_program_behind(tmp_path: Path, number: signa
     assert wait_until_gone(pid)
 
 
+DYING = """
+    import os, signal, sys
+    from imgtool.qemu import process
+    process._Tie.bind = lambda tie, group: print(group, flush=True) or os.kill(os.getpid(), signal.SIGKILL)
+    process.run(["/bin/touch", sys.argv[1]])
+"""
+
+
+def test_a_program_does_not_begin_when_imgtool_dies_before_it_is_tied(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", textwrap.dedent(DYING), str(tmp_path / "begun")]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert wait_until_gone(int(done.stdout))
+    assert not (tmp_path / "begun").exists()
+
+
 def test_a_crash_is_told_from_a_failure() -> None:
     error = failure(run(python("import os; os.kill(os.getpid(), 11)")), path="/a", hint="try it")
     assert isinstance(error, CommandCrashed)
