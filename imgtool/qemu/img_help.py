@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 
+from imgtool.qemu import img_argv
 from imgtool.qemu.process import Limits
 from imgtool.qemu.programs import Programs
 
@@ -28,3 +31,12 @@ def option_help(programs: Programs, format: str, *, amend: bool = False) -> dict
     # amend answers and exits with 1 in some versions; what is on stdout is the answer either way
     text = programs.runner(argv, limits=_LIMITS).stdout.decode(errors="replace")
     return {match["name"]: match[0].strip() for match in _OPTION.finditer(text)}
+
+
+def knows_zstd(programs: Programs) -> bool:
+    """Whether it compresses qcow2 by zstd, which it is built with or not. Its help does not say, so it is tried."""
+    with tempfile.TemporaryDirectory(prefix="imgtool-") as folder:
+        path = os.path.join(folder, "zstd")
+        options = {"compression_type": "zstd"}
+        argv = img_argv.create(programs.find("qemu-img"), path, 1 << 20, format="qcow2", options=options)
+        return programs.runner(argv, limits=_LIMITS).status == 0

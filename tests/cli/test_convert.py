@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from imgtool.qemu.img_help import knows_zstd
+from imgtool.qemu.programs import Programs
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Imgtool
     from tests.conftest import Images
@@ -145,7 +148,9 @@ def test_a_dry_run_prints_a_command_that_does_it(images: Images, imgtool: Imgtoo
     path, target = disk(images), images / "new.qcow2"
     plan = imgtool("convert", "-O", "qcow2", "-c", path, target, "--dry-run", "--output", "json").document
     (command,) = plan["commands"]
-    assert command[1:] == ["convert", "-t", "writeback", "-c", "-O", "qcow2", "-f", "qcow2", str(path), str(target)]
+    zstd = ["-o", "compression_type=zstd"] if knows_zstd(Programs()) else []
+    words = ["convert", "-t", "writeback", *zstd, "-c", "-O", "qcow2", "-f", "qcow2", str(path), str(target)]
+    assert command[1:] == words
     assert [(image["action"], image["path"]) for image in plan["images"]] == [
         ("create", str(target)),
         ("read", str(path)),
@@ -153,6 +158,49 @@ def test_a_dry_run_prints_a_command_that_does_it(images: Images, imgtool: Imgtoo
     assert not target.exists()
     images.qemu_img(*command[1:])
     assert same(images, path, target)
+
+
+def test_compressed_it_is_by_zstd_unless_something_else_is_said(images: Images, imgtool: Imgtool) -> None:
+    path = disk(images)
+    newest = "zstd" if knows_zstd(Programs()) else "zlib"
+    for options, compression in (
+        ([], newest),
+        (["-o", "compression_type=zlib"], "zlib"),
+        (["-o", "compat=v2"], "zlib"),
+    ):
+        made = imgtool(
+            "convert", "-O", "qcow2", "-c", *options, path, images / "new.qcow2", "--force", "--output", "json"
+        )
+        assert (made.status, made.stderr) == (0, "")
+        data = made.document["info"]["format-specific"]["data"]
+        assert data.get("compression-type", "zlib") == compression
+        assert same(images, path, images / "new.qcow2")
+
+
+def test_each_time_it_is_the_same_bytes(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("disk.img", "16M", format="raw")
+    path.write_bytes(b"".join(f"{number:8}\n".encode() * 99 for number in range(8000)))
+    names = [images / f"new-{number}.qcow2" for number in range(3)]
+    for name in names:
+        assert imgtool("convert", "-f", "raw", "-O", "qcow2", "-c", path, name).status == 0
+    assert len({name.read_bytes() for name in names}) == 1
+
+
+def test_a_backing_file_that_is_not_the_sources_own_is_refused(images: Images, imgtool: Imgtool) -> None:
+    """qemu-img convert -B copies the top alone, and silently loses what lies between it and the backing file."""
+    base = images.base("base.qcow2", "4M")
+    images.overlay("middle.qcow2", "base.qcow2")
+    images.run_io(images / "middle.qcow2", "write -P 2 1M 64k")
+    images.overlay("top.qcow2", "middle.qcow2")
+    images.run_io(images / "top.qcow2", "write -P 3 2M 64k")
+    words = ["convert", "-O", "qcow2", "-F", "qcow2", "top.qcow2", "new.qcow2", "-B"]
+    for dry_run in ([], ["--dry-run"]):
+        refused = imgtool(*words, "base.qcow2", *dry_run, cwd=images.directory)
+        assert (refused.status, refused.stdout) == (2, "")
+        assert f"stands on {images / 'middle.qcow2'}, and not on {base}" in refused.stderr
+    os.symlink("middle.qcow2", images / "link.qcow2")
+    assert imgtool(*words, "link.qcow2", cwd=images.directory).status == 0
+    assert same(images, images / "top.qcow2", images / "new.qcow2")
 
 
 def test_progress_for_programs(images: Images, imgtool: Imgtool) -> None:
@@ -195,7 +243,9 @@ def test_a_signal_while_qemu_img_starts_does_not_lose_it(images: Images) -> None
     images.run_io(path, "write -P 5 0 8M", format="raw")
     code = (
         "import os, signal, sys; from imgtool.cli.main import main\n"
-        "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "import subprocess\n"
+        "start = subprocess._fork_exec\n"
+        "subprocess._fork_exec = lambda *words: (start(*words), os.kill(os.getpid(), signal.SIGTERM))[0]\n"
         "try: main(sys.argv[1:])\n"
         "finally:\n"
         "    try: os.waitpid(-1, os.WNOHANG); print('a program is left')\n"
