@@ -52,6 +52,7 @@ KINDS: dict[str, Kind] = {
     "parent-copied": Kind("info", "the backing file is a copy of the one that the image was made on"),
     "anchor-stale": Kind("warning", "the image was put on another backing file without remembering what that is"),
     "remote-parent": Kind("info", "the backing file is reached by a protocol and was not looked at"),
+    "remote-unusable": Kind("error", "the backing file is reached by a protocol, and could not be opened"),
     "options-parent": Kind("info", "the backing file is a json: tree of several files and was not looked at"),
     "data-file-missing": Kind("error", "the external data file does not exist"),
     "data-file-unusable": Kind("error", "the external data file cannot be opened, or is no file"),

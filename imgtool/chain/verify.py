@@ -85,7 +85,9 @@ class Verified:
         self.checked = 0
         if deep is not None:
             from imgtool.chain.deep import check_images, compare_contents
+            from imgtool.chain.remote import look_at_remote
 
+            look_at_remote(self.graph, deep, policy)
             self.checked = check_images(self.graph, deep, policy, progress)
             compare_contents(self.by_path, self.health, deep, policy)
         self.hidden = list(hidden_findings(found.hidden))
@@ -208,7 +210,8 @@ def verify(
     what stands on them, as `imgtool.chain.scan` does.
 
     With `deep` each image's tables are checked too, several at a time, and the content of every parent is compared
-    with what its overlays remember of it. Raises nothing for what is found, but ImageNotFoundError or
+    with what its overlays remember of it; parents that a protocol leads to are opened, where the policy allows it.
+    Raises nothing for what is found, but ImageNotFoundError or
     ImageUnreadableError for an image among `paths` of which nothing can be said.
     """
     return Verified(paths, store=store, format=format, deep=deep, progress=progress).answer()

@@ -43,7 +43,11 @@ def stores_option(command: click.decorators.FC) -> click.decorators.FC:
 @file_argument("images", metavar="IMAGE|DIR…", nargs=-1)
 @stores_option
 @format_option("The format of IMAGE; without it, its header decides.")
-@click.option("--deep", is_flag=True, help="Have QEMU check every image, and read what anchors remember.")
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Have QEMU check every image, open parents on other hosts, and read what anchors remember.",
+)
 @click.option("--strict", is_flag=True, help="Warnings count as problems.")
 @progress_option
 @quiet_option

@@ -47,7 +47,7 @@ class SshServer:
         (self.folder / "config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host\n"
             f"AuthorizedKeysFile {self.folder}/authorized\nPidFile none\nStrictModes no\nUsePAM no\n"
-            "PermitRootLogin yes\nPasswordAuthentication no\n"
+            "PermitRootLogin yes\nPasswordAuthentication no\nSubsystem sftp internal-sftp\n"
         )
         if os.getuid() == 0:
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # where root's sshd locks itself up
