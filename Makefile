@@ -24,7 +24,7 @@ help:
 	@echo 'make matrix  the QEMU-facing tests against QEMU 5.2, 7.2 and 10.0'
 	@echo 'make fuzz    the header readers against qemu-img on 44,000 damaged images; half an hour'
 	@echo 'make faults  kill and fail every write of every operation on images; half an hour'
-	@echo 'make kills   kill -9 imgtool and QEMU at fifty moments of a real build; half an hour'
+	@echo 'make kills   kill -9 imgtool and QEMU at 100 moments of VMs, and 50 of a real build; half an hour'
 	@echo 'make clean   remove what these made here'
 
 demo: packages-demo $(INSTALLED)
@@ -48,6 +48,7 @@ faults: packages-test $(INSTALLED)
 	@[ ! -w /dev/shm ] || export TMPDIR=/dev/shm; $(PYTHON) -m tests.faults.sweep --keep-going
 
 kills: packages-test $(INSTALLED)
+	$(PYTHON) -m tests.machine.kills --count 100
 	$(PYTHON) -m tests.build.kills --count 50
 
 clean:

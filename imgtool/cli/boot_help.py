@@ -28,12 +28,20 @@ def emit_help(context: Context, what: str) -> None:
 
 
 def _machines(found: Capabilities) -> Iterator[str]:
-    for machine in sorted(found.machines, key=lambda machine: (machine.alias is None, machine.name)):
+    for machine in sorted(found.machines, key=lambda machine: (machine.alias is None, _natural(machine.name))):
         notes = [f"alias {machine.alias}"] if machine.alias else []
         notes += ["default"] if machine.is_default else []
         notes += ["deprecated"] if machine.deprecated else []
         note = f" ({', '.join(notes)})" if notes else ""
-        yield f"{machine.name:20} {machine.description}, at most {machine.cpu_max} CPUs{note}"
+        most = f"at most {machine.cpu_max} CPU{'s' if machine.cpu_max > 1 else ''}"
+        yield f"{machine.name:20} {machine.description}, {most}{note}"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 2.9 before 2.10."""
+    import re
+
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", name)]
 
 
 def _cpus(found: Capabilities) -> Iterator[str]:

@@ -99,6 +99,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     bridge_helper: str | None = None
     passt: str | None = None
     smbd: str | None = None
+    desktop: bool | None = None
+    """Whether there is a graphical session to open a window in; None where that was not asked."""
     swtpm: str | None = None
     virtiofsd: str | None = None
     virtiofsd_of_qemu: bool = False

@@ -9,13 +9,15 @@ import sys
 from collections.abc import Mapping
 from typing import Literal
 
-from imgtool.errors import MachineError, ProgramError
+from imgtool.errors import ConfigError, MachineError, ProgramError
+from imgtool.image.names import printable
 from imgtool.machine.accelerator import Choice, choose
 from imgtool.machine.checks.network import SMBD
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Host, HugepageMount, Uefi
 from imgtool.machine.nets import helper
 from imgtool.machine.nets.join import bridges
+from imgtool.machine.values.devices import DisplayType
 from imgtool.qemu.capabilities import Capabilities, capabilities, properties
 from imgtool.qemu.process import Limits, Runner, run
 from imgtool.qemu.programs import Programs
@@ -70,6 +72,8 @@ def learn_host(
         machine_properties=machine_properties(machine, found),
         cpu_properties=cpu_properties(machine, found, choice.accelerator),
         vsock=os.path.exists("/dev/vhost-vsock"),
+        desktop=desktop(),
+        display=usual_display(machine, found, foreground=console == "stdio"),
         render_nodes=tuple(sorted(glob.glob("/dev/dri/renderD*"))),
         memory_total=total,
         memory_free=free,
@@ -83,6 +87,45 @@ def learn_host(
         root=os.getuid() == 0,
     )
     return host, choice
+
+
+def desktop() -> bool:
+    """Whether this is a graphical session. On macOS a program always has one."""
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def usual_display(machine: Machine, found: Capabilities, *, foreground: bool) -> DisplayType:
+    """What shows the machine that does not say: a window where there is a desktop and the VM has no terminal (it was
+    started by a click, or `--serial` sends the console elsewhere); else nothing: its console is on the terminal."""
+    on_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if machine.serial is not None:
+        on_terminal = any(port.type == "stdio" for port in machine.serial)
+    if not foreground or on_terminal or not desktop():
+        return "none"
+    windows: tuple[DisplayType, ...] = ("gtk", "sdl")
+    return next((kind for kind in windows if kind in found.displays), "none")
+
+
+def check_files(machine: Machine) -> None:
+    """Raises ConfigError for the first file or folder that the machine is to read and that is not there."""
+    named: list[tuple[str, str | None]] = [
+        ("--kernel", machine.kernel),
+        ("--initrd", machine.initrd),
+        ("--dtb", machine.dtb),
+        ("--bios", machine.firmware.bios),
+        ("--boot splash", machine.boot.splash),
+        ("--rng", machine.rng.source if machine.rng else None),
+        ("--display password-file", machine.display.password_file),
+        ("--display rendernode", machine.display.rendernode),
+    ]
+    named += [("--share", share.path) for share in machine.shares]
+    for network in machine.networks or ():
+        option = f"--network {network.__struct_config__.tag}"
+        keys = ("tftp", "smb", "helper", "script", "downscript")
+        named += [(f"{option} {key}", getattr(network, key, None)) for key in keys]
+    for option, path in named:
+        if path is not None and path != "no" and not os.path.exists(path):
+            raise ConfigError(f"{option}: {printable(path)} does not exist", path=path)
 
 
 def machine_properties(machine: Machine, found: Capabilities) -> tuple[str, ...] | None:

@@ -18,7 +18,7 @@ from imgtool.machine.disks import Learned, learn_disks, uses
 from imgtool.machine.firmware import Found, find_uefi
 from imgtool.machine.host import Command, Helper, Host, Scratch, Secret, TapNeed
 from imgtool.machine.nets.join import foreseen
-from imgtool.machine.outside import QEMU, learn_host
+from imgtool.machine.outside import QEMU, check_files, learn_host
 from imgtool.machine.runtime import Vm, check_name, claim, name_from, release, runtime_root
 from imgtool.machine.seed import Seed, seed
 from imgtool.machine.validate import validate, warnings
@@ -109,6 +109,7 @@ def _first_image(machine: Machine) -> str | None:
 def _plan(machine: Machine, vm: Vm, learned: Learned, programs: Programs, *, detached: bool, force: bool) -> Plan:
     kept = data_dir(machine.name or _lasting_name(machine))
     machine = _with_places(replace(machine, name=vm.name), kept)
+    check_files(machine)
     console: Literal["stdio", "socket"] = "socket" if detached else "stdio"
     firmware = _firmware(machine, programs)
     content = seed(machine.cloud_init, vm.name) if machine.cloud_init is not None else None

@@ -8,6 +8,7 @@ import io
 import os
 import shlex
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +195,13 @@ class Typed:
                 if process is not None:
                     with contextlib.suppress(ChildProcessError):
                         os.waitpid(process.pid, 0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def imgtool(*words: str) -> tuple[int, str]:

@@ -109,7 +109,12 @@ def test_file_names_are_relative_to_the_profile(tmp_path: Path) -> None:
         ('\n[memory]\nsize = "2X"\n', 3, "memory.size: '2X' is not a size", "write a number"),
         ("[smp]\ncpus = 0\n", 2, "smp.cpus: Expected `int` >= 1", ""),
         ('\nsmp = "cpus=4,coer=2"\n', 2, "--smp has no 'coer'", "cores"),
-        ('[[drive]]\nfile = "x"\n\nif = "idee"\n', 4, "drive[0].if cannot be 'idee'", "did you mean ide? it is one of: "),
+        (
+            '[[drive]]\nfile = "x"\n\nif = "idee"\n',
+            4,
+            "drive[0].if cannot be 'idee'",
+            "did you mean ide? it is one of: ",
+        ),
         ('tablet = "yes"\n', 1, "tablet: Expected `bool", ""),
         ('[drive]\nfile = "x"\nid = 5\n', 3, "drive[0].id", ""),
     ],

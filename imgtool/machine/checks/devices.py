@@ -38,6 +38,11 @@ def check_display(context: Context) -> Problems:
         yield ConfigError(
             f"this QEMU has no {kind} display", hint="apt-get install qemu-system-gui; --display vnc needs no window"
         )
+    if kind in _WINDOWS and context.host.desktop is False:
+        yield ConfigError(
+            f"--display {kind} opens a window, and this is no graphical session",
+            hint="neither DISPLAY nor WAYLAND_DISPLAY is set; --display vnc can be looked at from elsewhere",
+        )
     if kind == "spice" and not _has_spice(context):
         yield ConfigError(
             "this QEMU has no SPICE", hint="apt-get install qemu-system-modules-spice; --display vnc is another"

@@ -81,7 +81,8 @@ def read(option: str, key: str, value: str, kind: Kind, *, unit: str = "") -> An
     if isinstance(kind.type, inspect.LiteralType):
         choices = [str(item) for item in kind.type.values]
         if value not in choices:
-            raise UsageError(f"{option}: {key} cannot be {printable(value)!r}", hint=suggestion(value, choices))
+            what = option if option == f"--{key}" else f"{option}: {key}"
+            raise UsageError(f"{what} cannot be {printable(value)!r}", hint=suggestion(value, choices))
         return value
     if isinstance(kind.type, inspect.IntType):
         found = size(option, key, value, unit=unit) if kind.is_size else number(option, key, value)

@@ -71,9 +71,7 @@ def pairs(option: str, text: str, *, first: str | None, keys: Collection[str]) -
 def unknown(option: str, key: str, keys: Collection[str]) -> UsageError:
     close = nearest(key, keys)
     listed = f"{option} knows: {', '.join(keys)}"
-    return UsageError(
-        f"{option} has no {printable(key)!r}", hint=f"did you mean {close}? {listed}" if close else listed
-    )
+    return UsageError(f"{option} has no {printable(key)!r}", hint=f"did you mean {close}?" if close else listed)
 
 
 def once(option: str, found: list[tuple[str, str]], *, repeated: Collection[str] = ()) -> dict[str, str]:

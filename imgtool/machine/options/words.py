@@ -14,6 +14,7 @@ import msgspec
 
 from imgtool.machine.config import Machine
 from imgtool.machine.options import devices, processor
+from imgtool.machine.options.fields import kinds, read
 from imgtool.machine.options.network import parse_network, parse_networks
 from imgtool.machine.options.paths import with_absolute_paths
 from imgtool.machine.options.storage import parse_drive
@@ -45,6 +46,9 @@ _MANY: dict[str, Callable[[str], msgspec.Struct]] = {
 }
 """Settings that are a list of tables."""
 
+_CHOICES = ("vga", "accel")
+"""Settings that are one word of a few."""
+
 _SWITCHES = ("tpm", "rng", "balloon", "watchdog", "hugepages")
 """Tables that are whole without a word in them: `rng = true`."""
 
@@ -52,6 +56,8 @@ _SWITCHES = ("tpm", "rng", "balloon", "watchdog", "hugepages")
 def typed(name: str, value: Any) -> Any:
     """The setting `name` with its option strings read into plain tables, as `msgspec.convert` takes them. What holds
     no option string is returned as it is. UsageError from the option's parser."""
+    if name in _CHOICES and isinstance(value, str):
+        return read(f"--{name}", name, value, kinds(Machine)[name])
     if name in _SWITCHES and isinstance(value, bool):
         return {} if value else None
     if name in _ONE and isinstance(value, str | int) and not isinstance(value, bool):
