@@ -18,6 +18,7 @@ from imgtool.qemu.inputs import check_input, in_use
 from imgtool.qemu.process import NO_LIMITS, Limits, failure
 from imgtool.qemu.replace import replacing
 from imgtool.qemu.results import Created
+from imgtool.qemu.writeback import written_early
 
 _QUICK_PREALLOCATION = ("off", "metadata")
 
@@ -181,7 +182,9 @@ class Making(ImgBase):
                 check_input(absolute(source))
         with making.place() as (place, options, hidden):
             limits = NO_LIMITS if making.in_place else limits
-            done = self._run(argv(place, options), limits, progress, cwd)
+            copies = bool(sources) and isinstance(place, str) and not making.in_place
+            with written_early(str(place)) if copies else contextlib.nullcontext():
+                done = self._run(argv(place, options), limits, progress, cwd)
             if done.status != 0 or (done.stderr.strip() and not salvage):
                 error = failure(done, path=place_of(making.target))
                 raise self._why(error, making, sources, force_share) or renamed_error(error, hidden)
