@@ -268,6 +268,10 @@ def test_skopeo_reads_and_copies_what_was_pushed(
         ["skopeo", "inspect", "--raw", "--tls-verify=false", source], stdout=subprocess.PIPE, check=True
     ).stdout
     assert raw == registry.blob_file(pushed.digest).read_bytes()
+    config = subprocess.run(
+        ["skopeo", "inspect", "--config", "--raw", "--tls-verify=false", source], stdout=subprocess.PIPE, check=True
+    ).stdout
+    assert config == registry.blob_file(json.loads(raw)["config"]["digest"]).read_bytes()
     layout = elsewhere / "layout"
     subprocess.run(
         ["skopeo", "copy", "--quiet", "--src-tls-verify=false", source, f"oci:{layout}:1"],
