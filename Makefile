@@ -11,11 +11,12 @@ PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 mount procps nftables dnsmasq-base bu
 PACKAGES_TEST += $(shell . /etc/os-release 2>/dev/null; \
     [ "$$ID" != debian ] || [ "$${VERSION_ID:-0}" -lt 13 ] || echo libvirt-daemon-driver-storage)
 PACKAGES_MATRIX := $(PACKAGES_TEST)
+PACKAGES_BENCH := $(PACKAGES_DEMO) libvirt-clients libvirt-daemon-system
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: help demo test lint matrix fuzz faults kills clean
+.PHONY: help demo test lint matrix fuzz faults kills bench clean
 
 help:
 	@echo 'make demo    see it work: a chain, overlays, a real guest booted from them'
@@ -25,6 +26,7 @@ help:
 	@echo 'make fuzz    the header readers against qemu-img on 44,000 damaged images; half an hour'
 	@echo 'make faults  kill and fail every write of every operation on images; half an hour'
 	@echo 'make kills   kill -9 imgtool and QEMU at 100 moments of VMs, and 50 of a real build; half an hour'
+	@echo 'make bench   times beside those of qemu-img, libvirt and scripts; 25 minutes on a quiet machine'
 	@echo 'make clean   remove what these made here'
 
 demo: packages-demo $(INSTALLED)
@@ -51,6 +53,9 @@ kills: packages-test $(INSTALLED)
 	$(PYTHON) -m tests.machine.kills --count 100
 	$(PYTHON) -m tests.build.kills --count 50
 
+bench: packages-bench $(INSTALLED)
+	$(PYTHON) -m fixtures.bench --json bench.json
+
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -60,11 +65,12 @@ $(INSTALLED): pyproject.toml | packages-demo
 	touch $@
 
 # Asks dpkg first: where everything is there, no root and no network are needed.
-.PHONY: packages-demo packages-test packages-matrix
+.PHONY: packages-demo packages-test packages-matrix packages-bench
 packages-demo: WANTED = $(PACKAGES_DEMO)
 packages-test: WANTED = $(PACKAGES_TEST)
 packages-matrix: WANTED = $(PACKAGES_MATRIX)
-packages-demo packages-test packages-matrix:
+packages-bench: WANTED = $(PACKAGES_BENCH)
+packages-demo packages-test packages-matrix packages-bench:
 	@if ! command -v apt-get >/dev/null; then \
 	    for program in qemu-img qemu-system-x86_64; do \
 	        command -v $$program >/dev/null || missing=yes; \
