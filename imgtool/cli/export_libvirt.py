@@ -31,7 +31,7 @@ from imgtool.errors import UsageError
     "--accel",
     "accelerator",
     type=click.Choice(["auto", "kvm", "tcg"]),
-    help="What runs the guest.  [default: the profile's, else what works here]",
+    help="What runs the guest.  [default: the profile's, else what works here, kvm elsewhere]",
 )
 @click.option("-o", "--output-file", "target", type=FILE_NAME, metavar="FILE", help="Write the XML there.")
 @click.option("--define", "uri", metavar="URI", help="Define it on this libvirt, such as qemu:///system.")

@@ -302,6 +302,27 @@ def test_a_chain_is_copied_into_a_pool_once_and_starts_there(libvirt: Libvirt, f
         libvirt.virsh("pool-destroy", "images")
 
 
+def test_a_machine_for_another_host_leaves_the_choice_of_firmware_to_its_libvirt(
+    libvirt: Libvirt, folder: Path, tmp_path: Path
+) -> None:
+    machine = replace(machine_of("secure", folder), name="it-elsewhere")
+    machine = replace(machine, firmware=replace(machine.firmware, vars=None))
+    assert prepare(replace(machine, accel=None), Programs(), here=False).settled.machine.accel == "kvm"
+    prepared = prepare(machine, Programs(), here=False)
+    written = prepared.domain()
+    validate(written, tmp_path)
+    assert "OVMF" not in written.xml
+    assert "<emulator>" not in written.xml
+    try:
+        libvirt.virsh("define", "--validate", tmp_path / "domain.xml")
+        libvirt.virsh("start", "--paused", "it-elsewhere")
+        found = read_domain(libvirt.virsh("dumpxml", "--inactive", "it-elsewhere")).machine
+    finally:
+        libvirt.remove("it-elsewhere")
+    assert (found.firmware.uefi, found.firmware.secure_boot) == (True, True)
+    assert (found.machine.type or "").startswith("pc-q35-")
+
+
 def test_an_upload_that_breaks_leaves_no_volume(libvirt: Libvirt, folder: Path) -> None:
     def broken(argv: Sequence[str], **options: Any) -> Completed:
         if "vol-upload" in argv:

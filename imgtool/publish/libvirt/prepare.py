@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from imgtool.errors import ConfigError
 from imgtool.machine.compile.start import wants_uefi
-from imgtool.machine.config import Accelerator, Machine
+from imgtool.machine.config import Machine
 from imgtool.machine.disks import learn_disks, uses
 from imgtool.machine.firmware import Found, find_uefi
 from imgtool.machine.host import Host
@@ -35,18 +35,18 @@ def prepare(
     programs: Programs,
     *,
     name: str | None = None,
-    accelerator: Accelerator | None = None,
     here: bool = True,
     force: bool = False,
 ) -> Prepared:
     """`machine` as it would be on this host; with `here` false it is for another one, whose libvirt chooses QEMU's
-    path, firmware, and what an alias of a machine type stands for.
+    path, firmware, and what an alias of a machine type stands for, and whose KVM runs the guest unless `machine` says
+    otherwise.
 
     Raises as `imgtool.machine.disks.learn_disks` for its images (`force` lets pass what that lets pass), ConfigError
     when it contradicts itself, MachineError when there is no firmware for it."""
     learned = learn_disks(list(uses(machine)), force=force)
-    if accelerator is not None:
-        machine = replace(machine, accel=accelerator)
+    if not here and machine.accel in (None, "auto"):
+        machine = replace(machine, accel="kvm")  # what works here says nothing of that host
     host, _ = learn_host(
         machine, programs, runtime_dir="/run/imgtool", scratch_dir=None, console="none", disks=learned.disks
     )
