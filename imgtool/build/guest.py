@@ -116,6 +116,7 @@ def starter(programs: Programs, access: str) -> Starter:
     """Starts real VMs. `access` is the folder, kept from build to build, for the keys that lead into guests."""
 
     def start(wanted: Start) -> RunningGuest:
+        os.makedirs(access, mode=0o700, exist_ok=True)
         machine = replace(machine_for(wanted, access), name=_free(wanted.name))
         plan = prepare(machine, programs, detached=True)
         guest = RunningGuest(launch(plan, programs, tied=True), wanted, access)
