@@ -451,6 +451,7 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
             "parallel": ["null"],
         },
         line(
+            identity=["-machine", "pc,graphics=off", "-accel", "tcg"],
             ports=[
                 *("-chardev", "stdio,id=serial0,mux=on,signal=off,logfile=/run/vm/serial0.log"),
                 *("-mon", "chardev=serial0,mode=readline", "-serial", "chardev:serial0"),
@@ -472,7 +473,7 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
                     "chardev:serial6",
                 ),
                 *("-chardev", "null,id=parallel0,logfile=/run/vm/parallel0.log", "-parallel", "chardev:parallel0"),
-            ]
+            ],
         ),
     ),
     (
@@ -835,10 +836,11 @@ def test_queues_and_vhost_are_descriptors_each(make_host: MakeHost) -> None:
 
 def test_on_a_terminal_the_console_shares_it_with_the_monitor(make_host: MakeHost) -> None:
     assert argv({}, make_host(console="stdio")) == line(
+        identity=["-machine", "pc,graphics=off", "-accel", "tcg"],
         ports=[
             *("-chardev", "stdio,id=serial0,mux=on,signal=off,logfile=/run/vm/serial0.log"),
             *("-mon", "chardev=serial0,mode=readline", "-serial", "chardev:serial0"),
-        ]
+        ],
     )
     assert argv({}, make_host(console="none")) == line(ports=[])
 
@@ -883,3 +885,9 @@ def test_a_board_of_another_kind_gets_its_flash_by_the_old_option(make_host: Mak
     other = replace(host, capabilities=replace(host.capabilities, target="arm", machines=(board,)))
     found = argv({"machine": "ast2500-evb", "drive": ["/d/b.raw,if=mtd,format=raw"]}, other)
     assert found[found.index("-drive") + 1] == "if=mtd,index=0,id=drive0,format=raw,file=/d/b.raw"
+
+
+def test_firmware_speaks_on_the_terminal_unless_something_shows_the_machine(make_host: MakeHost) -> None:
+    assert "pc,graphics=off" in argv({}, make_host(console="stdio"))
+    for settings in ({"display": "vnc"}, {"serial": ["null"]}, {"machine": "pc,graphics=on"}):
+        assert "pc,graphics=off" not in argv(settings, make_host(console="stdio"))

@@ -6,6 +6,7 @@ import os.path
 from typing import Any
 
 from imgtool.machine.board import Board
+from imgtool.machine.compile.display import display_type
 from imgtool.machine.compile.encode import compact, keyed
 from imgtool.machine.compile.parts import Parts
 from imgtool.machine.config import Machine
@@ -26,40 +27,43 @@ def add_ports(parts: Parts, machine: Machine, host: Host) -> None:
     """Serial and parallel ports; what the guest says on each is also kept in a log."""
     ports = machine.serial
     if ports is None:
-        _add_console(parts, host)
+        _add_console(parts, machine, host)
         ports = ()
     for place, port in enumerate(ports):
-        _add_port(parts, "serial", place, port)
+        _add_port(parts, machine, "serial", place, port)
     for place, port in enumerate(machine.parallel):
-        _add_port(parts, "parallel", place, port)
+        _add_port(parts, machine, "parallel", place, port)
 
 
-def _add_console(parts: Parts, host: Host) -> None:
+def _add_console(parts: Parts, machine: Machine, host: Host) -> None:
     name, log = "serial0", parts.runtime("serial0.log")
     if host.console == "none":
         return
     if host.console == "stdio":
-        _add_terminal(parts, name, log)
+        _add_terminal(parts, machine, name, log)
     else:
         value = {"id": name, "path": parts.runtime("serial0.sock"), "server": True, "wait": False, "logfile": log}
         parts.chardev("socket", value)
     parts.add("-serial", f"chardev:{name}")
 
 
-def _add_terminal(parts: Parts, name: str, log: str) -> None:
-    """The terminal, shared with the monitor as -nographic does: Ctrl-A X ends the VM, Ctrl-A C is the monitor."""
+def _add_terminal(parts: Parts, machine: Machine, name: str, log: str) -> None:
+    """The terminal, shared with the monitor as -nographic does: Ctrl-A X ends the VM, Ctrl-A C is the monitor. Where
+    nothing else shows the machine, its firmware speaks there too: that there is no bootable disk, for one."""
+    if display_type(machine, parts.host) == "none":
+        parts.machine["graphics"] = False
     parts.chardev("stdio", {"id": name, "mux": True, "signal": False, "logfile": log})
     parts.add("-mon", f"chardev={name},mode=readline")
 
 
-def _add_port(parts: Parts, kind: str, place: int, port: CharDevice) -> None:
+def _add_port(parts: Parts, machine: Machine, kind: str, place: int, port: CharDevice) -> None:
     name = f"{kind}{place}"
     if port.type == "none":
         parts.add(f"-{kind}", "none")
         return
     log = parts.runtime(f"{name}.log")
     if port.type == "stdio":
-        _add_terminal(parts, name, log)
+        _add_terminal(parts, machine, name, log)
     else:
         backend, value = _char_device(kind, port, parts.runtime(f"{name}.sock"))
         parts.chardev(backend, {"id": name, **value, "logfile": log})
