@@ -10,14 +10,14 @@ import hashlib
 import io
 import json
 import os
-from email.message import Message
-from email.mime.multipart import MIMEMultipart
-from email.mime.text import MIMEText
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 from imgtool.machine.values.devices import CloudInit
+
+if TYPE_CHECKING:
+    from email.message import Message
 
 _KINDS = {
     "#cloud-config": "cloud-config",
@@ -131,6 +131,9 @@ def _document(config: dict[str, Any]) -> bytes:
 
 def _both(ours: bytes, given: bytes) -> bytes:
     """Two parts that cloud-init merges, what the user wrote last, so that it counts."""
+    from email.mime.multipart import MIMEMultipart
+    from email.mime.text import MIMEText
+
     whole = MIMEMultipart(boundary="==imgtool==")
     parts: list[Message] = [MIMEText(ours.decode(), "cloud-config", "utf-8")]
     text = given.decode(errors="surrogateescape")
