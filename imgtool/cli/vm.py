@@ -113,7 +113,7 @@ def _description(one: Status) -> Iterator[str]:
         yield f"cpus       {one.cpus} ({one.accelerator})"
         yield f"memory     {format_size(one.memory)}"
     for drive in one.drives:
-        how = ", read-only" if drive.read_only else ""
+        how = ", read-only" if drive.read_only else ", writes are thrown away" if drive.ephemeral else ""
         yield f"drive      {drive.device}: {printable(drive.file or 'empty')} ({drive.format}{how})"
     if one.display:
         yield f"vnc        {one.display}"

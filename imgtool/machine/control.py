@@ -22,6 +22,8 @@ class BlockDevice(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     file: str | None
     format: str | None = None
     read_only: bool = False
+    ephemeral: bool = False
+    """What the guest writes is thrown away."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -68,13 +70,14 @@ def status(vm: Vm, state: State) -> Status:
 
 def _ask(monitor: Monitor, bare: Status) -> Status:
     size = monitor.execute("query-memory-size-summary")
+    nodes = {node["node-name"]: node for node in monitor.execute("query-named-block-nodes", {"flat": True})}
     return msgspec.structs.replace(
         bare,
         status=monitor.execute("query-status")["status"],
         accelerator="kvm" if monitor.execute("query-kvm")["enabled"] else _accelerator(bare.command),
         cpus=len(monitor.execute("query-cpus-fast")),
         memory=size["base-memory"] + size.get("plugged-memory", 0),
-        drives=tuple(_drive(item) for item in monitor.execute("query-block")),
+        drives=tuple(_drive(item, nodes) for item in monitor.execute("query-block")),
         display=_vnc(monitor),
     )
 
@@ -83,15 +86,26 @@ def _accelerator(argv: tuple[str, ...]) -> str | None:
     return argv[argv.index("-accel") + 1].partition(",")[0] if "-accel" in argv[:-1] else None
 
 
-def _drive(item: dict[str, Any]) -> BlockDevice:
+def _drive(item: dict[str, Any], nodes: dict[str, Any]) -> BlockDevice:
+    """Node names are those of `imgtool.machine.compile.blocks`: under the filters the image, and under a scratch
+    overlay, which has no name in the file system any more, the image that was asked for."""
     inserted = item.get("inserted", {})
-    name = item.get("qdev") or item.get("device") or "?"
+    name = inserted.get("node-name", "").removesuffix("-throttle").removesuffix("-cor")
+    asked = nodes.get(f"{name}-0")
+    node = asked or nodes.get(name, inserted)
     return BlockDevice(
-        device=name.removesuffix("/virtio-backend").rpartition("/")[2],
-        file=_file_of(inserted.get("image", {}).get("filename") or inserted.get("file")),
-        format=inserted.get("drv"),
+        device=_device(item.get("qdev") or item.get("device") or "?"),
+        file=_file_of(node.get("file")),
+        format=node.get("drv"),
         read_only=inserted.get("ro", False),
+        ephemeral=asked is not None,
     )
+
+
+def _device(path: str) -> str:
+    """The id of a device, which is all of `path` or, where a device has parts, in the midst of it."""
+    below = path.removeprefix("/machine/peripheral/")
+    return below.partition("/")[0] if below != path else path.rpartition("/")[2]
 
 
 def _file_of(name: str | None) -> str | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from imgtool.qemu.qmp import Monitor
 from tests.guests import PROMPT, Machines
 
 
@@ -145,6 +146,17 @@ def test_kill_9_of_either_leaves_nothing_that_the_next_command_minds(
     again.communicate(timeout=60)
     assert "killed" not in machines.vms()
     assert [name for name in os.listdir(machines.folder) if name.endswith("-killed")] == []
+
+
+def test_the_curses_display_has_the_terminal(machines: Machines, image: Path) -> None:
+    words = ["--name", "screen", "--display", "curses", "--serial", "null", "--accel", "tcg", "--network", "none"]
+    guest = machines.terminal("boot", image, *words, "--", "-S")
+    guest.expect_exact("the VM is screen")
+    wait_for_vm(machines, "screen")
+    with Monitor.connect(os.path.join(machines.root, "screen", "qmp.sock")) as monitor:
+        assert monitor.execute("query-display-options")["type"] == "curses"
+    machines("vm", "kill", "screen")
+    assert finish(guest) is not None
 
 
 def test_two_vms_never_write_one_image(machines: Machines, image: Path) -> None:

@@ -43,7 +43,9 @@ def test_detach_prints_the_name_and_the_vm_outlives_the_command(
     assert document["detached"] is True
     assert document["memory"] == 64 << 20
     assert document["accelerator"] == "tcg"
-    assert document["drives"] == [{"device": "drive0", "file": str(image), "format": "qcow2", "read-only": False}]
+    (drive,) = document["drives"]
+    wanted = {"device": "drive0", "file": str(image), "format": "qcow2", "read-only": False, "ephemeral": False}
+    assert drive == wanted
     assert re.fullmatch(rf"small  running +pid {document['pid']}, 1 CPU, 64M, tcg, {image}\n", list_of(machines))
     assert f"drive      drive0: {image} (qcow2)" in machines("vm", "show", empty_vm).stdout
 

@@ -103,6 +103,24 @@ def test_what_no_display_here_can_show_is_refused(
         assert re.search("egl-headless (draws with a GPU|display)", typed.refused("--display egl-headless"))
 
 
+@pytest.mark.parametrize(
+    ("line", "device", "reason"),
+    [
+        ("--network user,model=igb", "igb", "this QEMU has no network card 'igb'"),
+        ("--machine q35 --audio none,model=virtio", "virtio-sound-pci", "this QEMU has no virtio sound card"),
+        ("--vga qxl", "qxl-vga", "this QEMU was built without --vga qxl"),
+        ("--machine q35,cxl=off", "cxl-type3", "machine q35 has no property 'cxl'"),
+    ],
+)
+def test_what_came_with_a_later_qemu_is_refused_by_an_earlier_one(
+    typed: Typed, real_capabilities: Capabilities, line: str, device: str, reason: str
+) -> None:
+    if real_capabilities.device(device) is None:
+        assert reason in typed.refused(f"{line} {{disk}}")
+    else:
+        assert typed(line).ask("query-status")["running"] is False
+
+
 def test_a_window_is_what_shows_a_machine_without_a_terminal(
     real_capabilities: Capabilities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +148,7 @@ def test_a_window_is_what_shows_a_machine_without_a_terminal(
         ("--rng={nothing}", "--rng: {nothing} does not exist"),
         ("--drive {disk},cahce=none", "--drive has no 'cahce'\nhint: did you mean cache?\n"),
         ("--nic-model e1001", "has no network card 'e1001'\nhint: did you mean e1000?"),
+        ("--memory 90T", "--memory 90T is more than this host has"),
         ("--machine q35 --tpm=tpm-tsi", "model cannot be 'tpm-tsi'\nhint: did you mean tpm-tis?"),
     ],
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from imgtool.machine import runtime
+from imgtool.machine.control import status
 from tests.machine.paused import Typed
 
 pytestmark = pytest.mark.matrix
@@ -151,6 +153,21 @@ def test_filters_snapshots_and_limits(typed: Typed) -> None:
     assert (nodes["drive1-0"]["file"], nodes["drive1-0"]["ro"]) == (typed.files["disks"], True)
     assert not os.path.exists(nodes["drive1"]["file"]), "it vanishes with QEMU, for it has no name any more"
     assert {"drive2-throttle", "drive3-throttle"} <= set(nodes)
+
+
+def test_drives_are_listed_by_what_was_asked_for(typed: Typed) -> None:
+    vm = typed("--drive {diska},if=usb,iops=9 --drive {diskb},if=virtio,snapshot=on --fda {floppya} --cdrom {rawc}")
+    vm.monitor.close()
+    (state,) = [state for _, state in runtime.vms(typed.root)]
+    found = {drive.device: drive for drive in status(typed.vm("vm0"), state).drives}
+    assert {name: (drive.file, drive.format) for name, drive in found.items()} == {
+        "drive0": (typed.files["diska"], "qcow2"),
+        "drive1": (typed.files["diskb"], "qcow2"),
+        "fda": (typed.files["floppya"], "raw"),
+        "cdrom": (typed.files["rawc"], "raw"),
+    }
+    assert [name for name, drive in found.items() if drive.ephemeral] == ["drive1"]
+    assert [name for name, drive in found.items() if drive.read_only] == ["cdrom"]
 
 
 def test_a_flash_chip_of_a_board_that_has_none_and_an_mtd_are_refused(typed: Typed) -> None:
