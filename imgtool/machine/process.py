@@ -118,3 +118,23 @@ def _kill(pid: int, number: signal.Signals) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def read_pid_file(path: str) -> ProcessId | None:
+    """What `imgtool.qemu.system.start` records: /proc/self/stat, or the bare pid where there is no /proc."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError:
+        return None
+    return ProcessId(int(content), None) if content.strip().isdigit() else parse_stat(content)
+
+
+def end_process(process: ProcessId, grace: float = 3.0) -> bool:
+    """SIGTERM, `grace` seconds, SIGKILL. True when there was anything to end."""
+    if not process.send(signal.SIGTERM):
+        return False
+    if not process.wait(grace):
+        process.send(signal.SIGKILL)
+        process.wait(grace)
+    return True

@@ -21,7 +21,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import stat
 import tempfile
 import time
@@ -34,7 +33,7 @@ import msgspec
 from imgtool.errors import ConfigError, ImageInUseError, MachineError
 from imgtool.image.names import printable
 from imgtool.machine.config import Machine
-from imgtool.machine.process import ProcessId, boot_identity, parse_stat
+from imgtool.machine.process import ProcessId, boot_identity, end_process, read_pid_file
 
 STATE_FILE = "vm.json"
 PID_FILE = "qemu.pid"
@@ -156,16 +155,6 @@ class Vm:
         changed = msgspec.structs.replace(state, **changes)
         self.write(changed)
         return changed
-
-
-def read_pid_file(path: str) -> ProcessId | None:
-    """What `imgtool.qemu.system.start` records: /proc/self/stat, or the bare pid where there is no /proc."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError:
-        return None
-    return ProcessId(int(content), None) if content.strip().isdigit() else parse_stat(content)
 
 
 def runtime_root() -> str:
@@ -380,16 +369,6 @@ def _clear(vm: Vm, state: State | None) -> None:
             _remove(vm.file(name))
     with contextlib.suppress(OSError):
         os.rmdir(vm.path)  # where there are no logs
-
-
-def end_process(process: ProcessId, grace: float = 3.0) -> bool:
-    """SIGTERM, `grace` seconds, SIGKILL. True when there was anything to end."""
-    if not process.send(signal.SIGTERM):
-        return False
-    if not process.wait(grace):
-        process.send(signal.SIGKILL)
-        process.wait(grace)
-    return True
 
 
 def _remove(path: str) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from imgtool.cli.main import main
 from imgtool.machine import runtime
+from imgtool.machine.process import read_pid_file
 from imgtool.qemu.qemu_img import QemuImg
 from imgtool.qemu.qmp import Monitor
 
@@ -188,7 +189,7 @@ class Typed:
             if not entry.is_dir():
                 continue
             vm = self.vm(entry.name)
-            pids = [runtime.read_pid_file(vm.file(name)) for name in os.listdir(vm.path) if name.endswith(".pid")]
+            pids = [read_pid_file(vm.file(name)) for name in os.listdir(vm.path) if name.endswith(".pid")]
             runtime.release(vm)
             for process in pids:
                 # They are children of ours as long as we live; a process of its own would have left them to init.
