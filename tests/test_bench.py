@@ -43,6 +43,8 @@ def test_runs_are_taken_in_turn_after_one_that_does_not_count() -> None:
 def test_what_limits_it_stands_beside_a_goal_that_was_missed_only() -> None:
     met = Result("`x`", [0.011, 0.012, 0.015], [0.02, 0.02, 0.02], "`y`", Goal(1), "the disk")
     assert line(met) == "| `x` | 12 ms (11–15) | 20 ms: `y` | 0.60 | ≤ 1 × | met |  |"
+    slow = met._replace(ours=[0.8, 1.0, 1.6], peer=[120.0, 1200.0, 1300.0])
+    assert line(slow).startswith("| `x` | 1 s (0.8–1.6) | 1200 s (120–1300): `y` |")
     missed = met._replace(peer=[0.01, 0.01, 0.01])
     assert line(missed).endswith("| 1.20 | ≤ 1 × | missed | the disk |")
     assert as_json("row", missed)["met"] is False
