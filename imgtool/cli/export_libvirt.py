@@ -34,6 +34,9 @@ from imgtool.errors import UsageError
     help="What runs the guest.  [default: the profile's, else what works here, kvm elsewhere]",
 )
 @click.option("-o", "--output-file", "target", type=FILE_NAME, metavar="FILE", help="Write the XML there.")
+@click.option(
+    "--seed", type=FILE_NAME, metavar="FILE", help="Write the profile's cloud-init seed there: a disk of the domain."
+)
 @click.option("--define", "uri", metavar="URI", help="Define it on this libvirt, such as qemu:///system.")
 @click.option(
     "--pool",
@@ -55,6 +58,7 @@ def libvirt(
     name: str | None,
     accelerator: str | None,
     target: str | None,
+    seed: str | None,
     uri: str | None,
     pool: str | None,
     partial: bool,
@@ -74,7 +78,7 @@ def libvirt(
     from imgtool.machine.config import Machine
     from imgtool.machine.profile import load_profile
     from imgtool.machine.values.storage import Drive
-    from imgtool.publish.libvirt.define import DefineRequest
+    from imgtool.publish.libvirt.define import DefineRequest, with_seed
 
     machine = Machine() if profile is None else load_profile(profile)
     if image is not None:
@@ -86,6 +90,8 @@ def libvirt(
         raise UsageError("--pool is where --define copies the images to", hint="add --define URI")
     if accelerator is not None:
         machine = replace(machine, accel=accelerator)
+    if seed is not None:
+        machine = with_seed(machine, absolute(seed), name=name, write=not dry_run)
     request = DefineRequest(
         machine,
         context.programs,

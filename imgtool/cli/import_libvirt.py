@@ -29,7 +29,7 @@ def libvirt(context: Context, domain: str, uri: str | None, target: str | None) 
     from imgtool.cli.output import emit, warn
     from imgtool.image.names import absolute, printable
     from imgtool.machine.profile import read_text
-    from imgtool.publish.libvirt.define import write_text
+    from imgtool.publish.libvirt.define import write_file
     from imgtool.publish.libvirt.reading import read_domain
     from imgtool.publish.libvirt.toml import to_toml
     from imgtool.publish.libvirt.virsh import dump, need_virsh
@@ -42,7 +42,7 @@ def libvirt(context: Context, domain: str, uri: str | None, target: str | None) 
     found = read_domain(text)
     profile = to_toml(found.machine)
     if target is not None:
-        write_text(absolute(target), profile)
+        write_file(absolute(target), profile.encode())
     for one in found.left_out:
         warn(context, f"{one.setting} is left out: {one.reason}")
     emit(context, found, [printable(absolute(target))] if target is not None else profile.rstrip("\n").split("\n"))

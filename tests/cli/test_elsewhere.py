@@ -53,6 +53,25 @@ def test_a_domain_is_written_and_read_as_a_profile(
     assert into.document["machine"]["name"] == "it-cli"
 
 
+def test_a_cloud_init_seed_becomes_a_disk(imgtool: Imgtool, web: Path, profile: Path, tmp_path: Path) -> None:
+    with open(profile, "a") as file:
+        file.write('cloud-init = { hostname = "it-web", user = "me" }\n')
+    refused = imgtool("export", "libvirt", web, "--profile", profile)
+    assert (refused.status, "--seed FILE" in refused.stderr) == (1, True)
+    words = ("export", "libvirt", web, "--profile", profile, "--seed", "seed.iso")
+    assert imgtool(*words, "--dry-run").status == 0
+    assert not (tmp_path / "seed.iso").exists()
+    done = imgtool(*words)
+    assert (done.status, done.stderr) == (0, "")
+    disk = ElementTree.fromstring(done.stdout).findall("devices/disk")[1]
+    source, driver = disk.find("source"), disk.find("driver")
+    assert source is not None
+    assert driver is not None
+    assert (source.get("file"), driver.get("type")) == (str(tmp_path / "seed.iso"), "raw")
+    assert disk.find("readonly") is not None
+    assert b"it-web" in (tmp_path / "seed.iso").read_bytes()
+
+
 def test_what_libvirt_cannot_have_is_refused_or_said(imgtool: Imgtool, web: Path, profile: Path) -> None:
     with open(profile, "a") as file:
         file.write('keymap = "de"\n')

@@ -9,13 +9,16 @@ from collections.abc import Callable
 import msgspec
 from msgspec.structs import replace
 
-from imgtool.errors import ImgtoolError, RefusedError
+from imgtool.errors import ConfigError, ImgtoolError, RefusedError
 from imgtool.image.names import printable
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Host, Link
 from imgtool.machine.layout import Placed
+from imgtool.machine.runtime import name_from
+from imgtool.machine.seed import iso, seed
+from imgtool.machine.values.storage import Drive
 from imgtool.operations.plan import Plan, Touched
-from imgtool.publish.libvirt.prepare import Prepared, prepare
+from imgtool.publish.libvirt.prepare import Prepared, first_file, prepare
 from imgtool.publish.libvirt.virsh import Connection, Volume, define_argv, is_remote, need_virsh
 from imgtool.publish.libvirt.words import LeftOut
 from imgtool.qemu.process import Runner, run
@@ -90,7 +93,7 @@ class DefineRequest:
                 found = elsewhere.domain(partial=self.partial)
             connection.define(found.xml)
         if self.target is not None:
-            write_text(self.target, found.xml)
+            write_file(self.target, found.xml.encode())
         return Defined(
             name=found.name,
             xml=found.xml,
@@ -141,14 +144,28 @@ def _refuse_left_here(prepared: Prepared) -> None:
         )
 
 
-def write_text(path: str, text: str) -> None:
+def with_seed(machine: Machine, path: str, *, name: str | None = None, write: bool = True) -> Machine:
+    """`machine` with its cloud-init seed as a disk: the file `path`, written now, which a guest finds by its label.
+    ConfigError when it wants no seed, or a file that the seed is made of cannot be read."""
+    if machine.cloud_init is None:
+        raise ConfigError("the machine has no cloud-init", hint="a profile has it as cloud-init = { … }")
+    content = seed(machine.cloud_init, name or machine.name or name_from(first_file(machine)))
+    machine = replace(machine, cloud_init=None)
+    if not write:
+        return machine
+    write_file(path, iso(content))
+    disk = Drive(file=path, format="raw", interface="virtio", readonly=True, id="cloud-init")
+    return replace(machine, drives=(*machine.drives, disk))
+
+
+def write_file(path: str, content: bytes) -> None:
     """Writes the file at `path`, whole or not at all. ImgtoolError when it cannot be written."""
     folder = os.path.dirname(path)
     draft = None
     try:
         fd, draft = tempfile.mkstemp(dir=folder, prefix=".imgtool-")
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
             mask = os.umask(0o077)
             os.umask(mask)
             os.fchmod(fd, 0o666 & ~mask)

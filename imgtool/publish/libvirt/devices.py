@@ -40,7 +40,7 @@ def add_devices(devices: Element, machine: Machine, notes: Notes) -> None:
     for place, share in enumerate(machine.shares):
         _add_share(devices, share, f"share[{place}]", notes)
     if machine.cloud_init is not None:
-        notes.add("cloud-init", "libvirt makes no seed: `imgtool boot` does, or give one as a drive")
+        notes.add("cloud-init", "libvirt makes no seed: --seed FILE writes one, and gives it to the domain as a disk")
 
 
 def _add_ports(devices: Element, machine: Machine, notes: Notes) -> None:

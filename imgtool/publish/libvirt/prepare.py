@@ -50,13 +50,14 @@ def prepare(
     host, _ = learn_host(
         machine, programs, runtime_dir="/run/imgtool", scratch_dir=None, console="none", disks=learned.disks
     )
-    called = name or machine.name or name_from(_first_file(machine))
+    called = name or machine.name or name_from(first_file(machine))
     wanted = settled(machine, host, name=called, versioned=here)
     firmware = _firmware(machine, programs) if here and wants_uefi(machine) else None
     return Prepared(wanted, host, firmware)
 
 
-def _first_file(machine: Machine) -> str | None:
+def first_file(machine: Machine) -> str | None:
+    """What a machine without a name is called after."""
     return next((use.path for use in uses(machine)), machine.kernel)
 
 
