@@ -22,7 +22,7 @@ _WORDS: tuple[tuple[str, str, str], ...] = (
     ("memory", "SIZE[,…]", "Memory (2G); slots= and maxmem= leave room for more.  [default: 1G]"),
     ("boot", "ORDER|order=…", "Boot order: a floppy, c disk, d CD-ROM, n network; once=, menu=, …"),
     ("append", "WORDS", "The kernel's command line."),
-    ("display", "TYPE[,…]", "none, gtk, sdl, curses, vnc, spice, egl-headless, dbus.  [default: none; without a terminal, a window]"),
+    ("display", "TYPE[,…]", "gtk, sdl, curses, vnc, spice, egl-headless, dbus, none; a window if no terminal."),
     ("vga", "CARD", "std, cirrus, vmware, qxl, virtio, none."),
     ("keymap", "LAYOUT", "Keyboard layout, such as de."),
     ("vsock", "CID", "A vsock device with this context id."),
