@@ -190,6 +190,12 @@ PROFILES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_cache(home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What QEMU can do is asked once, and not in each test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "libvirt-cache"))
+
+
 @pytest.fixture(scope="module")
 def folder(libvirt: Libvirt) -> Path:
     """Images for the profiles, the daemon's own."""
