@@ -50,5 +50,11 @@ def test_what_limits_it_stands_beside_a_goal_that_was_missed_only() -> None:
     assert as_json("row", missed)["met"] is False
 
 
+def test_without_a_goal_there_is_no_verdict() -> None:
+    result = Result("`x`", [2.0], [1.0], "`y`", None, "the disk")
+    assert line(result) == "| `x` | 2 s | 1 s: `y` | 2.00 |  |  |  |"
+    assert (as_json("row", result)["goal"], as_json("row", result)["met"]) == (None, None)
+
+
 def test_every_row_has_a_name_to_ask_for_it() -> None:
     assert all(name == name.lower() and " " not in name for name in ROWS)
