@@ -4,7 +4,7 @@ PACKAGES_DEMO := python3-venv qemu-system-x86 qemu-utils
 PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 mount procps nftables dnsmasq-base busybox \
     gcc libc6-dev openssh-client ovmf passt qemu-guest-agent strace swtpm \
     apache2-utils docker-registry skopeo \
-    libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils \
+    fuse3 libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils \
     openssh-server qemu-block-extra swtpm-tools \
     debian-archive-keyring e2fsprogs fakeroot mmdebstrap
 # Debian 12 has libvirt's storage driver in libvirt-daemon.
