@@ -134,6 +134,8 @@ class MountRequest:
     def _check_host(self) -> None:
         if not os.path.exists(_FUSE):
             raise ProgramError(f"this host has no {_FUSE}", hint="`modprobe fuse`; a container needs that device")
+        if not os.access(_FUSE, os.R_OK | os.W_OK):
+            raise ProgramError(f"{_FUSE} is not for this user", hint="sudo")
         if not self.raw and os.geteuid() != 0:
             raise ProgramError(
                 "only root mounts a file system", hint="sudo; --raw FILE shows the disk as a raw file without root"
@@ -255,6 +257,8 @@ def _clear(made: Mount, folder: str, runner: Runner) -> None:
         runner(["umount", "--lazy", "--", made.at])
     if _is_fuse(made.view):
         runner(["umount", "--lazy", "--", made.view])
+    if _is_fuse(made.view) and shutil.which("fusermount3") is not None:
+        runner(["fusermount3", "-u", "-z", "--", made.view])
     with contextlib.suppress(OSError):
         os.unlink(made.view)
     shutil.rmtree(folder, ignore_errors=True)

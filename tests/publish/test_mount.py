@@ -15,7 +15,7 @@ from tests.conftest import Images
 from tests.publish.held import held_for_writing
 
 ROOT = os.geteuid() == 0
-FUSE = os.path.exists("/dev/fuse")
+FUSE = os.access("/dev/fuse", os.R_OK | os.W_OK)
 MIB = 1 << 20
 
 
