@@ -130,7 +130,7 @@ class Site:
             names = build.kill(kill.victim)
             build.wait()
         finally:
-            build.kill("both")
+            build.close()
         return names
 
     def qemus(self) -> list[int]:
@@ -233,6 +233,13 @@ class Build:
             self._process.kill()
             killed.append("imgtool")
         return " and ".join(killed) or "nothing"
+
+    def close(self) -> None:
+        self.kill("both")
+        self._process.wait()
+        self._reader.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
 
     def wait(self) -> None:
         """Until it has ended, and QEMU with it. LostError when one does not, or when there is a traceback."""
