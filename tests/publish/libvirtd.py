@@ -39,7 +39,7 @@ class Libvirt:
         config = self.folder / "home" / "config" / "libvirt"
         config.mkdir(parents=True)
         (config / "qemu.conf").write_text(_CONFIG)
-        (self.folder / "libvirtd.conf").write_text("")
+        (self.folder / "libvirtd.conf").write_text("keepalive_interval = -1\n")
         for path in (self.images, self.pool, self.folder / "run"):
             path.mkdir()
         self.folder.chmod(0o755)
@@ -75,9 +75,8 @@ class Libvirt:
         self.virsh("version")
 
     def virsh(self, *words: str | Path, check: bool = True) -> str:
-        done = subprocess.run(
-            ["virsh", "-q", "-c", self.uri, *words], stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
+        argv = ["virsh", "-q", "-k", "0", "-c", self.uri, *words]  # a daemon on a busy machine may be slow to answer
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         assert not check or done.returncode == 0, done.stderr.decode()
         return (done.stdout if done.returncode == 0 else done.stderr).decode()
 
