@@ -25,6 +25,7 @@ from imgtool.publish.oci.push import PushRequest, push
 from imgtool.publish.oci.reference import parse_reference
 from imgtool.publish.oci.values import CONFIG, LAYER, MANIFEST, Config, Manifest, describe
 from tests.conftest import Images
+from tests.files import state_of
 from tests.publish.conftest import Forget
 from tests.publish.registries import RegistryServer
 
@@ -161,10 +162,10 @@ def test_a_layer_that_was_changed_since_is_fetched_instead(chain: Images, reposi
 def test_pulling_again_changes_nothing(chain: Images, repository: str, elsewhere: Path) -> None:
     push(chain / "web.qcow2", repository)
     pull(repository, elsewhere / "web.qcow2")
-    before = {path.name: _state(path) for path in elsewhere.iterdir()}
+    before = {path.name: state_of(path) for path in elsewhere.iterdir()}
     again = pull(repository, elsewhere / "web.qcow2")
     assert [layer.state for layer in again.layers] == ["present", "present"]
-    assert {path.name: _state(path) for path in elsewhere.iterdir()} == before
+    assert {path.name: state_of(path) for path in elsewhere.iterdir()} == before
 
 
 def test_another_file_of_that_name_is_not_replaced(chain: Images, repository: str, elsewhere: Path) -> None:
@@ -491,9 +492,3 @@ def test_verify_finds_nothing_wrong_with_a_pulled_folder(chain: Images, reposito
         pull(f"{repository}:{name}", elsewhere / f"{name}.qcow2")
     found = verify([elsewhere])
     assert (found.images, found.defects) == (3, ())
-
-
-def _state(path: Path) -> tuple[int, int, int, int]:
-    """Which file it is and whether it was written; reading it may change its time of access."""
-    stat = path.stat()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
