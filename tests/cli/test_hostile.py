@@ -63,6 +63,10 @@ VERBS: dict[str, Verb] = {
     "push": Verb(lambda bad, at: [str(bad), "127.0.0.1:1/hostile:1"]),
     "export containerdisk": Verb(lambda bad, at: [str(bad), "--layout", str(at / "layout")]),
     "export kubevirt": Verb(lambda bad, at: [str(bad), "--profile", str(at / "vm.toml")]),
+    "export libvirt": Verb(lambda bad, at: [str(bad), "--profile", str(at / "vm.toml")]),
+    "serve": Verb(lambda bad, at: [str(bad)]),
+    "mount": Verb(lambda bad, at: ["--raw", str(bad), str(at / "new")]),
+    "sync": Verb(lambda bad, at: [str(bad), "root@127.0.0.1:/elsewhere"]),
 }
 
 NOT_IMAGES: dict[str, str] = {
@@ -77,6 +81,8 @@ NOT_IMAGES: dict[str, str] = {
     "vm ssh": "takes a key",
     "vm screenshot": "takes a name to write a picture to",
     "pull": "takes a name to write to; what comes is guarded, see tests/publish",
+    "import libvirt": "takes a domain's XML, and opens no image that it names",
+    "unmount": "takes a directory",
 }
 
 MORE: list[tuple[str, Words]] = [

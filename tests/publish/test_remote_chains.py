@@ -8,6 +8,7 @@ import json
 import os
 import ssl
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,8 +90,8 @@ def paused(imgtool: Imgtool, image: Path, trust: str, env: dict[str, str]) -> Re
 
 
 def test_a_guest_starts_from_a_base_on_nbd(net: Images, imgtool: Imgtool, tmp_path: Path) -> None:
-    env = {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
-    with on_nbd(net):
+    with on_nbd(net), tempfile.TemporaryDirectory(prefix="it-", dir="/tmp") as short:
+        env = {"XDG_RUNTIME_DIR": short, "XDG_DATA_HOME": str(tmp_path / "data")}
         refused = imgtool("boot", "--accel", "tcg", "--detach", net / "net.qcow2", **env)  # type: ignore[arg-type]
         assert refused.status == 1
         assert "--trust nbd" in refused.stderr

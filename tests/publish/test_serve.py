@@ -38,7 +38,7 @@ def served(image: Path, **options: Any) -> Iterator[Export]:
 def nbdinfo(uri: str, *words: str) -> Any:
     done = subprocess.run(["nbdinfo", "--json", *words, uri], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.decode(errors="replace"))  # what file(1) says of the disk is in it as it is
 
 
 def nbd_digest(uri: str) -> str:
