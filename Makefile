@@ -7,9 +7,9 @@ PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 mount procps nftables dnsmasq-base bu
     fuse3 libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils \
     openssh-server qemu-block-extra swtpm-tools \
     debian-archive-keyring e2fsprogs fakeroot mmdebstrap
-# Debian 12 has libvirt's storage driver in libvirt-daemon.
+# Debian 12 has libvirt's storage driver in libvirt-daemon, and virtiofsd in qemu-system-common.
 PACKAGES_TEST += $(shell . /etc/os-release 2>/dev/null; \
-    [ "$$ID" != debian ] || [ "$${VERSION_ID:-0}" -lt 13 ] || echo libvirt-daemon-driver-storage)
+    [ "$$ID" != debian ] || [ "$${VERSION_ID:-0}" -lt 13 ] || echo libvirt-daemon-driver-storage virtiofsd)
 PACKAGES_MATRIX := $(PACKAGES_TEST)
 PACKAGES_BENCH := $(PACKAGES_DEMO) libvirt-clients libvirt-daemon-system
 

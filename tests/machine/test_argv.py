@@ -516,6 +516,15 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
         {"safety": {"run-as": "nobody"}},
         line(safety=["-runas", "nobody", *sandbox(elevateprivileges="allow")]),
     ),
+    (
+        "the terminal's screen",
+        {"display": {"type": "curses"}, "serial": [{"type": "null"}]},
+        line(
+            display=["-vga", "std", "-display", "curses"],
+            ports=["-chardev", "null,id=serial0,logfile=/run/vm/serial0.log", "-serial", "chardev:serial0"],
+            safety=sandbox(elevateprivileges="children"),
+        ),
+    ),
 ]
 
 
