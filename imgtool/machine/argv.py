@@ -94,13 +94,12 @@ def _safety(machine: Machine, host: Host, parts: Parts) -> list[str]:
     if not sandboxed(machine, host):
         return argv
     windowed = display_type(machine, host) in ("gtk", "sdl", "egl-headless", "dbus") or machine.display.gl is not None
-    # ncurses 6.5 gives up rights it does not have before it reads a terminal's description.
-    drops = "children" if display_type(machine, host) == "curses" else "deny"
+    # -runas changes the user after the filter is in place; the bridge helper is setuid; guestfwd's programs begin
+    # with setsid, which this filter holds for a privilege; and ncurses 6.5 sets the user it is, to read terminfo.
+    privileged = run_as is not None or parts.spawns or display_type(machine, host) == "curses"
     value = {
         "obsolete": "deny",
-        # -runas changes the user after the filter is in place; the bridge helper is setuid; and guestfwd's programs
-        # begin with setsid, which this filter holds for a privilege.
-        "elevateprivileges": "allow" if run_as is not None or parts.spawns else drops,
+        "elevateprivileges": "allow" if privileged else "deny",
         "spawn": "allow" if parts.spawns else "deny",
         # GL drivers set the affinity of their threads, and the filter would end QEMU for it.
         "resourcecontrol": "allow" if windowed else "deny",
