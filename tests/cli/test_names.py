@@ -14,6 +14,8 @@ from tests.conftest import Images
 from tests.guests import Machines
 from tests.qemu.test_img_names import NAMES
 
+pytestmark = pytest.mark.matrix
+
 DECOYS = ("decoy", "a", "b", "foo", "x", "help")
 SIZE = 1 << 16
 
