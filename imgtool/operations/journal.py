@@ -84,9 +84,21 @@ def recover(directory: str) -> list[str]:
     return finished
 
 
-def trial_name(path: str) -> str:
+def _trial_name(path: str) -> str:
     """A hidden second name for the file `path`, to see whether it may have one."""
     return os.path.join(os.path.dirname(path), f"{PREFIX}{os.getpid()}-{os.lstat(path).st_ino}{_TRIAL}")
+
+
+def can_be_linked(path: str) -> bool:
+    """Whether the file may have a second name: not on every file system, nor for every user."""
+    trial = _trial_name(path)
+    try:
+        os.link(path, trial, follow_symlinks=False)
+    except OSError:
+        return False
+    with contextlib.suppress(OSError):  # `recover` takes it away then
+        os.unlink(trial)
+    return True
 
 
 def _clear_trials(directory: str) -> None:

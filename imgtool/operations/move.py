@@ -22,7 +22,7 @@ from imgtool.image.policy import current
 from imgtool.image.remembered import remember
 from imgtool.operations.around import header_of, refuse_in_use, refuse_sealed
 from imgtool.operations.copying import copy_file
-from imgtool.operations.journal import recover, trial_name
+from imgtool.operations.journal import can_be_linked, recover
 from imgtool.operations.moving import Names, Reference, around_of, place_of, renamed
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.relink import (
@@ -32,7 +32,7 @@ from imgtool.operations.relink import (
     refuse_not_renamable,
     rename_backing,
 )
-from imgtool.operations.transaction import Transaction, check_removable
+from imgtool.operations.transaction import Transaction, allow_open_files, check_removable
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Verbatim
 from imgtool.qemu.qemu_img import QemuImg
@@ -192,7 +192,7 @@ class MoveRequest:
     def _must_copy(self, old: str, new: str) -> bool:
         """Whether the file cannot just get another name: it goes to another file system, or its header has to change
         and cannot be written in one go."""
-        if os.lstat(old).st_dev != os.stat(_existing(new)).st_dev or not _can_be_linked(old):
+        if os.lstat(old).st_dev != os.stat(_existing(new)).st_dev or not can_be_linked(old):
             return True
         changes = any(place_of(one.image.path) == place_of(old) for one in self.references)
         return changes and not can_be_patched(old)
@@ -371,28 +371,6 @@ def _existing(path: str) -> str:
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     return folder
-
-
-def _can_be_linked(path: str) -> bool:
-    """Whether the file may have a second name: not on every file system, nor for every user."""
-    trial = trial_name(path)
-    try:
-        os.link(path, trial, follow_symlinks=False)
-    except OSError:
-        return False
-    with contextlib.suppress(OSError):  # `recover` takes it away then
-        os.unlink(trial)
-    return True
-
-
-def allow_open_files(wanted: int) -> None:
-    """Every image that is moved is kept open."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted + 256:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted + 256), hard))
 
 
 def move(

@@ -268,6 +268,16 @@ class Transaction:
             self._journal_fd = -1
 
 
+def allow_open_files(wanted: int) -> None:
+    """Raises the limit on open files, where it may be: a change keeps every image open that it holds."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted + 256:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted + 256), hard))
+
+
 @contextlib.contextmanager
 def _alone_in(directories: list[str]) -> Iterator[None]:
     """Within, no other imgtool puts a change into one of `directories`: else two that looked at the same time would
