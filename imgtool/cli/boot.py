@@ -269,11 +269,11 @@ def _detached(
     _say(context, plan)
     started = launch(plan, context.programs)
     started.process.close()
-    marks = Timeline()
+    marks = Timeline() if timeline else None
     try:
         wait_until(plan.vm, condition, seconds=seconds, begun=started.begun, timeline=marks)
     finally:
-        if timeline:
+        if marks is not None:
             _echo_timeline(marks)
         emit(context, {"name": plan.vm.name, "accelerator": plan.choice.accelerator}, [plan.vm.name])
     return 0

@@ -17,6 +17,8 @@ from imgtool.machine.runtime import QEMU_LOG, State, Vm
 from imgtool.machine.serial import Follower, Timeline, tail
 from imgtool.qemu.qmp import Monitor, QmpUnreachable
 
+_REST = 2.0
+"""Seconds a serial port may take for what the guest has written to it."""
 _POLL = 0.1
 _PROBE_SECONDS = 2.0
 _SHOWN_LINES = 12
@@ -67,6 +69,7 @@ def wait_until(
     state = vm.state()
     if state is None:
         raise MachineError(f"the VM {vm.name} has ended")
+    asked = timeline is not None
     timeline = timeline if timeline is not None else Timeline()
     begun = time.monotonic() if begun is None else begun
     deadline = time.monotonic() + seconds
@@ -78,12 +81,27 @@ def wait_until(
             timeline.see(line.text, time.monotonic() - begun)
             matched = matched or (wait.pattern is not None and wait.pattern.search(line.text) is not None)
         if matched or next(probe) or (wait.kind == "cloud-init" and timeline.reached("cloud-init")):
-            timeline.mark("ready", time.monotonic() - begun)
+            ready = time.monotonic() - begun
+            if asked:
+                _see_rest(follower, timeline, ready)
+            timeline.mark("ready", ready)
             return
         if not vm.running:
             raise _ended(vm, wait)
         if time.monotonic() >= deadline:
             raise _late(vm, wait, seconds, timeline)
+        time.sleep(_POLL)
+
+
+def _see_rest(follower: Follower, timeline: Timeline, ready: float) -> None:
+    """What the guest said before it was ready, and its serial port has still to bring: until that pauses."""
+    deadline = time.monotonic() + _REST
+    pauses = 0
+    while pauses < 3 and time.monotonic() < deadline:
+        pauses += 1
+        for line in follower.lines():
+            timeline.see(line.text, ready)
+            pauses = 0
         time.sleep(_POLL)
 
 
