@@ -133,8 +133,9 @@ def _with_footer(stream: bytes) -> bytes:
 
 
 def _create(words: list[str], directory: Path) -> None:
-    """qemu-img create. It fails now and then for LUKS, when it cannot time its key stretching: then once more."""
-    for _ in range(9):
+    """qemu-img create. For LUKS it fails more than every other time on some machines, where it cannot time its key
+    stretching: then it is asked again."""
+    for _ in range(60):
         if (
             subprocess.run([QEMU_IMG, "create", *words], cwd=directory, check=False, capture_output=True).returncode
             == 0
