@@ -80,11 +80,14 @@ class ProcessId(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 def parse_stat(content: bytes) -> ProcessId | None:
-    """The identity in the content of /proc/PID/stat; None for a zombie, and for anything else."""
+    """The identity in the content of /proc/PID/stat; None for a process that has ended, and for anything else."""
     # The command's name stands in parentheses and may hold spaces and parentheses itself.
     head, found, rest = content.rpartition(b")")
     fields = rest.split()
-    if not found or len(fields) < 20 or fields[0] in (b"Z", b"X"):
+    if not found or len(fields) < 20 or fields[0] == b"X":
+        return None
+    # A process whose first thread has ended is called a zombie while its others still hold its files open.
+    if fields[0] == b"Z" and int(fields[17]) <= 1:
         return None
     pid = head.partition(b" ")[0]
     return ProcessId(int(pid), int(fields[19]))

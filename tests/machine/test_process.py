@@ -3,7 +3,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +52,30 @@ def test_a_zombie_is_no_longer_alive(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
     assert not process.alive
+
+
+def test_a_process_without_its_first_thread_lives_until_the_last_has_ended() -> None:
+    """As QEMU is for a moment when it is killed: called a zombie, with its images and taps still open."""
+    number = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
+    program = f"""
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=[60]).start()
+print(flush=True)
+ctypes.CDLL(None).syscall({number}, 0)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            while b") Z " not in Path(f"/proc/{child.pid}/stat").read_bytes():
+                time.sleep(0.01)
+            process = ProcessId.of(child.pid)
+            assert process is not None
+            assert not process.wait(0.1)
+            assert process.send(signal.SIGKILL)
+            assert process.wait(20)
+        finally:
+            child.kill()
 
 
 def test_a_command_name_with_parentheses_and_spaces_does_not_mislead() -> None:
