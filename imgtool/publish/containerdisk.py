@@ -31,7 +31,7 @@ from imgtool.publish.oci.layout import write_layout
 from imgtool.publish.oci.parallel import Meter
 from imgtool.publish.oci.push import flattened, publish, scratch
 from imgtool.publish.oci.reference import DEFAULT_TAG, parse_reference
-from imgtool.publish.oci.values import CONTENT_DIGEST, FORMAT, VIRTUAL_SIZE, Descriptor, describe
+from imgtool.publish.oci.values import CONTENT_DIGEST, FORMAT, IMAGE_CONFIG, VIRTUAL_SIZE, Descriptor, describe
 from imgtool.qemu import img_argv
 from imgtool.qemu.extents import open_as
 from imgtool.qemu.qemu_img import QemuImg
@@ -39,7 +39,6 @@ from imgtool.qemu.qemu_img import QemuImg
 QEMU = 107
 """The user and group that QEMU is in KubeVirt's pods."""
 
-CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 DiskFormat = Literal["qcow2", "raw"]
@@ -182,7 +181,7 @@ class ContainerDiskRequest:
         return said | self.annotations
 
     def _send(self, layer: Descriptor, blob: Blob, annotations: Mapping[str, str], meter: Meter) -> str:
-        content, described = describe(image_config(layer.digest, self.architecture), CONFIG)
+        content, described = describe(image_config(layer.digest, self.architecture), IMAGE_CONFIG)
         if self.layout is not None:
             return write_layout(
                 self.layout, self.tag, [(layer, blob)], (described, content), annotations=annotations, count=meter.add

@@ -23,7 +23,16 @@ from imgtool.publish.oci.layers import layer_name
 from imgtool.publish.oci.pull import PullRequest, pull
 from imgtool.publish.oci.push import PushRequest, push
 from imgtool.publish.oci.reference import parse_reference
-from imgtool.publish.oci.values import CONFIG, LAYER, MANIFEST, Config, Manifest, describe
+from imgtool.publish.oci.values import (
+    ARTIFACT,
+    FORMER_CONFIG,
+    IMAGE_CONFIG,
+    LAYER,
+    MANIFEST,
+    ImageConfig,
+    Manifest,
+    describe,
+)
 from tests.conftest import Images
 from tests.files import state_of
 from tests.publish.conftest import Forget
@@ -235,7 +244,8 @@ def test_annotations_say_what_the_image_is(chain: Images, registry: RegistryServ
     pushed = push(chain / "web.qcow2", repository, recipe_digest="sha256:abc", annotations={"org.example.team": "a"})
     manifest = registry_manifest(registry, pushed.digest)
     assert manifest["mediaType"] == MANIFEST
-    assert manifest["config"]["mediaType"] == CONFIG
+    assert manifest["artifactType"] == ARTIFACT
+    assert manifest["config"]["mediaType"] == IMAGE_CONFIG
     content = digest_of(chain / "web.qcow2")
     assert manifest["annotations"] == {
         "io.imgtool.format": "qcow2",
@@ -269,6 +279,12 @@ def test_skopeo_reads_and_copies_what_was_pushed(
         ["skopeo", "inspect", "--raw", "--tls-verify=false", source], stdout=subprocess.PIPE, check=True
     ).stdout
     assert raw == registry.blob_file(pushed.digest).read_bytes()
+    plain = subprocess.run(["skopeo", "inspect", "--tls-verify=false", source], stdout=subprocess.PIPE, check=True)
+    shown = json.loads(plain.stdout)
+    assert shown["Digest"] == pushed.digest
+    assert shown["Layers"] == [layer.digest for layer in pushed.layers]
+    assert shown["Labels"] == json.loads(raw)["annotations"]
+    assert shown["Labels"]["io.imgtool.content-digest"] == pushed.content_digest
     config = subprocess.run(
         ["skopeo", "inspect", "--config", "--raw", "--tls-verify=false", source], stdout=subprocess.PIPE, check=True
     ).stdout
@@ -337,7 +353,7 @@ def test_a_spoilt_document_is_caught(
 
 
 def push_by_hand(reference: str, layers: list[tuple[bytes, dict[str, object]]], **config: object) -> None:
-    """Pushes an artifact that `imgtool push` would not make: blobs, and what the config says of each."""
+    """Pushes what `imgtool push` made formerly, or would not make: blobs, and what the config says of each."""
     from imgtool.publish.oci.blob import Blob
     from imgtool.publish.oci.known import Known
     from imgtool.publish.oci.transfer import upload
@@ -352,11 +368,28 @@ def push_by_hand(reference: str, layers: list[tuple[bytes, dict[str, object]]], 
         entries.append(entry)
         descriptors.append(Descriptor(media_type=f"{LAYER}{entry['format']}", digest=digest, size=len(content)))
     document = {"schema": 1, "format": "qcow2", "virtual-size": 16 << 20, "layers": entries, **config}
-    content, described = describe(document, CONFIG)
+    content, described = describe(document, FORMER_CONFIG)
     upload(registry, described.digest, Blob(content), Known(), lambda _: None)
     manifest = Manifest(schema_version=2, media_type=MANIFEST, config=described, layers=tuple(descriptors))
     content, _ = describe(manifest, MANIFEST)
     registry.put_manifest(content, MANIFEST, registry.reference.version)
+
+
+def test_images_of_the_former_form_are_pulled(chain: Images, repository: str, elsewhere: Path) -> None:
+    push_by_hand(repository, [((chain / "base.qcow2").read_bytes(), {})])
+    pulled = pull(repository, elsewhere / "base.qcow2")
+    assert [layer.state for layer in pulled.layers] == ["fetched"]
+    assert (elsewhere / "base.qcow2").read_bytes() == (chain / "base.qcow2").read_bytes()
+
+
+def test_the_oras_client_fetches_the_files(chain: Images, repository: str, elsewhere: Path) -> None:
+    push(chain / "web.qcow2", repository)
+    from oras.client import OrasClient
+
+    client = OrasClient(hostname=repository.partition("/")[0], insecure=True)
+    fetched = client.pull(target=f"{repository}:latest", outdir=str(elsewhere))
+    assert [os.path.basename(path) for path in fetched] == ["base.qcow2", "web.qcow2"]
+    assert (elsewhere / "base.qcow2").read_bytes() == (chain / "base.qcow2").read_bytes()
 
 
 def test_a_layer_that_refers_to_a_file_of_ours_is_refused(chain: Images, repository: str, elsewhere: Path) -> None:
@@ -480,7 +513,10 @@ def test_a_config_is_the_same_wherever_it_is_made(chain: Images, registry: Regis
     content = registry.blob_file(manifest["config"]["digest"]).read_bytes()
     import msgspec
 
-    config = msgspec.json.decode(content, type=Config)
+    document = msgspec.json.decode(content, type=ImageConfig)
+    config = document.image
+    assert config is not None
+    assert document.rootfs.diff_ids == tuple(layer.digest for layer in pushed.layers)
     assert [layer.digest for layer in config.layers] == [layer.digest for layer in pushed.layers]
     assert config.content_digest == pushed.content_digest
     assert str(chain.directory).encode() not in content

@@ -1,12 +1,17 @@
 """Images as OCI artifacts.
 
-An image is a manifest, its config, and one layer for each image of its backing chain, the base first:
+An image is a manifest with the artifactType `application/vnd.imgtool.image.v1`, its config, and one layer for each
+image of its backing chain, the base first:
 
 | what | media type |
 | --- | --- |
 | manifest | `application/vnd.oci.image.manifest.v1+json` |
-| config | `application/vnd.imgtool.image.v1+json`, a `values.Config` |
+| config | `application/vnd.oci.image.config.v1+json`, a `values.ImageConfig` |
 | layer | `application/vnd.imgtool.layer.v1.FORMAT`, FORMAT being QEMU's name: `qcow2`, `raw`, `vmdk`… |
+
+The config is one that clients for containers read too (`skopeo inspect` refuses every other). Its property
+`io.imgtool.image` says what the image is, as a `values.Config`. Formerly that was the whole config, of the media type
+`application/vnd.imgtool.image.v1+json`.
 
 A layer is the image's file as it is, with one exception: a qcow2 says in its first cluster which file it stands on,
 and where that lies differs from host to host. In a layer it names its parent layer by the 64 hexadecimal digits of
@@ -14,7 +19,7 @@ that one's SHA-256 (in the `blobs/sha256` folder of an OCI layout a chain theref
 it carries no anchor, and the rest of its first cluster is zeros. So the same overlay has the same digest wherever it
 is pushed from, a base is stored once however many images stand on it, and a pull fetches only what is not there yet.
 
-Annotations of the manifest, and where it says so of each layer:
+Annotations of the manifest, which are labels of the config too, and where it says so of each layer:
 
 | annotation | value |
 | --- | --- |

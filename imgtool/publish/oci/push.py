@@ -26,15 +26,19 @@ from imgtool.publish.oci.reference import parse_reference
 from imgtool.publish.oci.registry import Registry
 from imgtool.publish.oci.transfer import State, upload
 from imgtool.publish.oci.values import (
-    CONFIG,
+    ARTIFACT,
     CONTENT_DIGEST,
     FORMAT,
+    IMAGE_CONFIG,
     MANIFEST,
     RECIPE_DIGEST,
     VIRTUAL_SIZE,
     Config,
     Descriptor,
+    ImageConfig,
+    Labels,
     Manifest,
+    Rootfs,
     describe,
 )
 from imgtool.qemu import img_argv
@@ -170,15 +174,17 @@ class PushRequest:
             annotations[CONTENT_DIGEST] = top.content
         if self.recipe_digest is not None:
             annotations[RECIPE_DIGEST] = self.recipe_digest
-        annotations.update(self.annotations)
-        content, described = describe(config, CONFIG)
+        rootfs = Rootfs(diff_ids=tuple(layer.digest for layer in layers))
+        document = ImageConfig(image=config, config=Labels(labels=annotations), rootfs=rootfs)
+        content, described = describe(document, IMAGE_CONFIG)
         blobs = [(layer.descriptor(), layer.blob) for layer in layers]
         registry = self.connection.open(self.reference)
         digest, states = publish(
             registry,
             blobs,
             (described, content),
-            annotations=annotations,
+            artifact=ARTIFACT,
+            annotations={**annotations, **self.annotations},
             known=self.known,
             jobs=self.connection.jobs,
             meter=meter,
@@ -202,12 +208,14 @@ def publish(
     layers: Sequence[tuple[Descriptor, Blob]],
     config: tuple[Descriptor, bytes],
     *,
+    artifact: str | None = None,
     annotations: Mapping[str, str],
     known: Known,
     jobs: int = JOBS,
     meter: Meter,
 ) -> tuple[str, dict[str, State]]:
-    """Has the registry have an artifact, its blobs before its manifest, which the registry's reference then names.
+    """Has the registry have an image, or an `artifact` of that type, its blobs before its manifest, which the
+    registry's reference then names.
     Returns the manifest's digest and what became of each layer."""
     states: dict[str, State] = {}
 
@@ -222,6 +230,7 @@ def publish(
     manifest = Manifest(
         schema_version=2,
         media_type=MANIFEST,
+        artifact_type=artifact,
         config=described,
         layers=tuple(descriptor for descriptor, _ in layers),
         annotations=dict(annotations),

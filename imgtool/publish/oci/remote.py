@@ -11,12 +11,15 @@ from imgtool.image.names import printable
 from imgtool.publish.oci.errors import RegistryError
 from imgtool.publish.oci.registry import Registry
 from imgtool.publish.oci.values import (
-    CONFIG,
+    FORMER_CONFIG,
+    IMAGE_CONFIG,
     LAYER,
     MANIFEST,
     Config,
     ConfigLayer,
     Descriptor,
+    Manifest,
+    Told,
     checked_manifest,
     decode,
 )
@@ -38,16 +41,29 @@ def look(registry: Registry) -> Remote:
     if media_type not in (MANIFEST, ""):
         raise RegistryError(f"{reference} is no image of imgtool's but a {printable(media_type)}")
     manifest = checked_manifest(content, what)
-    if manifest.config.media_type != CONFIG:
-        raise RegistryError(
-            f"{reference} is no image of imgtool's: its config is a {printable(manifest.config.media_type)}",
-            hint="`imgtool push` makes such images; others can be fetched with skopeo or oras",
-        )
-    config = decode(registry.document(manifest.config), Config, f"the config of {reference}")
+    config = _config(registry, manifest)
     wrong = _wrong(config, manifest.layers)
     if wrong is not None:
         raise RegistryError(f"{reference} contradicts itself: {wrong}")
     return Remote(digest, config, manifest.layers)
+
+
+def _config(registry: Registry, manifest: Manifest) -> Config:
+    """What the image's config says of it. RegistryError when that is no image of imgtool's."""
+    reference = registry.reference
+    kind = manifest.config.media_type
+    what = f"the config of {reference}"
+    if kind == FORMER_CONFIG:
+        return decode(registry.document(manifest.config), Config, what)
+    if kind == IMAGE_CONFIG:
+        told = decode(registry.document(manifest.config), Told, what)
+        if told.image is not None:
+            return told.image
+    raise RegistryError(
+        f"{reference} is no image of imgtool's: its config is a {printable(kind)}"
+        f"{' of a container' if kind == IMAGE_CONFIG else ''}",
+        hint="`imgtool push` makes such images; others can be fetched with skopeo or oras",
+    )
 
 
 def _wrong(config: Config, layers: Sequence[Descriptor]) -> str | None:

@@ -15,7 +15,11 @@ from imgtool.publish.oci.reference import is_digest
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
-CONFIG = "application/vnd.imgtool.image.v1+json"
+IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
+ARTIFACT = "application/vnd.imgtool.image.v1"
+"""What a manifest says it is, whose config is as every client of registries reads it."""
+FORMER_CONFIG = "application/vnd.imgtool.image.v1+json"
+"""Of images pushed when their config was a `Config` and nothing around it. They are pulled as well."""
 LAYER = "application/vnd.imgtool.layer.v1."
 """Before QEMU's name of the layer's format."""
 
@@ -44,6 +48,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     schema_version: Literal[2]
     media_type: str | None = None
+    artifact_type: str | None = None
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
@@ -70,6 +75,33 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omit_def
     """The base first."""
     content_digest: str | None = None
     recipe_digest: str | None = None
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What imgtool reads of an image's config."""
+
+    image: Config | None = msgspec.field(name="io.imgtool.image", default=None)
+    """None in a container's: imgtool did not push it."""
+
+
+class Labels(msgspec.Struct, frozen=True, kw_only=True):
+    labels: dict[str, str] = msgspec.field(name="Labels")
+    """What `skopeo inspect` shows."""
+
+
+class Rootfs(msgspec.Struct, frozen=True, kw_only=True, tag="layers"):
+    diff_ids: tuple[str, ...]
+    """The digests of the layers, which nothing compresses."""
+
+
+class ImageConfig(Told, frozen=True, kw_only=True):
+    """A config as OCI's image specification (config.md) wants it, so that every client of registries can read it;
+    what it does not know it has to pass over. A disk is of no architecture that imgtool knows of."""
+
+    architecture: Literal["unknown"] = "unknown"
+    os: Literal["unknown"] = "unknown"
+    config: Labels
+    rootfs: Rootfs
 
 
 def digest_of(content: bytes) -> str:
