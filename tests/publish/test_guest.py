@@ -1,10 +1,14 @@
-"""A guest that went through a registry with TLS and a password, and out again as a containerDisk, starts."""
+"""Guests that start from what went to other places: a registry with TLS and a password and out again as a
+containerDisk, and bases that stay on servers."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +16,11 @@ from imgtool.publish.containerdisk import export_containerdisk
 from imgtool.publish.oci.pull import pull
 from imgtool.publish.oci.push import push
 from tests.conftest import Images
-from tests.guests import BOOT_SECONDS, PROMPT, Machines
+from tests.guests import BOOT_SECONDS, PROMPT, Machines, Shell
 from tests.publish.conftest import Forget
-from tests.publish.registries import RegistryServer
+from tests.publish.distant import json_name, on_https, on_ssh
+from tests.publish.registries import Certificates, RegistryServer
+from tests.publish.sshd import SshServer
 
 
 @pytest.mark.guest
@@ -49,3 +55,40 @@ def test_what_was_pushed_pulled_and_exported_boots(
     words += ["--wait", f"serial:{PROMPT}$", "--wait-timeout", str(BOOT_SECONDS)]
     assert machines(*words).stdout == "from-registry\n"
     machines("vm", "kill", "from-registry")
+
+
+def boots_where_trusted(
+    machines: Machines, images: Images, place: Mapping[str, Any], *, tries: int = 1, seconds: int = BOOT_SECONDS
+) -> None:
+    """An overlay on Alpine's disk at `place` boots where the policy allows its driver, and is refused without."""
+    driver = place["driver"]
+    overlay = images.overlay("web.qcow2", json_name(place), size="1G")
+    name = f"from-{driver}"
+    words: list[str | Path] = ["-d", overlay, *machines.shell_words(), "--name", name]
+    refused = machines("boot", *words, check=False)
+    assert (refused.returncode, f"--trust {driver}" in refused.stderr) == (1, True)
+    assert machines.vms() == []
+    words += ["--trust", driver, "--wait", f"serial:{PROMPT}$", "--wait-timeout", str(seconds)]
+    runs = (machines("boot", *words, check=False) for _ in range(tries))
+    done = next((run for run in runs if run.returncode == 0), None)
+    assert done is not None
+    shell = Shell(os.path.join(machines.root, name, "serial0.sock"))
+    assert "Alpine" in shell("cat /etc/os-release")
+    shell.close()
+    machines("vm", "kill", name)
+
+
+@pytest.mark.guest
+def test_a_guest_boots_from_a_base_on_https(machines: Machines, images: Images, certificates: Certificates) -> None:
+    with on_https(machines.alpine.disk, certificates) as place:
+        boots_where_trusted(machines, images, place)
+
+
+@pytest.mark.guest
+def test_a_guest_boots_from_a_base_on_ssh(
+    machines: Machines, images: Images, sshd: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with on_ssh(machines.alpine.disk, sshd) as (place, env):
+        for name, value in env.items():
+            monkeypatch.setitem(machines.env, name, value)
+        boots_where_trusted(machines, images, place)

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
-import json
-import os
-import ssl
-import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,6 +18,7 @@ from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QemuImg
 from tests.cli.conftest import Imgtool, Result, imgtool
 from tests.conftest import Images
+from tests.publish.distant import json_name, on_https, on_ssh
 from tests.publish.registries import Certificates
 from tests.publish.sshd import SshServer
 from tests.publish.test_serve import nbd_digest, raw_digest, served
@@ -99,66 +93,11 @@ def test_a_guest_starts_from_a_base_on_nbd(net: Images, imgtool: Imgtool, tmp_pa
         assert done.status == 0, done.stderr
 
 
-class _Ranges(http.server.SimpleHTTPRequestHandler):
-    """Serves parts of files, as QEMU's curl driver asks for them."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
-        with open(self.translate_path(self.path), "rb") as file:
-            content = file.read()
-        first, last = 0, len(content) - 1
-        wanted = self.headers.get("Range")
-        if wanted is not None:
-            start, _, end = wanted.removeprefix("bytes=").partition("-")
-            first, last = int(start), min(int(end or last), last)
-        self.send_response(206 if wanted else 200)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-        self.send_header("Content-Length", str(last - first + 1))
-        self.end_headers()
-        if body:
-            self.wfile.write(content[first : last + 1])
-
-    def log_message(self, *_: Any) -> None:
-        return
-
-
-@contextmanager
-def on_https(folder: Path, certificates: Certificates) -> Iterator[str]:
-    def handler(*words: Any) -> _Ranges:
-        return _Ranges(*words, directory=str(folder))
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates.certificate, certificates.key)
-    # each handshake in its connection's thread: a slow one does not keep others waiting
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"https://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 def test_a_base_on_https_is_read_and_verified(net: Images, imgtool: Imgtool, certificates: Certificates) -> None:
-    """QEMU's curl driver trusts the system's CAs: this server's certificate, made here, is let pass in the reference
-    itself, as who has such a server writes it."""
-    with on_https(net.directory, certificates) as url:
-        tree = {"driver": "qcow2", "file": {"driver": "https", "url": f"{url}/base.qcow2", "sslverify": "off"}}
-        backing = "json:" + json.dumps(tree)
-        net.qemu_img("create", "-q", "-f", "qcow2", "-b", backing, "-F", "qcow2", net / "web.qcow2")
+    with on_https(net / "base.qcow2", certificates) as place:
+        net.overlay("web.qcow2", json_name(place), size="4M")
         shown = imgtool("chain", "show", "--trust", "https", net / "web.qcow2")
-        assert (shown.status, url in shown.stdout) == (0, True)
+        assert (shown.status, place["url"] in shown.stdout) == (0, True)
         refused = imgtool("convert", "-O", "raw", net / "web.qcow2", net / "no.raw")
         assert (refused.status, "--trust https" in refused.stderr) == (1, True)
         # QEMU 10.0's curl driver stops for ever in one of thirty runs, plain qemu-img's too: then it is asked again
@@ -169,31 +108,9 @@ def test_a_base_on_https_is_read_and_verified(net: Images, imgtool: Imgtool, cer
     assert hashlib.sha256((net / "web.raw").read_bytes()).hexdigest() == raw_digest(net, "base.qcow2")
 
 
-def test_a_base_on_ssh_is_read(net: Images, imgtool: Imgtool, sshd: SshServer, tmp_path: Path) -> None:
-    """QEMU's ssh driver takes keys from an agent."""
-    socket = tmp_path / "agent"
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
-    try:
-        env = {"SSH_AUTH_SOCK": str(socket)}
-        while subprocess.run(["ssh-add", "-q", sshd.key], env={**os.environ, **env}, check=False).returncode == 2:
-            assert agent.poll() is None  # it does not listen yet
-        user = os.environ.get("USER") or subprocess.check_output(["id", "-un"], text=True).strip()
-        tree = {
-            "driver": "qcow2",
-            "file": {
-                "driver": "ssh",
-                "path": str(net / "base.qcow2"),
-                "user": user,
-                "server": {"host": "127.0.0.1", "port": str(sshd.port)},
-                "host-key-check": {"mode": "none"},
-            },
-        }
-        backing = "json:" + json.dumps(tree)
-        words = ("-b", backing, "-F", "qcow2", net / "web.qcow2", "4M")
-        net.qemu_img("create", "-q", "-u", "-f", "qcow2", *words)
+def test_a_base_on_ssh_is_read(net: Images, imgtool: Imgtool, sshd: SshServer) -> None:
+    with on_ssh(net / "base.qcow2", sshd) as (place, env):
+        net.overlay("web.qcow2", json_name(place), size="4M")
         done = imgtool("convert", "--trust", "ssh", "-O", "raw", net / "web.qcow2", net / "web.raw", **env)  # type: ignore[arg-type]
         assert done.status == 0, done.stderr
-    finally:
-        agent.terminate()
-        agent.wait(30)
     assert hashlib.sha256((net / "web.raw").read_bytes()).hexdigest() == raw_digest(net, "base.qcow2")
