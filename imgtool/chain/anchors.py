@@ -19,7 +19,7 @@ from imgtool.chain.look import OPEN_FLAGS
 from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image.anchor import Anchor, compare, read_anchor
 from imgtool.image.header import FORMATS, read_header
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 
 AnchorState = Literal["same", "copied", "written", "changed", "stale", "none"]
 """same: nobody wrote the parent. copied: another file that looks the same. written: the same file, written since;
@@ -103,7 +103,7 @@ def refuse_changed(chain: Sequence[Image], *, force: bool = False) -> list[str]:
     else is worth saying of its anchors."""
     notes = []
     for found in standings(chain):
-        name = printable(found.overlay)
+        name = pasted(found.overlay)
         if found.state in ("written", "changed") and not force:
             proof = (
                 f"`imgtool chain anchor --deep {name}` proves that its content is still the same; "

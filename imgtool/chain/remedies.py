@@ -10,7 +10,7 @@ from imgtool.chain.anchors import state_of
 from imgtool.chain.findings import Finding
 from imgtool.chain.graph import Image
 from imgtool.chain.health import Anchored, Health
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 
 
 class Remedy(NamedTuple):
@@ -28,17 +28,17 @@ class Found(NamedTuple):
     """Whether the overlay remembers this very disk; else only its name is right."""
 
 
-_NAMED_BY_HAND = "`imgtool rebase -u --force -b BASE -F FORMAT {}` puts it on another backing file"
+_NAMED_BY_HAND = "`imgtool rebase -u --force -b BASE -F FORMAT {word}` puts it on another backing file"
 
 _HINTS = {
-    "cycle": "`imgtool rebase -u --force -b BASE -F FORMAT {}` would open the circle",
-    "self-reference": "`imgtool rebase -u --force -b BASE -F FORMAT {}` puts it on the right one",
-    "truncated": "what is missing is in a backup of {}, or nowhere",
+    "cycle": "`imgtool rebase -u --force -b BASE -F FORMAT {word}` would open the circle",
+    "self-reference": "`imgtool rebase -u --force -b BASE -F FORMAT {word}` puts it on the right one",
+    "truncated": "what is missing is in a backup of {name}, or nowhere",
     "unknown-feature": "a newer QEMU may open it",
-    "data-file-missing": "the data of {} is in that file: bring it back",
-    "data-file-unusable": "the data of {} is in that file: make it readable",
+    "data-file-missing": "the data of {name} is in that file: bring it back",
+    "data-file-unusable": "the data of {name} is in that file: make it readable",
     "duplicate-name": "changes through one name are changes through all of them",
-    "backing-format-doubtful": "if no guest wrote those bytes, `imgtool rebase -u -F FORMAT -b BASE {}` says so",
+    "backing-format-doubtful": "if no guest wrote those bytes, `imgtool rebase -u -F FORMAT -b BASE {word}` says so",
 }
 
 
@@ -65,12 +65,12 @@ class Remedies:
         if code == "snapshots":
             return Remedy(("imgtool", "snapshot", "-l", path))
         hint = _HINTS.get(code)
-        return Remedy(hint=None if hint is None else hint.format(printable(path)))
+        return Remedy(hint=None if hint is None else hint.format(name=printable(path), word=pasted(path)))
 
     def missing_parent(self, image: Image) -> Remedy:
         found = self.candidate(image)
         if found is None:
-            return Remedy(hint=_NAMED_BY_HAND.format(printable(image.path)))
+            return Remedy(hint=_NAMED_BY_HAND.format(word=pasted(image.path)))
         if found.sure:
             return _automatic("missing-parent", image.path)
         command = ("imgtool", "rebase", "-u", "--force", "-b", found.path, "-F", found.format, image.path)
@@ -82,7 +82,7 @@ class Remedies:
         )
         parent = self._by_path.get(image.parent or "")
         if parent is None or parent.format is None or image.format not in ("qcow2", "qed"):
-            return Remedy(hint=_NAMED_BY_HAND.format(printable(image.path)))
+            return Remedy(hint=_NAMED_BY_HAND.format(word=pasted(image.path)))
         return _automatic(code, image.path)
 
     def written_parent(self, image: Image) -> Remedy:

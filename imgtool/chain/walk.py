@@ -27,7 +27,7 @@ from imgtool.errors import (
     ImgtoolError,
 )
 from imgtool.image.header import FORMATS
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, pasted, printable
 from imgtool.image.policy import Policy, approve, current
 from imgtool.image.reference import parse
 
@@ -110,7 +110,7 @@ def guard(
             raise ChainError(
                 f"the backing chain of {printable(top.path)} never ends: {found.message}",
                 path=top.path,
-                hint=f"`imgtool rebase -u --force -b BASE -F FORMAT {printable(last.path)}` opens the circle",
+                hint=f"`imgtool rebase -u --force -b BASE -F FORMAT {pasted(last.path)}` opens the circle",
             )
     _check_leaves(chain, opens_parents=opens_parents)
     if max_depth is not None and len(chain) > max_depth:
@@ -155,7 +155,7 @@ def _check_leaves(chain: list[Image], *, opens_parents: bool) -> None:
             raise ChainError(
                 f"the backing chain of {printable(top.path)} never ends: {printable(leaf.path)} leads back into it",
                 path=top.path,
-                hint=f"`imgtool rebase -u --force -b BASE -F FORMAT {printable(child.path)}` opens the circle",
+                hint=f"`imgtool rebase -u --force -b BASE -F FORMAT {pasted(child.path)}` opens the circle",
             )
         if opens_parents:
             _check_parents([child, *below])
@@ -173,11 +173,11 @@ def _check_parents(chain: list[Image]) -> None:
     for child, node in pairwise(chain):
         for found in node.findings:
             if found.code in UNUSABLE:
-                name = printable(child.path)
                 raise ChainError(
                     f"the backing chain of {printable(top.path)} is broken: {found.message}",
                     path=top.path,
-                    hint=f"{name} names it as its backing file; `imgtool chain show {name}` shows the chain",
+                    hint=f"{printable(child.path)} names it as its backing file; "
+                    f"`imgtool chain show {pasted(child.path)}` shows the chain",
                 )
     looker = Looker()
     for image in chain:

@@ -90,7 +90,16 @@ def collect(
         say(context, gone, _files("deleted", [file for batch in gone for file in batch.files]))
     else:
         done = request.make()
-        say(context, done, _files("put away", done.files, id=done.id, kept=done.kept))
+        say(
+            context,
+            done,
+            _files(
+                "put away",
+                done.files,
+                kept=done.kept,
+                undo=() if done.id is None else ("--undo", "--id", done.id, directory),
+            ),
+        )
 
 
 def _needed() -> Iterator[str]:
@@ -115,23 +124,27 @@ def _plan(context: Context, plan: Plan) -> None:
     emit_plan(context, plan)
 
 
-def _files(verb: str, files: Sequence[Garbage], *, id: str | None = None, kept: int | None = None) -> Iterator[str]:
+def _files(
+    verb: str, files: Sequence[Garbage], *, kept: int | None = None, undo: tuple[str, ...] = ()
+) -> Iterator[str]:
     from imgtool.chain.draw import relative
-    from imgtool.cli.render import counted, short_size
+    from imgtool.cli.render import counted, shell, short_size
 
     for file in files:
         yield f"{verb}: {relative(file.path, os.getcwd())}, {short_size(file.bytes)}"
     total = short_size(sum(file.bytes for file in files))
     rest = "" if kept is None else f"; {counted(kept, 'image')} needed"
     yield f"{counted(len(files), 'image')} {verb}, {total}{rest}"
-    if id is not None:
-        yield f"`imgtool chain collect DIR --undo --id {id}` brings them back, `--purge` deletes them"
+    if undo:
+        yield f"`imgtool chain collect {shell(undo)}` brings them back, --purge deletes them"
 
 
 def _listed(found: Sequence[Quarantined]) -> Iterator[str]:
     from imgtool.cli.render import counted, date, short_size
     from imgtool.image.names import printable
 
+    if not found:
+        yield "nothing is put away"
     for one in found:
         what = f"{counted(len(one.files), 'image')}, {short_size(one.bytes)}"
         yield f"{printable(one.id)}  {date(int(one.made))}  {what}"

@@ -32,6 +32,7 @@ from imgtool.cli.images import (
     snapshot_known,
     touched,
     wants_help,
+    warn_of_children,
 )
 from imgtool.cli.options import (
     FILE_NAME,
@@ -52,7 +53,7 @@ from imgtool.cli.options import (
 from imgtool.cli.output import warn
 from imgtool.cli.progress import progress
 from imgtool.errors import ImageExistsError, ImageInUseError, UsageError
-from imgtool.image.names import absolute, printable, printable_lines
+from imgtool.image.names import absolute, pasted, printable, printable_lines
 from imgtool.image.qapi import to_builtins
 from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_options
 
@@ -160,7 +161,9 @@ def convert(
         if not others["skip_creation"]:
             check_name(context, target, target_format, "-O")
         _check_target(target, sources, force=force, in_place=others["skip_creation"])
-        parent = parent_of(target, backing, backing_format, as_is=False, unsafe=False) if backing else None
+        if force:
+            warn_of_children(context, target)
+        parent = parent_of(target, backing, backing_format) if backing else None
         _check_parent(sources, parent.path if parent else None)
     elif backing:
         raise UsageError("-B is for a target that is a file")
@@ -246,7 +249,7 @@ def _check_parent(sources: list[Opened], parent: str | None) -> None:
             raise UsageError(
                 f"{source.name} stands on {printable(below[0])}, and not on {printable(str(parent))}: what it reads "
                 f"from there would be lost",
-                hint=f"-B {printable(below[0])}, and then `imgtool rebase` the new image; or leave out -B",
+                hint=f"-B {pasted(below[0])}, and then `imgtool rebase` the new image; or leave out -B",
             )
 
 

@@ -18,6 +18,7 @@ from imgtool.cli.images import (
     say,
     touched,
     wants_help,
+    warn_of_children,
 )
 from imgtool.cli.options import (
     FILE_NAME,
@@ -33,7 +34,7 @@ from imgtool.cli.output import remark
 from imgtool.cli.render import size as shown_size
 from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.header import FORMATS
-from imgtool.image.names import absolute, printable
+from imgtool.image.names import absolute, pasted, printable
 from imgtool.image.qapi import to_builtins
 from imgtool.qemu.img_argv import Backing, Verbatim
 
@@ -120,6 +121,8 @@ def create(
     if backing:
         parent = parent_of(path, backing, backing_format, as_is=backing_as_is, unsafe=unsafe)
         _check_overlay(path, parent, size, force)
+    if force:
+        warn_of_children(context, path)
     program = qemu_img(context, timeout)
     arguments: dict[str, Any] = {
         "format": format,
@@ -141,11 +144,17 @@ def create(
 
 
 def parent_of(
-    path: str, backing: str, format: str | None, *, as_is: bool, unsafe: bool, above: str | None = None
+    path: str,
+    backing: str,
+    format: str | None,
+    *,
+    as_is: bool = False,
+    unsafe: bool | None = None,
 ) -> Parent:
-    """The backing file `backing` of the image at `path`, looked at unless it is no file here or `unsafe`.
+    """The backing file `backing` of the image at `path`, looked at unless it is no file here or `unsafe`
+    (None where people cannot ask for that).
 
-    RefusedError when it stands on the existing image `above`.
+    RefusedError when it stands on what is at `path` now, and would lose that.
     """
     if as_is or unsafe:
         if format is None:
@@ -161,28 +170,27 @@ def parent_of(
         near = absolute(backing)
         if near != place and os.path.exists(near):
             there = os.path.relpath(near, os.path.dirname(path))
-            error.hint = f"the name starts in the image's own directory: -b {printable(there)}"
+            error.hint = f"the name starts in the image's own directory: -b {pasted(there)}"
         else:
-            error.hint = "-u makes the image without looking"
+            error.hint = None if unsafe is None else "-u makes the image without looking"
         raise
-    if above is not None:
-        _refuse_circle(above, place, chain)
+    _refuse_circle(path, place, chain)
     top = chain[0]
     return Parent(backing, format or top.format or "raw", top.path, top.virtual_size)
 
 
 def _refuse_circle(path: str, place: str, chain: list[Image]) -> None:
-    for image in chain:
+    for image in chain if os.path.exists(path) else ():
         if os.path.exists(image.path) and os.path.samefile(image.path, path):
             how = "is the image itself" if image is chain[0] else "stands on it"
             raise RefusedError(
-                f"{printable(path)} cannot have the backing file {printable(place)}, which {how}", path=path
+                f"{printable(path)} cannot have the backing file {printable(place)}, which {how}",
+                path=path,
+                hint="choose another name for the new image",
             )
 
 
 def _check_overlay(path: str, parent: Parent, size: int | None, force: bool) -> None:
-    if parent.path is not None and os.path.exists(path) and os.path.samefile(parent.path, path):
-        raise RefusedError("the image would be its own backing file, and be gone", path=path)
     if force or size is None or parent.virtual_size is None or size >= parent.virtual_size:
         return
     raise RefusedError(

@@ -20,7 +20,7 @@ from imgtool.errors import (
     UsageError,
 )
 from imgtool.image.header import FORMATS
-from imgtool.image.names import absolute, printable
+from imgtool.image.names import absolute, pasted, printable
 from imgtool.image.reference import protocol_of
 from imgtool.qemu.img_argv import ImageOpts, Source
 
@@ -214,7 +214,7 @@ def refuse_children(path: str, children: Sequence[str], *, doing: str) -> None:
         raise RefusedError(
             f"{name} is the backing file of {listed(children)}: {doing} would change what is read there",
             path=path,
-            hint=f"`imgtool chain show {name}` shows what stands on it; --force does it all the same",
+            hint=f"`imgtool chain show {pasted(path)}` shows what stands on it; --force does it all the same",
         )
 
 
@@ -226,6 +226,16 @@ def children_of(path: str, *, but: str | None = None) -> list[str]:
     by_path = found.graph.by_path()
     left_out = by_path[found.asked[-1]].all_names if but is not None else ()
     return [child for child in by_path[found.asked[0]].children if child not in left_out]
+
+
+def warn_of_children(context: Context, path: str) -> None:
+    """Warns when images stand on the file at `path`, which the user said is to be replaced."""
+    from imgtool.cli.output import warn
+
+    children = children_of(path) if os.path.isfile(path) else []
+    if children:
+        stand = "stands" if len(children) == 1 else "stand"
+        warn(context, f"{listed(children)} {stand} on {printable(path)}, and will read what takes its place")
 
 
 def listed(paths: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
-from imgtool.image.names import printable
+from imgtool.image.names import pasted
 
 
 def size(count: int) -> str:
@@ -71,25 +71,8 @@ def table(
 
 
 def shell(words: Sequence[str]) -> str:
-    """A command line to paste into a shell that also may be shown: words that hold what a terminal must not see are
-    written in `$'…'`."""
-    return " ".join(_quoted(word) for word in words)
-
-
-def _quoted(word: str) -> str:
-    import os
-    import shlex
-
-    if printable(word.replace("\\", "")) == word.replace("\\", ""):
-        return shlex.quote(word)
-    escaped = []
-    for byte in os.fsencode(word):
-        char = chr(byte)
-        if char in "\\'":
-            escaped.append("\\" + char)
-        else:
-            escaped.append(char if 0x20 <= byte < 0x7F else f"\\x{byte:02x}")
-    return "$'" + "".join(escaped) + "'"
+    """A command line to paste into a shell that also may be shown."""
+    return " ".join(pasted(word) for word in words)
 
 
 def good(text: str) -> str:

@@ -7,6 +7,7 @@ resolved through symlinks (QEMU resolves a relative backing name against the dir
 from __future__ import annotations
 
 import os
+import shlex
 
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -48,6 +49,22 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Like `printable`, but keeps line feeds: for the output of programs, which may quote hostile names."""
     return "\n".join(printable(line) for line in text.rstrip("\n").split("\n"))
+
+
+def pasted(word: str) -> str:
+    """`word` as a shell takes it, in a command that people paste and that may be shown: what `printable` would
+    escape is written in `$'…'`, which bash, zsh and ksh read."""
+    plain = word.replace("\\", "")
+    if printable(plain) == plain:
+        return shlex.quote(word)
+    escaped = []
+    for byte in os.fsencode(word):
+        char = chr(byte)
+        if char in "\\'":
+            escaped.append("\\" + char)
+        else:
+            escaped.append(char if 0x20 <= byte < 0x7F else f"\\x{byte:02x}")
+    return "$'" + "".join(escaped) + "'"
 
 
 def harmless(text: str) -> str:

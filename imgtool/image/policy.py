@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -26,7 +25,7 @@ from imgtool.image.formats.base import Header
 from imgtool.image.formats.qcow2 import Qcow2Details
 from imgtool.image.header import read_header
 from imgtool.image.links import PROTOCOLS, ROLE_NAMES, Link, is_below, links
-from imgtool.image.names import PathLike, absolute, printable
+from imgtool.image.names import PathLike, absolute, pasted, printable
 from imgtool.image.reference import Reference
 
 MAX_DEPTH = 200
@@ -301,7 +300,7 @@ def _check_leaf(leaf: Reference, what: str, policy: Policy, path: str) -> None:
         return
     if not policy.allows_file(leaf.path, directory=os.path.dirname(path)):
         folder = leaf.path if protocol == "vvfat" else os.path.dirname(os.path.realpath(leaf.path))
-        word = printable(shlex.quote(folder))
+        word = pasted(folder)
         raise PolicyError(
             f"{printable(path)} wants the {what} {printable(leaf.path)}, which lies outside its own directory",
             wants=leaf.path,

@@ -15,7 +15,7 @@ from imgtool.chain.graph import Image
 from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image.anchor import Anchor, edited_head
 from imgtool.image.header import read_header
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, pasted, printable
 from imgtool.operations.anchoring import anchor_to, can_be_anchored
 from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_sealed
 from imgtool.operations.plan import Plan, Touched
@@ -71,7 +71,7 @@ class AnchorRequest:
         if not can_be_anchored(header_of(image)):
             raise RefusedError(
                 f"{shown} has no room for an anchor: only a qcow2 of version 3 has",
-                hint=f"`imgtool amend -o compat=1.1 {shown}` makes it one"
+                hint=f"`imgtool amend -o compat=1.1 {pasted(image.path)}` makes it one"
                 if image.format == "qcow2"
                 else "`imgtool convert -O qcow2` makes one of it",
                 path=image.path,
@@ -92,7 +92,8 @@ class AnchorRequest:
             raise RefusedError(
                 f"{printable(parent.path)} was written or copied, and {shown} does not remember what it held: "
                 "nothing can be proven",
-                hint=f"`imgtool chain anchor {shown}` takes it as it is; --force records its content besides",
+                hint=f"`imgtool chain anchor {pasted(image.path)}` takes it as it is; --force records its content "
+                "besides",
                 path=image.path,
             )
 

@@ -12,7 +12,7 @@ from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image.anchor import Anchor, edited_head, read_anchor, take, write_anchor
 from imgtool.image.formats import FORMATS
 from imgtool.image.header import Header, read_header
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 from imgtool.operations.transaction import Transaction
 
 _TRUE = ("same", "copied")
@@ -112,7 +112,7 @@ def _refuse_sealed(overlay: str, parent: str) -> None:
     if not os.stat(overlay).st_mode & 0o222:
         raise RefusedError(
             f"{printable(overlay)} is sealed, and remembers {printable(parent)} as it is now",
-            hint=f"`chmod u+w {printable(overlay)}` if it was not meant to be sealed",
+            hint=f"`chmod u+w {pasted(overlay)}` if it was not meant to be sealed",
             path=overlay,
         )
 

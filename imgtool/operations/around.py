@@ -15,7 +15,7 @@ from imgtool.errors import ImageInUseError, RefusedError, UsageError
 from imgtool.image.formats import FORMATS
 from imgtool.image.header import Header, Qcow2Details, read_header
 from imgtool.image.locks import holders
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, pasted, printable
 from imgtool.operations.journal import recover
 from imgtool.operations.transaction import check_replaceable
 
@@ -158,7 +158,7 @@ def refuse_sealed(image: Image) -> None:
     if not os.stat(image.path).st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
         raise RefusedError(
             f"{printable(image.path)} is read-only: a sealed image is never changed",
-            hint=f"make an overlay of it, or `chmod u+w {printable(image.path)}` if it was not meant to be sealed",
+            hint=f"make an overlay of it, or `chmod u+w {pasted(image.path)}` if it was not meant to be sealed",
             path=image.path,
         )
 

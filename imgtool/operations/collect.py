@@ -27,6 +27,7 @@ from imgtool.operations.quarantine import (
     Quarantined,
     directory_at,
     make_folders,
+    manifest_of,
     remove_empty,
     rename_all,
 )
@@ -160,7 +161,7 @@ class CollectRequest:
                     change.hold(image.path)
                 note = change.stage(os.path.join(self.directory, MANIFEST))
                 with open(note, "wb") as file:
-                    file.write(msgspec.json.encode(manifest))
+                    file.write(manifest_of(manifest))
                 change.place(os.path.join(box, MANIFEST), note)
                 rename_all(change, places, _tops_first(self.garbage))
                 change.commit(lambda: make_folders([box, *map(os.path.dirname, places.values())], made))

@@ -17,7 +17,7 @@ import msgspec
 from imgtool.chain.graph import Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import RefusedError
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, pasted, printable
 from imgtool.operations.anchoring import follow, take_place
 from imgtool.operations.around import (
     Around,
@@ -155,7 +155,7 @@ class CommitRequest:
             f"{names(hurt)} also {'stands' if len(hurt) == 1 else 'stand'} on {printable(self.base.path)} "
             "and would read what is committed",
             hint=f"--preserve-siblings keeps what they read; `imgtool convert -O qcow2 "
-            f"{printable(self.overlay.path)} NEW.qcow2` leaves the base alone; --force changes them",
+            f"{pasted(self.overlay.path)} NEW.qcow2` leaves the base alone; --force changes them",
             path=self.overlay.path,
         )
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 import msgspec
 
+from imgtool.chain.graph import Image
 from imgtool.errors import RefusedError
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, pasted, printable
 from imgtool.operations.around import Around, listed, names, refuse_in_use, refuse_sealed
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.transaction import Transaction, check_removable
@@ -40,8 +41,7 @@ class DeleteRequest:
         if children and not force:
             raise RefusedError(
                 f"{names(children)} {'stands' if len(children) == 1 else 'stand'} on {shown}",
-                hint=f"`imgtool chain shorten --delete {printable(children[0].path)}` merges it into what stands on "
-                "it; --force deletes it all the same",
+                hint=f"{self._way_out(children)}; --force deletes it all the same",
                 path=image.path,
             )
         refuse_in_use(children, why=f"it stands on {shown}", even_reading=True)
@@ -64,6 +64,13 @@ class DeleteRequest:
         self.files = [image.path, *self._data_file()]
         for file in self.files:
             check_removable(file)
+
+    def _way_out(self, children: list[Image]) -> str:
+        """What to do first, so that nothing stands on it any more."""
+        child = pasted(children[0].path)
+        if self.image.backing is not None and len(children) == 1:
+            return f"`imgtool chain shorten --delete {child}` merges it into what stands on it"
+        return f"`imgtool chain flatten {child}` makes {'that' if len(children) == 1 else 'one of them'} independent"
 
     def _refuse_other_names(self, force: bool) -> None:
         others = [name for name in self.image.all_names if name != self.image.path]

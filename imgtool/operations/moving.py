@@ -13,7 +13,7 @@ from imgtool.chain.graph import Graph, Image
 from imgtool.chain.link import link
 from imgtool.chain.scan import Store, absolute
 from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError, UsageError
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, pasted, printable
 from imgtool.operations.overlay import reference_to
 from imgtool.operations.relink import Link
 
@@ -220,6 +220,6 @@ def _refuse_options(image: Image) -> None:
     if not words <= known:
         raise RefusedError(
             f"{printable(image.path)} names its backing file with options that would be lost: {printable(text)}",
-            hint=f"`imgtool rebase -u -b FILE -F FORMAT {printable(image.path)}` gives it a plain name first",
+            hint=f"`imgtool rebase -u -b FILE -F FORMAT {pasted(image.path)}` gives it a plain name first",
             path=image.path,
         )

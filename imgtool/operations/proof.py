@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from imgtool.errors import ImgtoolError
 from imgtool.image.header import read_header
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 from imgtool.qemu.img_types import Source
 from imgtool.qemu.qemu_img import QemuImg
 
@@ -30,7 +30,7 @@ def prove_sound(qemu_img: QemuImg, copy: str, *, format: str | None, image: str)
     if found.status == "corrupt":
         raise ProofError(
             f"the new version of {printable(image)} would be damaged; nothing was changed",
-            hint=f"`imgtool check {printable(image)}` says whether it is damaged already",
+            hint=f"`imgtool check {pasted(image)}` says whether it is damaged already",
             path=image,
         )
 
@@ -42,7 +42,7 @@ def prove_same(
     if not same(qemu_img, copy, original, formats=formats):
         raise ProofError(
             f"a guest would not read the same from {printable(image)} any more; nothing was changed",
-            hint=f"`imgtool check {printable(image)}` says whether it is damaged",
+            hint=f"`imgtool check {pasted(image)}` says whether it is damaged",
             path=image,
         )
 

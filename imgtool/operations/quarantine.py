@@ -7,6 +7,7 @@ manifest says where from.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +17,7 @@ from imgtool.chain.hidden import KEPT
 from imgtool.chain.scan import absolute
 from imgtool.errors import ImageError, ImageInUseError, ImageNotFoundError, RefusedError
 from imgtool.image.locks import lock_state
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, pasted, printable
 from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.transaction import Transaction, if_alone_in
@@ -60,10 +61,15 @@ def quarantined(directory: PathLike) -> list[Quarantined]:
     for name in names:
         try:
             with open(os.path.join(place, name, MANIFEST), "rb") as file:
-                found.append(msgspec.json.decode(file.read(), type=Quarantined))
-        except (OSError, msgspec.MsgspecError):
+                found.append(msgspec.convert(json.loads(file.read()), Quarantined))
+        except (OSError, ValueError):  # msgspec's errors are of these, too
             continue
     return found
+
+
+def manifest_of(batch: Quarantined) -> bytes:
+    """The manifest, by Python's `json`: it writes and reads names that are not UTF-8, which msgspec does not."""
+    return json.dumps(msgspec.to_builtins(batch)).encode()
 
 
 class UndoRequest:
@@ -158,7 +164,9 @@ def _chosen(directory: PathLike, name: str | None) -> tuple[str, Quarantined]:
     if not found or "/" in found[-1].id or found[-1].id.startswith("."):
         what = "no quarantine" if name is None else f"nothing of the name {printable(name)} in its quarantine"
         raise ImageNotFoundError(
-            f"{printable(top)} has {what}", hint="`imgtool chain collect --list` shows what there is", path=top
+            f"{printable(top)} has {what}",
+            hint=f"`imgtool chain collect --list {pasted(top)}` shows what there is",
+            path=top,
         )
     # the directory may have been moved since, with all that is in it
     batch = found[-1]

@@ -8,7 +8,7 @@ import msgspec
 
 from imgtool.errors import RefusedError
 from imgtool.image.header import Header, Qcow2Details
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, pasted, printable
 from imgtool.operations.anchoring import add_anchor_if_room, take_place
 from imgtool.operations.around import (
     Around,
@@ -73,7 +73,7 @@ class ResetRequest:
             raise RefusedError(
                 f"{names(children)} {'stands' if len(children) == 1 else 'stand'} on {shown}, and would lose what "
                 "was written to it",
-                hint=f"`imgtool chain flatten {printable(children[0].path)}` makes it independent; --force resets "
+                hint=f"`imgtool chain flatten {pasted(children[0].path)}` makes it independent; --force resets "
                 "all the same",
                 path=self.image.path,
             )

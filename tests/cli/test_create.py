@@ -162,3 +162,31 @@ def test_a_name_that_promises_another_format_is_remarked_on(images: Images, imgt
         f"imgtool: warning: {images / 'disk.qcow2'} becomes a raw image: "
         "no format is given; -f qcow2 makes what it says\n"
     )
+
+
+@pytest.mark.parametrize("words", [["create", "-f"], ["convert", "other.qcow2", "-O"]], ids=["create", "convert"])
+def test_what_a_backing_file_stands_on_is_not_replaced_by_its_overlay(
+    images: Images, imgtool: Imgtool, words: list[str]
+) -> None:
+    base = images.base("base.qcow2")
+    images.overlay("mid.qcow2", "base.qcow2")
+    images.overlay("top.qcow2", "mid.qcow2")
+    images.base("other.qcow2")
+    before = base.read_bytes()
+    done = imgtool(*words, "qcow2", "base.qcow2", "-o", "backing_file=top.qcow2", "--force", cwd=images.directory)
+    assert done.status == 1
+    assert "stands on it" in done.stderr
+    assert base.read_bytes() == before
+
+
+@pytest.mark.parametrize("words", [["create", "-f"], ["convert", "other.qcow2", "-O"]], ids=["create", "convert"])
+def test_replacing_a_base_by_force_names_who_stood_on_it(images: Images, imgtool: Imgtool, words: list[str]) -> None:
+    images.base("base.qcow2")
+    top = images.overlay("top.qcow2", "base.qcow2")
+    images.base("other.qcow2")
+    size = ["1M"] if words[0] == "create" else []
+    done = imgtool(*words, "qcow2", "base.qcow2", *size, "--force", cwd=images.directory)
+    assert done.status == 0
+    assert f"warning: {top} stands on" in done.stderr
+    again = imgtool(*words, "qcow2", "top.qcow2", *size, "--force", cwd=images.directory)
+    assert (again.status, again.stderr) == (0, "")

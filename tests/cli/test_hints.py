@@ -1,0 +1,88 @@
+"""What a hint proposes can be pasted into a shell, whatever the files are called."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Imgtool
+from tests.conftest import Images
+
+FOLDER = os.fsdecode(b"it's a\nstore \xff")
+
+
+@pytest.fixture
+def store(images: Images) -> Path:
+    """base ← mid ← top, base ← side, in a directory that a shell would take apart."""
+    folder = images / FOLDER
+    folder.mkdir()
+    images.base(f"{FOLDER}/base")
+    images.overlay(f"{FOLDER}/mid", "base")
+    images.overlay(f"{FOLDER}/top", "mid")
+    images.overlay(f"{FOLDER}/side", "base")
+    return folder
+
+
+def proposed(hint: str) -> list[list[str]]:
+    """The words of each command of `hint`, as a shell reads them."""
+    commands = re.findall(r"`([^`]*)`", hint)
+    assert commands
+    return [
+        [os.fsdecode(word) for word in subprocess.check_output(["bash", "-c", f"printf '%s\\0' {one}"]).split(b"\0")]
+        for one in commands
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "named"),
+    [
+        pytest.param(["commit", "mid"], "convert", "mid", id="commit"),
+        pytest.param(["overlay", "delete", "base"], "chain flatten", "mid", id="delete a base"),
+        pytest.param(["overlay", "delete", "mid"], "chain shorten", "top", id="delete a layer"),
+        pytest.param(["overlay", "reset", "mid"], "chain flatten", "top", id="reset"),
+        pytest.param(["resize", "base", "+1M"], "chain show", "base", id="resize"),
+        pytest.param(["rebase", "-b", "", "sealed"], "chmod u+w", "sealed", id="sealed"),
+        pytest.param(["convert", "orphan", "new"], "chain show", "orphan", id="missing parent"),
+        pytest.param(["convert", "circle", "new"], "rebase", "circle", id="cycle"),
+    ],
+)
+def test_a_command_in_a_hint_names_the_file_to_a_shell(
+    imgtool: Imgtool, images: Images, store: Path, words: list[str], command: str, named: str
+) -> None:
+    if named == "sealed":
+        images.overlay(f"{FOLDER}/sealed", "base").chmod(0o444)
+    if named in ("orphan", "circle"):
+        images.overlay(f"{FOLDER}/{named}", "base")
+        images.rebase(f"{FOLDER}/{named}", "gone" if named == "orphan" else "circle")
+    done = imgtool(*words, "--output", "json", cwd=store)
+    assert done.status == 1
+    found = proposed(done.error["hint"])
+    assert any(command in " ".join(one) and str(store / named) in one for one in found), found
+
+
+def test_what_collect_put_away_is_brought_back_by_the_command_it_names(imgtool: Imgtool, store: Path) -> None:
+    done = imgtool("chain", "collect", store, "--keep", store / "top")
+    assert done.status == 0, done.stderr
+    [undo] = proposed(done.stdout)
+    assert not (store / "side").exists()
+    assert imgtool(*undo[1:-1]).status == 0
+    assert (store / "side").exists()
+
+
+def test_nothing_put_away_is_said(imgtool: Imgtool, store: Path) -> None:
+    assert imgtool("chain", "collect", "--list", store).stdout.strip() == "nothing is put away"
+    assert imgtool("chain", "collect", "--list", store, "--output", "json").document == []
+    refused = imgtool("chain", "collect", "--undo", store, "--output", "json")
+    assert refused.status == 1
+    assert str(store) in proposed(refused.error["hint"])[0]
+
+
+def test_convert_does_not_offer_an_option_of_create(imgtool: Imgtool, store: Path) -> None:
+    refused = imgtool("convert", "-O", "qcow2", "-B", "gone", "top", "new", "--output", "json", cwd=store)
+    assert refused.status == 1
+    assert "-u" not in (refused.error["hint"] or "")
+    assert "-u" in imgtool("create", "-f", "qcow2", "-b", "gone", "new", "--output", "json", cwd=store).error["hint"]
