@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from imgtool.build.executor import Executor, ExecutorError
-from imgtool.build.inputs import Found
+from imgtool.build.inputs import Found, target_of
 from imgtool.build.recipe import Copy
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable, printable_lines
@@ -59,8 +59,7 @@ def put(executor: Executor, copy: Copy, files: Sequence[Found], scratch: str) ->
     """Copies `files`, which are those of `copy.from_`, into the guest. `scratch` is a folder of the host to work in.
     ExecutorError when the guest does not take them."""
     if len(files) == 1 and files[0].entry.path == "":
-        name = copy.to + os.path.basename(copy.from_) if copy.to.endswith("/") else copy.to
-        executor.put(files[0].source, name, mode=_mode(copy, files[0]), owner=copy.owner)
+        executor.put(files[0].source, target_of(copy, files), mode=_mode(copy, files[0]), owner=copy.owner)
         return
     archive = os.path.join(scratch, f"copy-{secrets.token_hex(4)}.tar")
     try:

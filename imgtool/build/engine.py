@@ -25,6 +25,7 @@ from imgtool.build.recipe import Loaded
 from imgtool.build.records import BuiltLayer, Record, read_record, write_record
 from imgtool.build.session import Decide, OnError, Session, Tools
 from imgtool.build.store import Layer, Store
+from imgtool.build.target import check_output, refuse_replacing
 from imgtool.build.watcher import Watcher
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
@@ -95,7 +96,10 @@ class Builder:
 
     def plan(self, loaded: Loaded, choice: Choice = Choice()) -> BuildPlan:  # noqa: B008 - it is frozen
         with trusting(self.tools.store, loaded):
-            return make_plan(loaded, self.tools.store, self.tools.memory, self.tools.qemu_img, choice)
+            plan = make_plan(loaded, self.tools.store, self.tools.memory, self.tools.qemu_img, choice)
+            if plan.output == "make" and loaded.recipe.output is not None:
+                refuse_replacing(loaded.recipe.output.path, force=self.tools.force)
+        return plan
 
     def build(self, loaded: Loaded, choice: Choice = Choice()) -> Built:  # noqa: B008
         """Brings the recipe's image up to date, those of the recipes that it starts from first.
@@ -168,10 +172,10 @@ class _Build:
         self.record: Record = self.inputs.record
         self.session = Session(tools, loaded, self.inputs)
         self.begun = time.monotonic()
+        self.looked_ahead = False
 
     def run(self) -> Built:
-        if self.recipe.output is not None:
-            self._check_output()
+        check_output(self.loaded, self.inputs.base, self.tools.qemu_img.programs)
         try:
             layers, top = self._layers()
             made, manifest = self._result(layers, top)
@@ -188,17 +192,6 @@ class _Build:
             manifest=manifest,
             seconds=round(time.monotonic() - self.begun, 3),
         )
-
-    def _check_output(self) -> None:
-        output = self.recipe.output
-        assert output is not None
-        if os.path.realpath(output.path) == os.path.realpath(self.inputs.base.path):
-            line = self.loaded.line("output", "path")
-            raise ConfigError(
-                f"{printable(self.loaded.path)}:{line}: the output would replace the base it is made from",
-                hint="give output.path another name",
-                path=self.loaded.path,
-            )
 
     def _layers(self) -> tuple[list[tuple[LayerResult, Layer]], str]:
         """Every layer, found or built, and the content of the last one."""
@@ -249,7 +242,8 @@ class _Build:
             self._note(number, document, found)
             return found, True
         why = why_missed(self.inputs, number, document, forced=forced, stale=found is not None)
-        self._check_secrets(number)
+        if not self.looked_ahead:
+            self._look_ahead(number)
         self.watcher.start(number, total, wanted.name, key, "; ".join(why))
         from imgtool.build.making import make_layer
 
@@ -285,9 +279,14 @@ class _Build:
             self.record = changed if known is None else msgspec.structs.replace(changed, output=known.output)
             write_record(self.store, self.record)
 
-    def _check_secrets(self, number: int) -> None:
-        """ConfigError for a secret that this layer or one after it needs and nobody gave, before any work is done."""
+    def _look_ahead(self, number: int) -> None:
+        """Raises before any work is done: ConfigError for an input that this layer or one after it needs and that
+        cannot be read, and for a secret that nobody gave; RefusedError for an output that must not be replaced."""
+        self.looked_ahead = True
+        if self.recipe.output is not None:
+            refuse_replacing(self.recipe.output.path, force=self.tools.force)
         for at in range(number, len(self.recipe.layers)):
+            self.inputs.document(at, "", self.tools.memory)
             for name in self.recipe.layers[at].secrets:
                 if name not in self.tools.secrets:
                     line = self.loaded.line("layer", at, "secrets")
@@ -320,7 +319,7 @@ class _Build:
 
     def _make_result(self, layers: list[Layer], results: list[LayerResult]) -> ImageManifest:
         from imgtool.build.layers import Ground, stand_on
-        from imgtool.build.result import Making, ManifestLayer, make_result, refuse_replacing
+        from imgtool.build.result import Making, ManifestLayer, make_result
 
         output = self.recipe.output
         assert output is not None

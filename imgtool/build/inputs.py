@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
 
 from imgtool.build.memory import Memory
+from imgtool.build.recipe import Copy
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 
@@ -48,6 +49,13 @@ def files_of(source: str, memory: Memory) -> list[Found]:
     except OSError as error:
         place = os.fsdecode(error.filename) if error.filename else source
         raise ConfigError(f"{printable(place)} cannot be copied: {error.strerror}", path=place) from error
+
+
+def target_of(copy: Copy, files: Sequence[Found]) -> str:
+    """Where `files`, which are those of `copy.from_`, go in the guest: a file that goes into a folder keeps its
+    name."""
+    alone = len(files) == 1 and files[0].entry.path == ""
+    return copy.to + os.path.basename(copy.from_) if alone and copy.to.endswith("/") else copy.to
 
 
 def _below(folder: str, prefix: str, memory: Memory) -> Iterator[Found]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from imgtool.build.inputs import Entry, files_of
+from imgtool.build.inputs import Entry, files_of, target_of
 from imgtool.build.memory import Memory
-from imgtool.build.recipe import Guest, Layer, Recipe, executor_of, seconds_of, timeout_of
+from imgtool.build.recipe import Copy, Guest, Layer, Recipe, executor_of, seconds_of, timeout_of
+from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 from imgtool.machine.values.network import User
 
@@ -139,15 +141,7 @@ def document(
 
 def step(recipe: Recipe, layer: Layer, memory: Memory) -> Step:
     return Step(
-        copy=[
-            CopyInput(
-                to=copy.to,
-                owner=copy.owner,
-                mode=copy.mode,
-                files=[found.entry for found in files_of(copy.from_, memory)],
-            )
-            for copy in layer.copy
-        ],
+        copy=[_copied(copy, memory) for copy in layer.copy],
         run=list(layer.run),
         script=_script(layer, memory),
         reboot=layer.reboot,
@@ -160,12 +154,25 @@ def step(recipe: Recipe, layer: Layer, memory: Memory) -> Step:
     )
 
 
+def _copied(copy: Copy, memory: Memory) -> CopyInput:
+    files = files_of(copy.from_, memory)
+    return CopyInput(
+        to=target_of(copy, files), owner=copy.owner, mode=copy.mode, files=[found.entry for found in files]
+    )
+
+
 def _script(layer: Layer, memory: Memory) -> ScriptInput | None:
     if layer.script is None:
         return None
+    if os.path.isdir(layer.script):
+        raise ConfigError(f"the script {printable(layer.script)} is a folder", path=layer.script)
     (found,) = files_of(layer.script, memory)
     assert found.entry.sha256 is not None
     return ScriptInput(sha256=found.entry.sha256, mode=found.entry.mode, interpreter=list(layer.interpreter))
+
+
+PLACES = ("fda", "fdb", "hda", "hdb", "hdc", "hdd")
+"""Disks that are named by where they are, like `cdrom`."""
 
 
 def hardware(machine: Guest, architecture: str, memory: Memory) -> Hardware:
@@ -196,6 +203,8 @@ def hardware(machine: Guest, architecture: str, memory: Memory) -> Hardware:
         drives.append(
             {key: shown[key] for key in ("if", "media", "serial") if key in shown} | {"file": sha256(drive.file)}
         )
+    # Only where there are some: layers that were made without go by the keys they had.
+    drives += [{"place": place, "file": sha256(file)} for place in PLACES if (file := getattr(machine, place))]
     return Hardware(
         architecture=architecture,
         machine=plain(machine.machine),

@@ -15,7 +15,9 @@ from imgtool.build.memory import Memory
 from imgtool.build.recipe import Loaded
 from imgtool.build.records import BuiltLayer, Record, read_record
 from imgtool.build.store import Layer, Store
-from imgtool.errors import UsageError
+from imgtool.build.target import check_output
+from imgtool.errors import ConfigError, UsageError
+from imgtool.image.links import is_below
 from imgtool.image.names import printable
 from imgtool.qemu.qemu_img import QemuImg
 
@@ -76,10 +78,21 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     record: Record
 
     def document(self, number: int, parent: str, memory: Memory) -> KeyDocument:
+        """ConfigError, with the line, for an input that cannot be read."""
         recipe = self.loaded.recipe
-        return document(
-            recipe, recipe.layers[number], parent=parent, disk=self.disk, hardware=self.hardware, memory=memory
-        )
+        layer = recipe.layers[number]
+        try:
+            return document(recipe, layer, parent=parent, disk=self.disk, hardware=self.hardware, memory=memory)
+        except ConfigError as error:
+            inputs = [*(("copy", at) for at in range(len(layer.copy))), ("script",)]
+            files = [*(copy.from_ for copy in layer.copy), layer.script]
+            place = next((place for place, file in zip(inputs, files, strict=True) if _is_in(error.path, file)), ())
+            where = f"{printable(self.loaded.path)}:{self.loaded.line('layer', number, *place)}"
+            raise ConfigError(f"{where}: {error.message}", hint=error.hint, path=error.path) from error
+
+
+def _is_in(path: str | None, place: str | None) -> bool:
+    return path is not None and place is not None and is_below(path, place)
 
 
 def gather(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg) -> Inputs:
@@ -114,6 +127,7 @@ def why_missed(inputs: Inputs, number: int, found: KeyDocument, *, forced: bool,
 def make_plan(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg, choice: Choice) -> BuildPlan:
     """The plan as it is now; changes nothing. Raises what a build would before its first step."""
     inputs = gather(loaded, store, memory, qemu_img)
+    check_output(loaded, inputs.base, qemu_img.programs)
     planned: list[PlannedLayer] = []
     parent: str | None = inputs.base.content
     for number, layer in enumerate(loaded.recipe.layers):
@@ -155,11 +169,11 @@ def make_plan(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg, c
 def _unknown(inputs: Inputs, number: int, memory: Memory, before: BuiltLayer | None, forced: bool) -> PlannedLayer:
     """A layer whose parent's content is not known yet."""
     name = inputs.loaded.recipe.layers[number].name
+    found = inputs.document(number, "" if before is None else str(before.document.get("parent")), memory)
     if forced:
         return _estimated(PlannedLayer(name=name, state="miss", changes=("asked for",)), before)
     if before is None:
         return PlannedLayer(name=name, state="miss", changes=("it was never built",))
-    found = inputs.document(number, str(before.document.get("parent")), memory)
     changes = tuple(differences(before.document, plain(found)))
     if changes:
         return _estimated(PlannedLayer(name=name, state="miss", changes=changes), before)

@@ -41,6 +41,8 @@ SealAction = Literal[
     "machine-id", "ssh-host-keys", "cloud-init", "logs", "package-cache", "dhcp-leases", "history", "trim"
 ]
 Compression = Literal["zstd", "zlib", "none"]
+OutputFormat = Literal["qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc", "qed", "qcow", "parallels"]
+"""What qemu-img makes of a disk without being told more. Compressed are qcow2, qcow and some VMDKs."""
 Duration = str | int
 """`90s`, `30m`, `12h`, `7d`, or a number of seconds."""
 
@@ -133,7 +135,7 @@ class Output(Config, frozen=True, kw_only=True):
     """The finished image."""
 
     path: Path
-    format: str = "qcow2"
+    format: OutputFormat = "qcow2"
     compression: Compression | None = None
     """None is zstd for qcow2, and none for other formats."""
     flatten: bool | None = None
@@ -256,11 +258,29 @@ def _check(recipe: Recipe) -> None:
     for number, check in enumerate(recipe.checks):
         _check_duration(("check", number, "timeout"), check.timeout)
         _check_variables(check.env, ("check", number, "env"))
-    output = recipe.output
-    if output is not None and output.thin and output.flatten:
+        if not check.run:
+            raise Wrong(("check", number), "a check that runs nothing", "give it run = [COMMAND, …]")
+    if recipe.output is not None:
+        _check_output(recipe.output)
+    elif recipe.checks:
+        raise Wrong(("check", 0), "checks try out the output, and there is none", "add [output] with its path")
+
+
+def _check_output(output: Output) -> None:
+    thin = output.thin or output.flatten is False
+    if not output.path:
+        raise Wrong(("output", "path"), "output.path is empty")
+    if output.thin and output.flatten:
         raise Wrong(("output", "thin"), "output.thin and output.flatten exclude each other", "leave one out")
-    if output is not None and output.thin and output.format != "qcow2":
+    if thin and output.format != "qcow2":
         raise Wrong(("output", "format"), "an overlay on the base (output.thin) is always a qcow2")
+    compressing = ("qcow2",) if output.compression == "zstd" else ("qcow2", "qcow", "vmdk")
+    if output.compression not in (None, "none") and output.format not in compressing:
+        raise Wrong(
+            ("output", "compression"),
+            f"{output.format} knows no compression by {output.compression}",
+            f"{', '.join(compressing)} does; else leave it out",
+        )
 
 
 _NAME_HINT = "letters, digits and `_.+-` after a letter or digit, at most 64 of them"
@@ -318,10 +338,11 @@ def _check_variables(env: dict[str, str], place: Place) -> None:
 
 def _check_duration(place: Place, duration: Duration | None) -> None:
     try:
-        if duration is not None:
-            seconds_of(duration)
+        seconds = 1.0 if duration is None else seconds_of(duration)
     except ValueError:
         raise Wrong(place, f"{printable(str(duration))!r} is no duration", "such as 90s, 30m, 12h, 7d, 2w") from None
+    if seconds < 0 or (seconds == 0 and place[-1] != "max-age"):
+        raise Wrong(place, f"{place[-1]} cannot be {duration}", "such as 90s, 30m, 12h, 7d, 2w")
 
 
 def _line_of(text: str, first: int, words: tuple[str, ...], index: int) -> int:

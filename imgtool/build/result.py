@@ -22,8 +22,7 @@ from imgtool.build.steps import Steps
 from imgtool.build.store import encode, replace_file
 from imgtool.build.watcher import Watcher
 from imgtool.chain.content import digest_of
-from imgtool.chain.scan import scan
-from imgtool.errors import ImageFormatError, RefusedError
+from imgtool.errors import ImageFormatError
 from imgtool.image import remembered
 from imgtool.image.names import printable
 from imgtool.operations.anchoring import add_anchor
@@ -76,19 +75,6 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     imgtool: str
     qemu_img: str
     qemu_system: str
-
-
-def refuse_replacing(path: str, *, force: bool) -> None:
-    """RefusedError when images stand on the one that a build would replace, unless `force`."""
-    if force or not os.path.exists(path):
-        return
-    image = scan([path]).by_path().get(path)
-    if image is not None and image.children:
-        raise RefusedError(
-            f"{printable(path)} is the backing file of {printable(image.children[0])}, which a new image would break",
-            hint="give the recipe another output.path, or --force to replace it all the same",
-            path=path,
-        )
 
 
 class Making(msgspec.Struct, frozen=True, kw_only=True):

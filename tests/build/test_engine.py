@@ -204,8 +204,10 @@ def test_an_output_that_others_stand_on_is_not_replaced(bench: Bench) -> None:
     bench.qemu_img.create(bench.folder / "child.qcow2", format="qcow2", backing="web-1.qcow2", backing_format="qcow2")
     changed = bench.recipe(RECIPE.replace("make d", "make e"))
     before = (bench.folder / "web-1.qcow2").read_bytes()
-    with pytest.raises(RefusedError, match=r"child\.qcow2"):
-        bench.builder().build(changed)
+    for attempt in (bench.builder().plan, bench.builder().build):
+        with pytest.raises(RefusedError, match=r"child\.qcow2"):
+            attempt(changed)
+    assert bench.behaviour.boots == 1, "refused before any work"
     assert (bench.folder / "web-1.qcow2").read_bytes() == before
     assert bench.builder(force=True).build(changed).output_made
 
@@ -360,6 +362,46 @@ def test_a_disk_is_made_larger_and_never_smaller(bench: Bench) -> None:
 def test_an_output_never_replaces_its_own_base(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="would replace the base"):
         bench.builder().build(bench.recipe(RECIPE.replace("web-1.qcow2", "base.qcow2")))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('path = "web.toml"', "would replace the recipe"),
+        ('path = "setup.sh"', "setup.sh, with which it is made"),
+        ('path = "site/web.qcow2"', "a part of .*site, which is copied into it"),
+        ('path = "nowhere/web.qcow2"', "there is no folder"),
+        ('path = "site"', "is no file that an image could replace"),
+        ('path = "web-1.qcow2"\noptions = { cluster_sise = "64k" }', "qcow2 has no option 'cluster_sise'"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_any_work_also_by_the_plan(
+    bench: Bench, line: str, message: str
+) -> None:
+    (bench.folder / "setup.sh").write_text("#!/bin/sh\n")
+    (bench.folder / "site").mkdir()
+    inputs = 'run = ["make d"]\nscript = "setup.sh"\ncopy = [{ from = "site", to = "/srv" }]'
+    text = RECIPE.replace('run = ["make d"]', inputs).replace('path = "web-1.qcow2"', line)
+    loaded = bench.recipe(text)
+    for attempt in (bench.builder().plan, bench.builder().build):
+        with pytest.raises(ConfigError, match=rf"web\.toml:\d+: .*{message}"):
+            attempt(loaded)
+    assert bench.behaviour.boots == 0
+    assert (bench.folder / "web.toml").read_text() == text
+
+
+def test_an_input_that_is_wrong_is_said_with_its_line(bench: Bench) -> None:
+    (bench.folder / "folder").mkdir()
+    for line, message in (
+        ('copy = [{ from = "nothing", to = "/srv" }]', "nothing cannot be copied: No such file"),
+        ('script = "nothing.sh"', "nothing.sh cannot be copied: No such file"),
+        ('script = "folder"', "the script .*folder is a folder"),
+    ):
+        loaded = bench.recipe(RECIPE.replace('run = ["make c"]', line))
+        for attempt in (bench.builder().plan, bench.builder().build):
+            with pytest.raises(ConfigError, match=rf"web\.toml:11: .*{message}"):
+                attempt(loaded)
+    assert bench.behaviour.boots == 0, "the layer before is not built for nothing"
 
 
 def test_a_recipe_can_start_from_another_ones_output(bench: Bench) -> None:

@@ -38,7 +38,8 @@ timeout = "10m"
 
 [[layer]]
 name = "site"
-copy = [{ from = "site", to = "/srv/www/", mode = "0644" }, { from = "motd", to = "/etc/motd" }]
+copy = [{ from = "site", to = "/srv/www/", mode = "0644" }, { from = "motd", to = "/etc/motd" },
+    { from = "motd", to = "/srv/" }]
 script = "setup.sh"
 
 [[layer]]
@@ -116,7 +117,7 @@ def moved(bench: Bench) -> Loaded:
     """The recipe and all it copies, in another folder; the base stays where it is."""
     folder = bench.folder.parent / "elsewhere"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    (folder / "out").mkdir(parents=True)
     for name in ("kernel", "user-data", "motd", "setup.sh"):
         shutil.copy(bench.folder / name, folder / name)
     shutil.copytree(bench.folder / "site", folder / "site", symlinks=True)
@@ -128,6 +129,11 @@ def moved(bench: Bench) -> Loaded:
 def _relink(folder: Path) -> None:
     (folder / "site" / "start.html").unlink()
     os.symlink("img/logo.svg", folder / "site" / "start.html")
+
+
+def _same_bytes_by_another_name(bench: Bench) -> Loaded:
+    shutil.copy2(bench.folder / "motd", bench.folder / "notice")
+    return bench.recipe(RECIPE.replace('"motd", to = "/srv/"', '"notice", to = "/srv/"'))
 
 
 def _same_base_elsewhere(bench: Bench) -> Loaded:
@@ -173,6 +179,8 @@ CASES: dict[str, tuple[Callable[[Bench], Loaded], str, str]] = {
         "MISS MISS MISS",
         "machine.kernel",
     ),
+    "a disk beside it": (edit("smp = 1", 'hdb = "motd"'), "MISS MISS MISS", "machine.drives"),
+    "a floppy": (edit("smp = 1", 'fda = "motd"'), "MISS MISS MISS", "machine.drives"),
     "the user data": (
         touch(lambda folder: (folder / "user-data").write_text("#cloud-config\nx: 1\n")),
         "MISS MISS MISS",
@@ -210,6 +218,11 @@ CASES: dict[str, tuple[Callable[[Bench], Loaded], str, str]] = {
         "the file: bytes",
     ),
     "where it is copied to": (edit("/etc/motd", "/etc/issue"), "hit MISS ?", "/etc/motd → /etc/issue"),
+    "the name it keeps in the folder it goes into": (
+        _same_bytes_by_another_name,
+        "hit MISS ?",
+        "/srv/motd → /srv/notice",
+    ),
     "whose it becomes": (edit('"/srv/www/"', '"/srv/www/", owner = "www"'), "hit MISS ?", "owner: none → www"),
     "the script's bytes": (
         touch(lambda folder: (folder / "setup.sh").write_text("#!/bin/sh\nexit 0\n")),
