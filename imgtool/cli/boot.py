@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from imgtool.machine.config import Machine
     from imgtool.machine.launch import Started
     from imgtool.machine.plan import Plan
+    from imgtool.machine.readiness import Wait
     from imgtool.machine.serial import Follower, Timeline
 
 
@@ -94,25 +97,49 @@ def boot(
     """
     if _help(context, settings):
         return 0
-    if wait_for is not None and not detach:
-        raise UsageError("--wait is for a VM in the background", hint="add -d")
+    condition = _condition(wait_for, detach=detach)
     arguments = click.get_current_context().meta.get(_ARGUMENTS, ())
     words = _over_profile(profile, settings_of(settings, arguments))
     if image is not None and "@" in image:
         from imgtool.cli.build_layer import open_layer
 
         image, words = open_layer(image, words, throwaway=new_overlay is None)
-    target = _overlay_target(image, new_overlay)
+    if new_overlay is not None and image is None:
+        raise UsageError("--new-overlay needs the IMAGE it is to stand on")
     if dry_run:
-        _overlay(context, image, format_, target, force=force, dry_run=True)
-        shown = image if new_overlay is not None else target
-        _show(context, _machine(words, shown, format_), detach=detach, force=force or new_overlay is not None)
+        if new_overlay is not None and not context.json:
+            _show_overlay(context, str(image), format_, new_overlay, force=force)
+        machine = _machine(words, image, format_)
+        _check_condition(condition, machine)
+        _show(context, machine, detach=detach, force=force or new_overlay is not None)
         return 0
-    _overlay(context, image, format_, target, force=force, dry_run=False)
-    machine = _machine(words, target, None if new_overlay else format_)
-    if detach:
-        return _detached(context, machine, wait_for, wait_timeout, timeline=timeline, force=force)
-    return _foreground(context, machine, timeline=timeline, force=force)
+    with contextlib.ExitStack() as undo:
+        if new_overlay is not None:
+            image = undo.enter_context(_overlay(context, str(image), format_, new_overlay, force=force))
+        machine = _machine(words, image, None if new_overlay is not None else format_)
+        _check_condition(condition, machine)
+        if not detach:
+            return _foreground(context, machine, timeline=timeline, force=force)
+        started = _in_background(context, machine, force=force)
+    return _await(context, started, condition, wait_timeout, timeline=timeline)
+
+
+def _condition(wait_for: str | None, *, detach: bool) -> Wait | None:
+    """What --wait names. UsageError when it names nothing, before anything is done."""
+    if wait_for is None:
+        return None
+    if not detach:
+        raise UsageError("--wait is for a VM in the background", hint="add -d")
+    from imgtool.machine.readiness import parse_wait
+
+    return parse_wait(wait_for)
+
+
+def _check_condition(condition: Wait | None, machine: Machine) -> None:
+    if condition is not None:
+        from imgtool.machine.readiness import check_wait
+
+        check_wait(condition, machine)
 
 
 def _over_profile(profile: str | None, words: dict[str, Any]) -> dict[str, Any]:
@@ -152,32 +179,32 @@ def _with_nic(machine: Machine, model: str) -> Machine:
     )
 
 
-def _overlay_target(image: str | None, new_overlay: str | None) -> str | None:
-    if new_overlay is None:
-        return image
-    if image is None:
-        raise UsageError("--new-overlay needs the IMAGE it is to stand on")
-    return new_overlay
+@contextlib.contextmanager
+def _overlay(context: Context, image: str, format_: str | None, target: str, *, force: bool) -> Iterator[str]:
+    """The overlay that --new-overlay asks for. It goes again with an error before anything was written to it: a VM
+    that cannot be started leaves nothing, and the next attempt may have the same name."""
+    from imgtool.operations.overlay import OverlayRequest
+
+    path = OverlayRequest(image, target, base_format=format_, force=force).make(context.qemu_img).path
+    fresh = os.stat(path)
+    try:
+        yield path
+    except BaseException:
+        with contextlib.suppress(OSError):
+            now = os.stat(path)
+            if (now.st_ino, now.st_size, now.st_mtime_ns) == (fresh.st_ino, fresh.st_size, fresh.st_mtime_ns):
+                os.unlink(path)
+        raise
 
 
-def _overlay(
-    context: Context, image: str | None, format_: str | None, target: str | None, *, force: bool, dry_run: bool
-) -> None:
-    """Makes the overlay that --new-overlay asks for, or says how."""
-    if image is None or target is None or target is image:
-        return
+def _show_overlay(context: Context, image: str, format_: str | None, target: str, *, force: bool) -> None:
     from imgtool.cli.output import remark
+    from imgtool.cli.plan import emit_plan
     from imgtool.operations.overlay import OverlayRequest
 
     request = OverlayRequest(image, target, base_format=format_, force=force)
-    if not dry_run:
-        request.make(context.qemu_img)
-        return
-    if not context.json:
-        from imgtool.cli.plan import emit_plan
-
-        emit_plan(context, request.plan(context.programs.find("qemu-img")))
-        remark(context, "the machine is shown with the base in place of the overlay that is still to be made")
+    emit_plan(context, request.plan(context.programs.find("qemu-img")))
+    remark(context, "the machine is shown with the base in place of the overlay that is still to be made")
 
 
 def _show(context: Context, machine: Machine, *, detach: bool, force: bool) -> None:
@@ -255,23 +282,27 @@ def _say(context: Context, plan: Plan) -> None:
         remark(context, f"the VM is {plan.vm.name}; Ctrl-A X ends it")
 
 
-def _detached(
-    context: Context, machine: Machine, wait_for: str | None, seconds: float, *, timeline: bool, force: bool
-) -> int:
-    from imgtool.cli.output import emit
+def _in_background(context: Context, machine: Machine, *, force: bool) -> Started:
     from imgtool.machine.launch import launch
     from imgtool.machine.plan import prepare
-    from imgtool.machine.readiness import parse_wait, wait_until
-    from imgtool.machine.serial import Timeline
 
-    condition = parse_wait(wait_for or "running")
     plan = prepare(machine, context.programs, detached=True, force=force)
     _say(context, plan)
     started = launch(plan, context.programs)
     started.process.close()
+    return started
+
+
+def _await(context: Context, started: Started, condition: Wait | None, seconds: float, *, timeline: bool) -> int:
+    """Waits until the guest is as far as `condition` says, and prints the VM's name, whether it came there or not."""
+    from imgtool.cli.output import emit
+    from imgtool.machine.readiness import Wait, wait_until
+    from imgtool.machine.serial import Timeline
+
+    plan = started.plan
     marks = Timeline() if timeline else None
     try:
-        wait_until(plan.vm, condition, seconds=seconds, begun=started.begun, timeline=marks)
+        wait_until(plan.vm, condition or Wait("running"), seconds=seconds, begun=started.begun, timeline=marks)
     finally:
         if marks is not None:
             _echo_timeline(marks)

@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from imgtool.errors import MachineError, UsageError
+from imgtool.errors import ConfigError, MachineError, UsageError
 from imgtool.image.names import printable
 from imgtool.machine import agent, ssh
+from imgtool.machine.config import Machine
 from imgtool.machine.host import AGENT_SOCKET
 from imgtool.machine.runtime import QEMU_LOG, State, Vm
 from imgtool.machine.serial import Follower, Timeline, tail
@@ -55,6 +56,14 @@ def parse_wait(text: str) -> Wait:
     raise UsageError(f"--wait cannot be {printable(text)!r}", hint="running, serial:REGEX, ssh, agent, cloud-init")
 
 
+def check_wait(wait: Wait, machine: Machine) -> None:
+    """ConfigError for what the guest of `machine` can never tell: waiting for it would only take time."""
+    if wait.kind == "agent" and not machine.agent:
+        raise ConfigError("the guest has no channel for an agent to wait for", hint="boot it with --agent")
+    if wait.kind == "ssh" and not ssh.has_way(machine):
+        raise ConfigError("there is no way to the guest's SSH server to wait for", hint=ssh.WAYS)
+
+
 def wait_until(
     vm: Vm,
     wait: Wait,
@@ -64,11 +73,13 @@ def wait_until(
     timeline: Timeline | None = None,
 ) -> None:
     """Returns once the guest is ready in the sense of `wait`; each line of a serial console that came since the VM
-    was started counts. NotReady when that takes over `seconds` or the VM ends: with how far the guest came, and what
-    its serial console said last. `begun` is the start in time.monotonic(), for the timeline."""
+    was started counts. ConfigError as `check_wait`; NotReady when it takes over `seconds` or the VM ends: with how far
+    the guest came, and what its serial console said last. `begun` is the start in time.monotonic(), for the
+    timeline."""
     state = vm.state()
     if state is None:
         raise MachineError(f"the VM {vm.name} has ended")
+    check_wait(wait, state.machine)
     asked = timeline is not None
     timeline = timeline if timeline is not None else Timeline()
     begun = time.monotonic() if begun is None else begun

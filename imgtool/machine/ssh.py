@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from imgtool.errors import MachineError
 from imgtool.machine import agent
+from imgtool.machine.config import Machine
 from imgtool.machine.host import AGENT_SOCKET
 from imgtool.machine.runtime import State, Vm
 from imgtool.machine.seed import login
@@ -22,6 +23,10 @@ KNOWN_HOSTS = "known_hosts"
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+(?P<host>\S+)\s+(?P<port>\d+)\s+\S+\s+(?P<guest>\d+)\s")
 
 
+WAYS = "a user network, or --agent with qemu-guest-agent in the guest, which tells its address"
+"""By which imgtool reaches a guest's SSH server."""
+
+
 class NoWay(MachineError):  # noqa: N818 - says what is so
     """No address is known at which the guest could be reached."""
 
@@ -31,6 +36,17 @@ class NoWay(MachineError):  # noqa: N818 - says what is so
 class Endpoint(NamedTuple):
     host: str
     port: int
+
+
+def has_way(machine: Machine) -> bool:
+    """Whether there is anything for `endpoint` to go by."""
+    networks = (User(),) if machine.networks is None else machine.networks
+    forwards = [text for network in networks if isinstance(network, Passt) for text in network.hostfwd]
+    return (
+        any(isinstance(network, User) for network in networks)
+        or any(forward_of(text) for text in forwards)
+        or bool(networks and machine.agent)
+    )
 
 
 def endpoint(vm: Vm, state: State) -> Endpoint:
@@ -48,7 +64,7 @@ def endpoint(vm: Vm, state: State) -> Endpoint:
         return Endpoint(_agent_address(vm), PORT)
     raise NoWay(
         f"there is no way to the guest of {vm.name}",
-        hint="a user network, or --agent with qemu-guest-agent in the guest, which tells its address",
+        hint=WAYS,
     )
 
 

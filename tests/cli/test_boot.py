@@ -283,6 +283,34 @@ def test_a_dry_run_of_a_new_overlay_makes_none(machines: Machines, image: Path) 
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["--smp", "0"],
+        ["-d", "--wait", "later"],
+        ["-d", "--kernel", "missing"],
+        ["-d", "--accel", "tcg", "--", "-device", "missing"],
+        ["--accel", "tcg", "--display", "none", "--", "-device", "missing"],
+    ],
+)
+def test_a_new_overlay_whose_vm_could_not_be_started_is_not_left(
+    machines: Machines, image: Path, words: list[str]
+) -> None:
+    done = machines("boot", image, "--new-overlay", image.with_name("top.qcow2"), *words, check=False)
+    assert done.returncode in (1, 2)
+    assert os.listdir(image.parent) == [image.name]
+
+
+def test_a_new_overlay_in_a_folder_gets_a_name_and_is_booted(machines: Machines, image: Path) -> None:
+    folder = image.with_name("tops")
+    folder.mkdir()
+    words = ["-d", "--name", "top", "--accel", "tcg", "--network", "none", "--output", "json"]
+    machines("boot", image, "--new-overlay", folder, *words)
+    (shown,) = json.loads(machines("vm", "list", "--output", "json").stdout)
+    machines("vm", "kill", "top")
+    assert [drive["file"] for drive in shown["drives"]] == [str(folder / "small-overlay-1.qcow2")]
+
+
+@pytest.mark.parametrize(
     ("words", "message", "status"),
     [
         ([], "nothing to boot from", 2),
@@ -290,6 +318,9 @@ def test_a_dry_run_of_a_new_overlay_makes_none(machines: Machines, image: Path) 
         (["disk", "--wait", "ssh"], "--wait is for a VM in the background", 2),
         (["-d", "disk", "--wait", "tcp:22"], "--wait cannot be 'tcp:22'", 2),
         (["-d", "disk", "--wait", "serial:("], "is no regular expression", 2),
+        (["-d", "disk", "--wait", "serial:(", "--dry-run"], "is no regular expression", 2),
+        (["-d", "disk", "--wait", "agent"], "no channel for an agent", 2),
+        (["-d", "disk", "--wait", "ssh", "--network", "none", "--dry-run"], "no way to the guest's SSH server", 2),
         (["/nonexistent/disk.qcow2"], "/nonexistent/disk.qcow2 does not exist", 1),
         (["/tmp"], "is a directory", 1),
     ],
