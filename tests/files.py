@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,3 +20,20 @@ def state_of(path: Path) -> State:
     """Which file it is and whether it was written; reading it may change its time of access, which is not in it."""
     stat = path.stat()
     return State(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@contextmanager
+def as_nobody(*readable: Path) -> Iterator[None]:
+    """Root reads everything; within, we are a user that does not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in readable:
+        for directory in (path, *path.parents):
+            if directory != Path("/") and directory.is_dir():
+                directory.chmod(directory.stat().st_mode | 0o055)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

@@ -189,7 +189,21 @@ class Store:
         return list(directories)
 
     def tree(self, directory: str) -> None:
-        """Looks at every file in `directory` and below."""
+        """Looks at every file in `directory` and below.
+
+        ImageNotFoundError or ImageUnreadableError when it cannot be listed itself: somebody named it, and counts on
+        what is there being seen.
+        """
+        try:
+            os.scandir(directory).close()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ImageNotFoundError(
+                f"there is no directory {printable(directory)}", path=directory, hint="the name may be misspelt"
+            ) from error
+        except OSError as error:
+            raise ImageUnreadableError(
+                f"{printable(directory)} cannot be listed: {error.strerror}", path=directory
+            ) from error
         waiting = [directory]
         while waiting:
             waiting.extend(self.directory(waiting.pop()))

@@ -75,6 +75,7 @@ class CollectRequest:
         found.symlinks()
         found.follow()
         graph = link(found.images, found.findings(), found.node_of)
+        _refuse_unseen(graph)
         needs = self._needed(graph, kept)
         inside = [image for image in graph.images if self._is_inside(image)]
         self.kept = sum(image.path in needs for image in inside)
@@ -137,7 +138,11 @@ class CollectRequest:
         return Plan(
             commands=(),
             images=tuple(
-                Touched(path=file.path, action="rename", to=os.path.join(where, os.path.basename(file.path)))
+                Touched(
+                    path=file.path,
+                    action="rename",
+                    to=os.path.join(where, os.path.relpath(file.path, self.directory)),
+                )
                 for file in self.files()
             ),
             notes=(f"{self.kept} images are needed and stay", f"{sum(file.bytes for file in self.files())} bytes"),
@@ -186,6 +191,16 @@ def collect(
     an image that would go.
     """
     return CollectRequest(directory, keep=keep, needed=needed, store=store).make()
+
+
+def _refuse_unseen(graph: Graph) -> None:
+    """RefusedError when there may be images whose backing files are not known: they would be thought of no use."""
+    for problem in (*graph.findings, *(found for image in graph.images for found in image.findings)):
+        if problem.code in ("unreadable-directory", "unreadable-files", "unreadable"):
+            raise RefusedError(
+                f"{problem.message}; what stands on what is not known",
+                hint="run the command as a user who may read it, or move it away",
+            )
 
 
 def _tops_first(images: Iterable[Image]) -> list[str]:

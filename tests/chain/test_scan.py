@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,8 @@ import pytest
 
 from imgtool.chain.graph import Graph, Image
 from imgtool.chain.scan import scan, survey
+from imgtool.errors import ImageError, ImageNotFoundError, ImageUnreadableError
+from tests.files import as_nobody
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -27,23 +27,6 @@ def node(graph: Graph, path: Path | str) -> Image:
 
 def codes(image: Image) -> list[str]:
     return [found.code for found in image.findings]
-
-
-@contextmanager
-def as_nobody(*readable: Path) -> Iterator[None]:
-    """Root reads everything; within, we are a user that does not."""
-    if os.geteuid() != 0:
-        yield
-        return
-    for path in readable:
-        for directory in (path, *path.parents):
-            if directory != Path("/") and directory.is_dir():
-                directory.chmod(directory.stat().st_mode | 0o055)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_a_chain_is_seen_in_both_directions_with_its_sizes(images: Images) -> None:
@@ -375,6 +358,25 @@ def test_an_image_that_may_not_be_read_is_a_node_with_the_reason(images: Images)
         graph = scan([images.directory])
     assert codes(node(graph, base)) == ["unreadable"]
     assert [found.code for found in graph.findings] == ["unreadable-directory", "unreadable-files"]
+    (images / "closed").chmod(0o700)
+
+
+def test_a_directory_that_somebody_names_must_be_listed(images: Images) -> None:
+    """Else a misspelt --store would have images with overlays look as if they had none."""
+    base = images.base("base.qcow2")
+    (images / "closed").mkdir()
+    (images / "closed").chmod(0)
+    cases: list[tuple[Path, type[ImageError]]] = [
+        (images / "gone", ImageNotFoundError),
+        (base, ImageNotFoundError),
+        (images / "closed", ImageUnreadableError),
+    ]
+    for directory, kind in cases:
+        with as_nobody(images.directory), pytest.raises(kind) as caught:
+            scan([base], store=[directory])
+        assert caught.value.path == str(directory)
+    with as_nobody(images.directory), pytest.raises(ImageUnreadableError, match="cannot be listed"):
+        scan([images / "closed"])
     (images / "closed").chmod(0o700)
 
 

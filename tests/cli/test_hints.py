@@ -86,3 +86,29 @@ def test_convert_does_not_offer_an_option_of_create(imgtool: Imgtool, store: Pat
     assert refused.status == 1
     assert "-u" not in (refused.error["hint"] or "")
     assert "-u" in imgtool("create", "-f", "qcow2", "-b", "gone", "new", "--output", "json", cwd=store).error["hint"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["overlay", "delete", "side"],
+        ["overlay", "reset", "top"],
+        ["overlay", "list", "base"],
+        ["commit", "top"],
+        ["rebase", "-b", "", "top"],
+        ["chain", "show", "base"],
+        ["chain", "verify", "base"],
+        ["chain", "repair", "base"],
+        ["chain", "move", "side", "moved"],
+        ["chain", "flatten", "top"],
+        ["chain", "shorten", "top"],
+        ["chain", "collect", ".", "--keep", "top"],
+    ],
+    ids=" ".join,
+)
+def test_a_store_that_is_not_there_is_no_empty_store(imgtool: Imgtool, store: Path, words: list[str]) -> None:
+    before = sorted(os.listdir(store))
+    done = imgtool(*words, "--store", "misspelt", "--output", "json", cwd=store)
+    assert done.status == 1
+    assert done.error["path"] == str(store / "misspelt")
+    assert sorted(os.listdir(store)) == before

@@ -17,6 +17,7 @@ from imgtool.operations.collect import CollectRequest, collect
 from imgtool.operations.journal import recover
 from imgtool.operations.overlay import new_overlay
 from imgtool.operations.quarantine import purge, quarantined, undo
+from tests.files import as_nobody
 from tests.operations.dying import ends_well
 
 if TYPE_CHECKING:
@@ -126,6 +127,25 @@ def test_broken_images_are_garbage_like_others(images: Images) -> None:
     images.overlay("two.qcow2", "one.qcow2", size="1M")
     collect(images.directory, keep=[kept])
     assert names(images) == {"kept.qcow2"}
+
+
+@pytest.mark.parametrize("closed", ["folder", "secret", "top.qcow2"])
+def test_nothing_goes_while_it_is_unknown_what_is_needed(images: Images, closed: str) -> None:
+    """What cannot be looked at may stand on anything: a directory, a file that may be an image, an image to keep."""
+    images.base("base.qcow2")
+    images.overlay("top.qcow2", "base.qcow2")
+    images.base("other.qcow2")
+    (images / "folder").mkdir()
+    images.overlay("folder/unseen.qcow2", "../base.qcow2")
+    (images / "secret").write_bytes((images / "top.qcow2").read_bytes())
+    (images / closed).chmod(0)
+    before = names(images)
+    for keep in ("other.qcow2", "top.qcow2"):
+        with as_nobody(images.directory), pytest.raises(RefusedError, match="is not known") as caught:
+            CollectRequest(images.directory, keep=[images / keep])
+        assert caught.value.hint
+    (images / closed).chmod(0o700)
+    assert names(images) == before
 
 
 def test_nothing_to_put_away(images: Images) -> None:
