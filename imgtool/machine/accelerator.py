@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -94,6 +93,8 @@ def proof_argv(program: str, accelerator: str, cpu: str | None, sector: str) -> 
 
 def prove(program: str, accelerator: str, cpu: str | None, *, seconds: float, runner: Runner = run) -> Proof:
     """Runs the boot sector under `accelerator`. Never raises for what QEMU does: a failure is a proof, too."""
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="imgtool-proof-") as folder:
         sector = os.path.join(folder, "sector.img")
         with open(sector, "wb") as file:

@@ -4,8 +4,6 @@ Nothing here looks at the host or at QEMU. What has to be learned from outside i
 `imgtool.machine.validate` says what is wrong with a configuration, `imgtool.machine.argv` compiles it.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

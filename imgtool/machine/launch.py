@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import secrets
 import shutil
 import stat
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
@@ -17,14 +17,13 @@ from imgtool.image.policy import current, in_force
 from imgtool.machine.argv import compile_argv
 from imgtool.machine.console import restored
 from imgtool.machine.host import Command, Helper, Secret
-from imgtool.machine.nets.join import opened
 from imgtool.machine.plan import Plan, scratch_dir
 from imgtool.machine.runtime import PID_FILE, QEMU_LOG, Vm, release
-from imgtool.machine.seed import iso
 from imgtool.qemu.programs import Programs
-from imgtool.qemu.qemu_img import QemuImg
-from imgtool.qemu.qmp import Monitor, QmpUnreachable
 from imgtool.qemu.system import Process, start
+
+if TYPE_CHECKING:
+    from imgtool.qemu.qmp import Monitor
 
 START_SECONDS = 60.0
 """QEMU has so long to answer on its monitor; preallocating memory can take it a while."""
@@ -62,7 +61,7 @@ def launch(plan: Plan, programs: Programs, *, tied: bool = False) -> Started:
     try:
         _make_ready(plan, programs, tied=tied)
         begun = time.monotonic()
-        with opened(plan.command.taps, vm.name) as descriptors:
+        with _opened(plan) as descriptors:
             plan = _with_descriptors(plan, descriptors)
             process = start(
                 plan.command.argv,
@@ -83,6 +82,14 @@ def launch(plan: Plan, programs: Programs, *, tied: bool = False) -> Started:
         release(vm)
         raise
     return Started(vm, plan, process, begun)
+
+
+def _opened(plan: Plan) -> contextlib.AbstractContextManager[dict[str, tuple[int, ...]]]:
+    if not plan.command.taps:
+        return contextlib.nullcontext({})
+    from imgtool.machine.nets.join import opened
+
+    return opened(plan.command.taps, plan.vm.name)
 
 
 def _with_descriptors(plan: Plan, descriptors: dict[str, tuple[int, ...]]) -> Plan:
@@ -132,6 +139,8 @@ def _unforeseen(stderr: bytes) -> str:
 def _make_ready(plan: Plan, programs: Programs, *, tied: bool) -> None:
     vm, command = plan.vm, plan.command
     if plan.seed is not None:
+        from imgtool.machine.seed import iso
+
         _write_private(plan.host.seed or "", iso(plan.seed))
     _make_variables(plan, programs)
     _make_scratch(plan, programs)
@@ -148,6 +157,8 @@ def _make_variables(plan: Plan, programs: Programs) -> None:
         return
     if os.path.exists(uefi.vars):
         return
+    from imgtool.qemu.qemu_img import QemuImg
+
     os.makedirs(os.path.dirname(uefi.vars), mode=0o700, exist_ok=True)
     QemuImg(programs).convert(
         firmware.template, uefi.vars, format=firmware.template_format, output_format=uefi.vars_format
@@ -158,6 +169,8 @@ def _make_scratch(plan: Plan, programs: Programs) -> None:
     command = plan.command
     if not command.scratch:
         return
+    from imgtool.qemu.qemu_img import QemuImg
+
     folder = scratch_dir(plan.vm)
     plan.vm.update(leftovers=(folder,))
     try:
@@ -190,6 +203,8 @@ def _forget_scratch(plan: Plan) -> None:
 
 def _make_secret(secret: Secret) -> None:
     if not os.path.exists(secret.path):
+        import secrets
+
         # VNC looks at the first eight characters only.
         _write_private(secret.path, secrets.token_urlsafe(6).encode())
 
@@ -220,6 +235,9 @@ def _start_helper(vm: Vm, helper: Helper, *, detached: bool, tied: bool) -> None
 
 def _await_monitor(plan: Plan, process: Process) -> None:
     """Returns when QEMU has opened everything and answers, or has ended with status 0 meanwhile (`-- -version`)."""
+    # Not earlier: QEMU starts meanwhile.
+    from imgtool.qemu.qmp import Monitor, QmpUnreachable
+
     deadline = time.monotonic() + START_SECONDS
     while True:
         status = process.wait(_POLL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import os
 import shutil
 import sys
@@ -16,8 +16,8 @@ from imgtool.machine.checks.network import SMBD
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Host, HugepageMount, Uefi
 from imgtool.machine.nets import helper
-from imgtool.machine.nets.join import bridges
 from imgtool.machine.values.devices import DisplayType
+from imgtool.machine.values.network import Nat
 from imgtool.qemu.capabilities import Capabilities, capabilities, properties
 from imgtool.qemu.process import Limits, Runner, run
 from imgtool.qemu.programs import Programs
@@ -74,10 +74,10 @@ def learn_host(
         vsock=os.path.exists("/dev/vhost-vsock"),
         desktop=desktop(),
         display=usual_display(machine, found, foreground=console == "stdio"),
-        render_nodes=tuple(sorted(glob.glob("/dev/dri/renderD*"))),
+        render_nodes=_render_nodes(),
         memory_total=total,
         memory_free=free,
-        bridges=bridges(machine.networks or ()),
+        bridges=_bridges(machine),
         bridge_helper=helper.find(),
         passt=shutil.which("passt"),
         smbd=_first((SMBD,)),
@@ -87,6 +87,21 @@ def learn_host(
         root=os.getuid() == 0,
     )
     return host, choice
+
+
+def _bridges(machine: Machine) -> dict[str, str]:
+    networks = machine.networks or ()
+    if not any(isinstance(network, Nat) for network in networks):
+        return {}
+    from imgtool.machine.nets.join import bridges
+
+    return bridges(networks)
+
+
+def _render_nodes() -> tuple[str, ...]:
+    with contextlib.suppress(OSError):
+        return tuple(sorted(f"/dev/dri/{name}" for name in os.listdir("/dev/dri") if name.startswith("renderD")))
+    return ()
 
 
 def desktop() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -17,13 +17,15 @@ from imgtool.machine.config import Machine
 from imgtool.machine.disks import Learned, learn_disks, uses
 from imgtool.machine.firmware import Found, find_uefi
 from imgtool.machine.host import Command, Helper, Host, Scratch, Secret, TapNeed
-from imgtool.machine.nets.join import foreseen
 from imgtool.machine.outside import QEMU, check_files, learn_host
 from imgtool.machine.runtime import Vm, check_name, claim, name_from, release, runtime_root
-from imgtool.machine.seed import Seed, seed
 from imgtool.machine.validate import validate, warnings
 from imgtool.qemu.capabilities import capabilities
 from imgtool.qemu.programs import Programs
+
+if TYPE_CHECKING:
+    from imgtool.machine.seed import Seed
+    from imgtool.machine.values.devices import CloudInit
 
 SEED = "seed.iso"
 VARIABLES = "uefi-vars.qcow2"
@@ -72,6 +74,10 @@ def preview(machine: Machine, programs: Programs, *, detached: bool, force: bool
     root = runtime_root()
     name = name_from(_first_image(machine)) if machine.name is None else check_name(machine.name)
     plan = _plan(machine, Vm(root, name), learned, programs, detached=detached, force=force)
+    if not plan.command.taps:
+        return plan
+    from imgtool.machine.nets.join import foreseen
+
     descriptors = foreseen(plan.command.taps)
     if not descriptors:
         return plan
@@ -112,7 +118,7 @@ def _plan(machine: Machine, vm: Vm, learned: Learned, programs: Programs, *, det
     check_files(machine)
     console: Literal["stdio", "socket"] = "socket" if detached else "stdio"
     firmware = _firmware(machine, programs)
-    content = seed(machine.cloud_init, vm.name) if machine.cloud_init is not None else None
+    content = _seed(machine.cloud_init, vm.name) if machine.cloud_init is not None else None
     uefi = None
     if firmware is not None:
         own = machine.firmware.vars if firmware.template else None
@@ -139,6 +145,12 @@ def _plan(machine: Machine, vm: Vm, learned: Learned, programs: Programs, *, det
         detached=detached,
         warnings=tuple(warnings(machine, host)),
     )
+
+
+def _seed(wanted: CloudInit, name: str) -> Seed:
+    from imgtool.machine.seed import seed
+
+    return seed(wanted, name)
 
 
 def scratch_dir(vm: Vm) -> str:

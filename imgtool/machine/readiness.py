@@ -73,8 +73,8 @@ def wait_until(
     timeline: Timeline | None = None,
 ) -> None:
     """Returns once the guest is ready in the sense of `wait`; each line of a serial console that came since the VM
-    was started counts. ConfigError as `check_wait`; NotReady when it takes over `seconds` or the VM ends: with how far
-    the guest came, and what its serial console said last. `begun` is the start in time.monotonic(), for the
+    was started counts. ConfigError as `check_wait`; NotReady when it takes over `seconds` or the VM ends: with how
+    far the guest came, and what its serial console said last. `begun` is the start in time.monotonic(), for the
     timeline."""
     state = vm.state()
     if state is None:

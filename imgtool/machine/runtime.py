@@ -16,13 +16,10 @@ and clears what it left.
 from __future__ import annotations
 
 import contextlib
-import difflib
-import json
 import os
 import re
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,6 +80,8 @@ def _encoded(state: State) -> bytes:
     try:
         return msgspec.json.encode(state)
     except UnicodeEncodeError:
+        import json
+
         return json.dumps(msgspec.to_builtins(state)).encode()
 
 
@@ -92,6 +91,8 @@ def _decoded(text: bytes) -> State:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
+        import json
+
         return msgspec.convert(json.loads(text), State)
 
 
@@ -165,6 +166,8 @@ def runtime_root() -> str:
     if os.path.isdir(base) and os.access(base, os.W_OK):
         top = os.path.join(base, "imgtool")
     else:
+        import tempfile
+
         top = os.path.join(tempfile.gettempdir(), f"imgtool-{os.getuid()}")
     root = os.path.join(top, "vm")
     try:
@@ -288,6 +291,8 @@ def find(name: str, root: str | None = None) -> tuple[Vm, State]:
         if vm.name == name:
             return vm, state
     names = [vm.name for vm, _ in running]
+    import difflib
+
     near = difflib.get_close_matches(name, names, n=1)
     ended = os.path.isdir(os.path.join(root or runtime_root(), name)) if _NAME.fullmatch(name) else False
     raise MachineError(

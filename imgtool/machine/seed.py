@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgtool.errors import ConfigError
@@ -27,6 +28,10 @@ _KINDS = {
     "## template: jinja": "jinja2",
 }
 """How a user-data begins, and the MIME subtype cloud-init has for it."""
+
+
+_KEY = re.compile(r"(?:^|\s)(?:ssh-|ecdsa-|sk-)[a-z0-9@.-]+ AAAA[A-Za-z0-9+/]*={0,2}(?:\s|$)")
+"""A public key in a line of an authorized_keys file, which may begin with options."""
 
 
 class Seed(NamedTuple):
@@ -97,7 +102,7 @@ def public_keys(paths: tuple[str, ...]) -> list[str]:
                 f"{printable(path)} is a private key", hint=f"give the public one: {printable(path)}.pub", path=path
             )
         found = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        if not found or not all(len(key.split()) >= 2 for key in found):
+        if not found or not all(_KEY.search(key) for key in found):
             raise ConfigError(f"{printable(path)} holds no public SSH key", path=path)
         keys += found
     return keys

@@ -6,9 +6,10 @@ would have to guess at is refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from itertools import pairwise
+
+import msgspec
 
 from imgtool.errors import ConfigError
 from imgtool.machine.argv import compile_argv
@@ -75,7 +76,7 @@ def lacking(argv: tuple[str, ...], known: Capabilities) -> Problems:
         what, key, names = kinds.get(option, ("", "", set()))
         if not names:
             continue
-        name = json.loads(value)[key] if value.startswith("{") else value.partition(",")[0]
+        name = msgspec.json.decode(value)[key] if value.startswith("{") else value.partition(",")[0]
         if name not in names:
             yield ConfigError(
                 f"this QEMU ({known.version.text}) has no {what} {name}",

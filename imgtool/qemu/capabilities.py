@@ -10,8 +10,6 @@ import glob
 import hashlib
 import os
 import re
-import socket
-import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -165,6 +163,8 @@ def cache_folder() -> str:
 
 def write_cache(place: str, content: bytes) -> None:
     """Puts `content` at `place`, whole or not at all. Without the right to write there, it is simply not kept."""
+    import tempfile
+
     try:
         os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
         fd, draft = tempfile.mkstemp(dir=os.path.dirname(place))
@@ -211,6 +211,8 @@ def none_argv(program: str, monitor_fd: int) -> list[str]:
 @contextmanager
 def none_monitor(program: str) -> Iterator[Monitor]:
     """A QMP session with a QEMU started for it (`none_argv`), which ends with it."""
+    import socket
+
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = start(none_argv(program, theirs.fileno()), detached=False, pass_fds=[theirs.fileno()])

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import IO
 
@@ -99,7 +98,7 @@ def start(
     its own /proc/self/stat (its bare pid where there is no /proc) before it becomes the program: there is no moment
     at which it runs unrecorded.
     """
-    log: IO[bytes] = tempfile.TemporaryFile() if stderr is None else _log_file(stderr)  # noqa: SIM115 - kept open
+    log: IO[bytes] = _nameless_file() if stderr is None else _log_file(stderr)
     try:
         child = subprocess.Popen(
             [os.fsencode(word) for word in argv],
@@ -120,6 +119,12 @@ def start(
             f"cannot start {argv[0]}: {error.strerror}", hint="`imgtool doctor` shows what is found"
         ) from error
     return Process(argv, child, log)
+
+
+def _nameless_file() -> IO[bytes]:
+    import tempfile
+
+    return tempfile.TemporaryFile()
 
 
 def _log_file(path: str) -> IO[bytes]:

@@ -25,6 +25,15 @@ class Context(NamedTuple):
     force: bool = False
 
 
+_LONGEST_SOCKET = 107
+
+
+def check_socket(name: str, path: str) -> Problems:
+    """A path that no unix socket can have."""
+    if len(path.encode(errors="surrogateescape")) > _LONGEST_SOCKET:
+        yield ConfigError(f"{name}: a socket's path has at most {_LONGEST_SOCKET} bytes", path=path)
+
+
 def attempt(make: Callable[[], T], problems: list[ConfigError]) -> T | None:
     """What `make` returns; None, and the error kept in `problems`, when it raises one."""
     try:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
-from imgtool.machine.checks.context import Context, Problems
+from imgtool.machine.checks.context import Context, Problems, check_socket
 from imgtool.machine.compile.devices import share_tag, sound_card
 from imgtool.machine.compile.display import display_type
 from imgtool.machine.options.text import suggestion
@@ -77,6 +77,8 @@ def check_display(context: Context) -> Problems:
             yield ConfigError(f"--display {kind} has no {key}", hint=f"{' and '.join(where)} have")
     if display.password is False and display.password_file is not None:
         yield ConfigError("--display: a password file, but no password", hint="leave password=off out")
+    if display.path is not None:
+        yield from check_socket(f"--display {kind}", display.path)
     if display.path is not None and (display.address, display.display, display.port) != (None, None, None):
         yield ConfigError("--display: a unix socket has no address and port", hint="leave path= out, or the others")
 
@@ -138,6 +140,8 @@ def check_ports(context: Context) -> Problems:
 def _port(name: str, port: CharDevice) -> Problems:
     if port.type in ("file", "host") and port.path is None:
         yield ConfigError(f"{name} {port.type} needs a path", hint=f"write {name} file:/path")
+    if port.type == "unix" and port.path is not None:
+        yield from check_socket(f"{name} unix", port.path)
     if port.type == "tcp" and not (port.address or "").rpartition(":")[2].isdecimal():
         yield ConfigError(
             f"{name} tcp needs an address and a port", hint=f"write {name} tcp:127.0.0.1:4444,server=on"
@@ -263,6 +267,11 @@ def check_cloud_init(context: Context) -> Problems:
     ):
         yield ConfigError(
             f"--hostname {printable(found.hostname)} is no host name", hint="letters, digits and dashes"
+        )
+    if found.user is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", found.user):
+        yield ConfigError(
+            f"--user {printable(found.user)} is no user's name",
+            hint="letters, digits and `_.-` after a letter, at most 32",
         )
 
 

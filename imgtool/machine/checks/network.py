@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
-from imgtool.machine.checks.context import Context, Problems, attempt
+from imgtool.machine.checks.context import Context, Problems, check_socket, attempt
 from imgtool.machine.compile.networks import NO_CARDS, network_id, network_type, networks, nic_driver, split_forward
 from imgtool.machine.options.text import suggestion
 from imgtool.machine.values.network import (
@@ -29,7 +29,6 @@ SMBD = "/usr/sbin/smbd"
 """Where QEMU looks for it, unless it was built otherwise."""
 
 _LONGEST_INTERFACE = 15
-_LONGEST_SOCKET = 107
 _MOST_QUEUES = 256
 _QUEUED = (Tap, Nat, Bridge, VhostUser)
 _HAVE = {"inet": ("host", "port"), "unix": ("path",), "fd": ("fd",)}
@@ -138,7 +137,7 @@ def _backend(context: Context, name: str, network: Network) -> Problems:
     elif isinstance(network, Dgram):
         yield from _dgram(name, network)
     else:
-        yield from _unix(name, network.path)
+        yield from check_socket(name, network.path)
 
 
 def _forwards(name: str, rules: tuple[str, ...]) -> Problems:
@@ -266,14 +265,9 @@ def _end(name: str, end: Address) -> Problems:
             f"{name}.type={end.type} needs {name.rpartition(' ')[2]}.{said.get(lacking[0], lacking[0])}="
         )
     if end.path is not None:
-        yield from _unix(name, end.path)
+        yield from check_socket(name, end.path)
     if end.port is not None and not (end.port.isdecimal() and 0 < int(end.port) <= 65535):
         yield ConfigError(f"{name}.port={printable(end.port)} is no port", hint="a port is 1 to 65535")
-
-
-def _unix(name: str, path: str) -> Problems:
-    if len(path.encode(errors="surrogateescape")) > _LONGEST_SOCKET:
-        yield ConfigError(f"{name}: a socket's path has at most {_LONGEST_SOCKET} bytes", path=path)
 
 
 def _twice(context: Context, found: tuple[Network, ...]) -> Problems:

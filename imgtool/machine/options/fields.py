@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,12 +28,29 @@ class Kind(NamedTuple):
         return self.unit == "bytes"
 
 
+class _Kinds(Mapping[str, Kind]):
+    """Each looked into when it is asked for: it may be a struct, and hold more of them."""
+
+    def __init__(self, types: dict[str, Any]) -> None:
+        self._types = types
+        self._known: dict[str, Kind] = {}
+
+    def __getitem__(self, name: str) -> Kind:
+        if name not in self._known:
+            self._known[name] = _kind(inspect.type_info(self._types[name]))
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._types)
+
+    def __len__(self) -> int:
+        return len(self._types)
+
+
 @cache
-def kinds(struct: type[msgspec.Struct]) -> dict[str, Kind]:
+def kinds(struct: type[msgspec.Struct]) -> Mapping[str, Kind]:
     """The kinds of the fields of `struct`, by the names they have in options and profiles."""
-    info = inspect.type_info(struct)
-    assert isinstance(info, inspect.StructType)
-    return {field.encode_name: _kind(field.type) for field in info.fields}
+    return _Kinds({field.encode_name: field.type for field in msgspec.structs.fields(struct)})
 
 
 def _kind(given: inspect.Type) -> Kind:

@@ -16,11 +16,13 @@ def with_absolute_paths(value: T, directory: str) -> T:
     """`value` and all structs inside with every file name absolute. `no`, which is QEMU's word for no script, stays;
     a file of that name is `./no`."""
     changes: dict[str, Any] = {}
-    for field in msgspec.structs.fields(value):
-        old = getattr(value, field.name)
-        new = _resolved(old, kinds(type(value))[field.encode_name].unit == "path", directory)
+    for name, encoded in zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True):
+        old = getattr(value, name)
+        if not isinstance(old, str | tuple | msgspec.Struct) or not old:
+            continue
+        new = _resolved(old, kinds(type(value))[encoded].unit == "path", directory)
         if new is not old:
-            changes[field.name] = new
+            changes[name] = new
     return msgspec.structs.replace(value, **changes) if changes else value
 
 

@@ -6,7 +6,6 @@ right one.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection
 
@@ -29,6 +28,8 @@ def split(text: str) -> list[str]:
 
 
 def nearest(word: str, names: Collection[str]) -> str | None:
+    import difflib
+
     found = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
     return found[0] if found else None
 

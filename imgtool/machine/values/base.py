@@ -2,9 +2,10 @@
 
 Every field that may be left open is None until someone sets it, so that merging (command line over profile) can tell
 "not said" from "said, and it is the default".
-"""
 
-from __future__ import annotations
+The annotations of these structs are no strings (`from __future__ import annotations`): each of the hundreds would be
+compiled anew at every start.
+"""
 
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Boot, display, firmware, and the devices that are neither disk nor network."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import msgspec

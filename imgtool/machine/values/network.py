@@ -1,7 +1,5 @@
 """Networks: one struct a back end, each with the NIC the guest sees."""
 
-from __future__ import annotations
-
 import msgspec
 
 from imgtool.machine.values.base import Config, Count, Index, Path

@@ -1,7 +1,5 @@
 """CPU, topology, memory, NUMA."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

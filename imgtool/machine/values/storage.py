@@ -1,7 +1,5 @@
 """Drives: everything `-drive` ever took, under its names."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec
