@@ -85,13 +85,25 @@ def test_root_is_never_the_login_that_is_made_up(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("-----BEGIN OPENSSH PRIVATE KEY-----\n", "is a private key"), ("", "no public SSH key"), ("x\n", "no public")],
+    [
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\n", "is a private key"),
+        ("", "no public SSH key"),
+        ("x\n", "no public"),
+        ("QFI\xfb some words of a disk\n", "no public"),
+        (f"{KEY}\nand a line of another file\n", "no public"),
+    ],
 )
 def test_a_file_that_is_no_public_key_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "id"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
         seed(CloudInit(ssh_keys=(str(path),)), "web")
+
+
+def test_options_may_stand_before_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "id"
+    path.write_text(f'from="10.0.0.0/8",no-pty {KEY}\nsk-ssh-ed25519@openssh.com AAAAGnNr me\n')
+    assert json.dumps(KEY)[1:-1].encode() in seed(CloudInit(ssh_keys=(str(path),)), "web").user_data
 
 
 def test_a_file_that_is_missing_is_named_with_its_option(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
-from imgtool.machine.checks.context import Context, Problems, check_socket, attempt
+from imgtool.machine.checks.context import Context, Problems, attempt, check_socket
 from imgtool.machine.compile.networks import NO_CARDS, network_id, network_type, networks, nic_driver, split_forward
 from imgtool.machine.options.text import suggestion
 from imgtool.machine.values.network import (
