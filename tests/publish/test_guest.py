@@ -57,9 +57,7 @@ def test_what_was_pushed_pulled_and_exported_boots(
     machines("vm", "kill", "from-registry")
 
 
-def boots_where_trusted(
-    machines: Machines, images: Images, place: Mapping[str, Any], *, tries: int = 1, seconds: int = BOOT_SECONDS
-) -> None:
+def boots_where_trusted(machines: Machines, images: Images, place: Mapping[str, Any], *, tries: int = 1) -> None:
     """An overlay on Alpine's disk at `place` boots where the policy allows its driver, and is refused without."""
     driver = place["driver"]
     overlay = images.overlay("web.qcow2", json_name(place), size="1G")
@@ -68,10 +66,10 @@ def boots_where_trusted(
     refused = machines("boot", *words, check=False)
     assert (refused.returncode, f"--trust {driver}" in refused.stderr) == (1, True)
     assert machines.vms() == []
-    words += ["--trust", driver, "--wait", f"serial:{PROMPT}$", "--wait-timeout", str(seconds)]
+    words += ["--trust", driver, "--wait", f"serial:{PROMPT}$", "--wait-timeout", str(BOOT_SECONDS)]
     runs = (machines("boot", *words, check=False) for _ in range(tries))
-    done = next((run for run in runs if run.returncode == 0), None)
-    assert done is not None
+    done = next(run for run in runs if "did not answer within" not in run.stderr)
+    assert done.returncode == 0, done.stderr
     shell = Shell(os.path.join(machines.root, name, "serial0.sock"))
     assert "Alpine" in shell("cat /etc/os-release")
     shell.close()
@@ -80,8 +78,11 @@ def boots_where_trusted(
 
 @pytest.mark.guest
 def test_a_guest_boots_from_a_base_on_https(machines: Machines, images: Images, certificates: Certificates) -> None:
+    """The disk is asked for in one piece, and once more when that hangs: the more requests QEMU 10.0's curl driver
+    makes, the likelier it waits for one for ever."""
     with on_https(machines.alpine.disk, certificates) as place:
-        boots_where_trusted(machines, images, place)
+        whole = {**place, "readahead": 64 << 20, "timeout": 60}
+        boots_where_trusted(machines, images, whole, tries=3)
 
 
 @pytest.mark.guest
