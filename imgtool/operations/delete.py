@@ -12,7 +12,7 @@ from imgtool.errors import RefusedError
 from imgtool.image.names import PathLike, pasted, printable
 from imgtool.operations.around import Around, listed, names, refuse_in_use, refuse_sealed
 from imgtool.operations.plan import Plan, Touched
-from imgtool.operations.transaction import Transaction, check_removable
+from imgtool.operations.transaction import Transaction, check_removable, remove_one
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -112,12 +112,18 @@ class DeleteRequest:
     def make(self) -> Deleted:
         """Deletes: all the files or none."""
         freed = self._freed()
+        if self.files == [self.image.path]:
+            remove_one(self.image.path, self.around.confirm)
+        else:
+            self._remove_all()
+        return Deleted(path=self.image.path, files=tuple(self.files), freed=freed, notes=tuple(self.notes))
+
+    def _remove_all(self) -> None:
         with Transaction(self.image.path) as change:
             change.hold(self.image.path)
             for file in self.files:  # the image before its data: there is no moment at which it lacks that
                 change.remove(file)
             change.commit(self.around.confirm)
-        return Deleted(path=self.image.path, files=tuple(self.files), freed=freed, notes=tuple(self.notes))
 
 
 def delete(overlay: PathLike, *, force: bool = False, store: Iterable[PathLike] = ()) -> Deleted:

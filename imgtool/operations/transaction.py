@@ -83,8 +83,8 @@ class Transaction:
             if self._journal_fd >= 0:
                 with contextlib.suppress(OSError):
                     os.unlink(self.journal)
-            self._close()
-            raise _os_error(error, self.directory) from error
+            self.close()
+            raise _os_error(error, self.directory, "cannot be written to") from error
         return self
 
     def __exit__(
@@ -97,7 +97,7 @@ class Transaction:
             if not self._decided:
                 clear(self.journal, self._staged)
         finally:
-            self._close()
+            self.close()
 
     def hold(self, path: str) -> None:
         """Keeps QEMU programs from writing the image at `path` until the end, and notes what it is now: `commit`
@@ -107,7 +107,7 @@ class Transaction:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise _os_error(error, path) from error
+            raise _os_error(error, path, "cannot be opened") from error
         self._held[path] = _Held(fd, path, identity(os.fstat(fd)))
         if not forbid_writers(fd):
             users = ", ".join(f"{printable(user.program)} (pid {user.pid})" for user in holders(path))
@@ -127,7 +127,8 @@ class Transaction:
         try:
             self._create(staged, copy_of)
         except OSError as error:
-            raise _os_error(error, staged) from error
+            what = "needs a new version beside it" if os.path.lexists(target) else "cannot be made"
+            raise _os_error(error, target, what) from error
         return staged
 
     @staticmethod
@@ -208,14 +209,20 @@ class Transaction:
             for directory in {os.path.dirname(staged) for staged in self._staged}:
                 sync(directory)
         except OSError as error:
-            raise _os_error(error, self.directory) from error
+            raise _os_error(error, self.directory, "cannot be written to") from error
+        with self.alone(confirm):
+            self._decide()
+            finish(self.journal, self._steps, self._staged)
+
+    @contextlib.contextmanager
+    def alone(self, confirm: Callable[[], None] | None = None) -> Iterator[None]:
+        """Within, no other imgtool changes these directories; what is held is what it was, and confirmed."""
         with _alone_in(self._directories()):
             for held in self._held.values():
                 self._check_unchanged(held)
             if confirm is not None:
                 confirm()
-            self._decide()
-            finish(self.journal, self._steps, self._staged)
+            yield
 
     def _decide(self) -> None:
         """From when this record is on disk the change will happen."""
@@ -228,7 +235,7 @@ class Transaction:
             with contextlib.suppress(OSError):  # the record may be there all the same
                 os.ftruncate(self._journal_fd, size)
             if isinstance(error, OSError):
-                raise _os_error(error, self.directory) from error
+                raise _os_error(error, self.directory, "cannot be written to") from error
             raise
         self._decided = True
 
@@ -240,7 +247,7 @@ class Transaction:
         try:
             now = identity(os.stat(held.path))
         except OSError as error:
-            raise _os_error(error, held.path) from error
+            raise _os_error(error, held.path, "cannot be looked at") from error
         if now != held.identity:
             raise ImageInUseError(
                 f"{printable(held.path)} was changed by another program meanwhile",
@@ -252,20 +259,37 @@ class Transaction:
         try:
             self._write(json.dumps(line).encode())
         except OSError as error:
-            raise _os_error(error, self.journal) from error
+            raise _os_error(error, self.directory, "cannot be written to") from error
 
     def _write(self, line: bytes) -> None:
         """A line that is not whole counts for nothing: see `journal`."""
         if os.write(self._journal_fd, line + b"\n") != len(line) + 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _close(self) -> None:
+    def close(self) -> None:
         for held in self._held.values():
             os.close(held.fd)
         self._held.clear()
         if self._journal_fd >= 0:
             os.close(self._journal_fd)
             self._journal_fd = -1
+
+
+def remove_one(path: str, confirm: Callable[[], None]) -> None:
+    """The name `path` goes, and is gone on disk after this returns. One step needs no journal, so that there is room
+    for it on a full disk. Raises as `Transaction.hold`, `remove` and `commit` do."""
+    change = Transaction(path)
+    try:
+        change.hold(path)
+        check_removable(path)
+        with change.alone(confirm):
+            try:
+                os.unlink(path)
+                sync(os.path.dirname(path))
+            except OSError as error:
+                raise _os_error(error, path, "cannot be removed") from error
+    finally:
+        change.close()
 
 
 def allow_open_files(wanted: int) -> None:
@@ -365,7 +389,7 @@ def _take_attributes(staged: str, target: str) -> None:
             os.setxattr(staged, name, os.getxattr(target, name))
 
 
-def _os_error(error: OSError, path: str) -> ImageError:
+def _os_error(error: OSError, path: str, what: str) -> ImageError:
     if isinstance(error, FileNotFoundError):
         return ImageNotFoundError(f"{printable(path)} does not exist", path=path)
-    return ImageError(f"{printable(path)}: {error.strerror}", path=path)
+    return ImageError(f"{printable(path)} {what}: {error.strerror}", path=path)

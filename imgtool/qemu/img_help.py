@@ -27,7 +27,9 @@ def option_help(programs: Programs, format: str, *, amend: bool = False) -> dict
     """Option → the line that explains it, for `create` (and `convert`) or `amend` of an image in `format`; empty
     when it has none, or qemu-img does not know the format."""
     verb = "amend" if amend else "create"
-    argv = [programs.find("qemu-img"), verb, "-f", format, "-o", "help"]
+    # with a name, which is not opened, create's answer holds the options of files, too: preallocation, nocow, …
+    names = [] if amend else ["./image"]
+    argv = [programs.find("qemu-img"), verb, "-f", format, "-o", "help", *names]
     # amend answers and exits with 1 in some versions; what is on stdout is the answer either way
     text = programs.runner(argv, limits=_LIMITS).stdout.decode(errors="replace")
     return {match["name"]: match[0].strip() for match in _OPTION.finditer(text)}

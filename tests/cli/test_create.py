@@ -190,3 +190,14 @@ def test_replacing_a_base_by_force_names_who_stood_on_it(images: Images, imgtool
     assert f"warning: {top} stands on" in done.stderr
     again = imgtool(*words, "qcow2", "top.qcow2", *size, "--force", cwd=images.directory)
     assert (again.status, again.stderr) == (0, "")
+
+
+def test_a_raw_image_has_the_options_of_files(images: Images, imgtool: Imgtool) -> None:
+    path = images / "full.img"
+    refused = imgtool("create", "-f", "raw", "-o", "preallocation=all", path, "1M")
+    assert refused.status == 1
+    assert "no option" not in refused.stderr
+    assert "all" in refused.stderr
+    assert imgtool("create", "-f", "raw", "-o", "preallocation=full", path, "1M").status == 0
+    assert path.stat().st_blocks * 512 >= 1 << 20
+    assert "preallocation" in imgtool("create", "-f", "raw", "-o", "help").stdout

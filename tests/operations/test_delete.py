@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgtool.errors import ImageInUseError, ImageNotFoundError, ImgtoolError, RefusedError
+from imgtool.errors import ImageError, ImageInUseError, ImageNotFoundError, ImgtoolError, RefusedError
 from imgtool.operations.delete import DeleteRequest, delete
+from imgtool.operations.flatten import flatten
 from imgtool.qemu.qemu_img import QemuImg
+from tests.files import no_file_larger_than
 
 if TYPE_CHECKING:
     from tests.operations.conftest import Store
@@ -146,4 +148,22 @@ def test_the_plan_deletes_nothing(store: Store) -> None:
     plan = DeleteRequest(store / "top.qcow2", settle=False).plan()
     assert [(os.path.basename(image.path), image.action) for image in plan.images] == [("top.qcow2", "delete")]
     assert "are freed" in plan.notes[0]
+    assert store.bytes() == before
+
+
+def test_it_needs_no_room_on_the_disk(store: Store) -> None:
+    store.base("base.qcow2", 1)
+    store.overlay("top.qcow2", "base.qcow2", {0: 9})
+    with no_file_larger_than(0):
+        delete(store / "top.qcow2")
+    assert names(store) == {"base.qcow2"}
+
+
+def test_an_error_names_the_directory_and_no_hidden_file(store: Store) -> None:
+    store.base("base.qcow2", 1)
+    store.overlay("top.qcow2", "base.qcow2", {0: 9})
+    before = store.bytes()
+    with no_file_larger_than(4096), pytest.raises(ImageError) as caught:
+        flatten(store / "top.qcow2")
+    assert caught.value.message == f"{store / 'top.qcow2'} needs a new version beside it: File too large"
     assert store.bytes() == before

@@ -26,3 +26,8 @@ def test_options_that_can_be_amended_are_fewer() -> None:
 
 def test_a_format_that_nobody_knows_has_no_options() -> None:
     assert option_help(Programs(), "no-such-format") == {}
+
+
+def test_the_options_of_files_count_as_the_formats_own() -> None:
+    """A raw image has them alone."""
+    assert {"size", "preallocation"} <= set(option_help(Programs(), "raw"))
