@@ -5,7 +5,7 @@ PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 mount procps nftables dnsmasq-base bu
     gcc libc6-dev openssh-client ovmf passt qemu-guest-agent strace swtpm \
     apache2-utils docker-registry skopeo \
     fuse3 libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils \
-    openssh-server qemu-block-extra swtpm-tools \
+    netcat-openbsd openssh-server qemu-block-extra swtpm-tools \
     debian-archive-keyring e2fsprogs fakeroot mmdebstrap
 # Debian 12 has libvirt's storage driver in libvirt-daemon, and virtiofsd in qemu-system-common.
 PACKAGES_TEST += $(shell . /etc/os-release 2>/dev/null; \

@@ -539,11 +539,12 @@ def test_virsh_is_given_names_that_are_no_options() -> None:
         *("virsh", "-q", "-c", "qemu:///session"),
         *("define", "--validate", "/a b.xml"),
     ]
-    assert [is_remote(uri) for uri in ("qemu:///system", "qemu+ssh://host/system", "qemu+tcp://localhost/x")] == [
-        False,
-        True,
-        False,
-    ]
+    assert [is_remote(uri) for uri in ("qemu:///system", "qemu+unix:///session", "qemu+tcp://localhost/x")] == [
+        False
+    ] * 3
+    assert [
+        is_remote(uri) for uri in ("qemu+ssh://host/system", "qemu+ssh://127.0.0.1:1/system", "qemu+tls://host/x")
+    ] == [True] * 3
     with pytest.raises(RefusedError):
         Connection("--version")
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from imgtool.errors import ProgramError, RefusedError
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 from imgtool.operations.overlay import stem_of
 from imgtool.publish.replica import Replica, replicas
 from imgtool.qemu.process import Completed, Runner, failure, run
@@ -40,12 +40,14 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 def is_remote(uri: str) -> bool:
-    """Whether `uri` is a libvirt on another host."""
+    """Whether `uri` is a libvirt on another host. One reached by ssh is: a loopback address is a tunnel's then."""
     try:
         parts = urlsplit(uri)
-        return bool(parts.hostname) and parts.hostname not in ("localhost", "127.0.0.1", "::1")
     except ValueError:
         return False
+    if parts.scheme.partition("+")[2] in ("ssh", "libssh", "libssh2"):
+        return True
+    return bool(parts.hostname) and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
 def define_argv(uri: str, path: str) -> list[str]:
@@ -98,7 +100,7 @@ class Connection:
             if self._digest(pool, copy, folder) != copy.sha256:
                 raise RefusedError(
                     f"the volume {copy.name} of pool {pool} is not the image that its name says",
-                    hint=f"`virsh -c {self.uri} vol-delete --pool {pool} {copy.name}`, then try again",
+                    hint=f"`virsh -c {pasted(self.uri)} vol-delete --pool {pool} {copy.name}`, then try again",
                     path=copy.path,
                 )
             return Volume(path=copy.path, name=copy.name, volume=there, size=copy.size, sent=False)
@@ -125,7 +127,7 @@ class Connection:
     def _run(self, argv: Sequence[str]) -> Completed:
         done = self.runner(argv)
         if done.status:
-            raise failure(done, hint=f"`virsh -c {self.uri} version` shows whether libvirt answers")
+            raise failure(done, hint=f"`virsh -c {pasted(self.uri)} version` shows whether libvirt answers")
         return done
 
     def _path_of(self, pool: str, name: str) -> str | None:
