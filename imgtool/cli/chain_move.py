@@ -56,17 +56,17 @@ def move(context: Context, paths: tuple[str, ...], stores: tuple[str, ...], dry_
 
         emit_plan(context, request.plan(context.programs.find("qemu-img")))
         return
+    here = os.getcwd()  # which may be what is moved
     with progress(context, "move") as show:
         done = request.make(context.qemu_img, progress=show)
-    say(context, done, _lines(done))
+    say(context, done, _lines(done, here))
 
 
-def _lines(done: Moved) -> Iterator[str]:
+def _lines(done: Moved, here: str) -> Iterator[str]:
     from imgtool.chain.draw import relative
     from imgtool.cli.render import counted
     from imgtool.image.names import printable
 
-    here = os.getcwd()
     for one in done.files[:20]:
         yield f"{relative(one.path, here)} -> {relative(one.to, here)}{' (copied)' if one.copied else ''}"
     if len(done.files) > 20:

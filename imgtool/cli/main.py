@@ -219,5 +219,9 @@ def _from_click(error: click.UsageError) -> UsageError:
 def _from_os(error: OSError) -> ImgtoolError:
     import os
 
+    try:
+        os.getcwd()
+    except OSError:
+        return ImgtoolError("the current directory does not exist any more", hint="go to another one first")
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
     return ImgtoolError(error.strerror or str(error), path=name)

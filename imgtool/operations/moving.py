@@ -86,20 +86,20 @@ def _gather(old: str, new: str, found: Renamed) -> None:
         if place_of(new).startswith(os.path.realpath(old) + "/"):
             raise UsageError(f"{shown} cannot be moved into itself", path=old)
         found.tops.append(old)
-        _gather_tree(old, new, found)
+        _gather_tree(old, new, old, found)
     else:
         raise RefusedError(f"{shown} is neither a file nor a directory", path=old)
 
 
-def _gather_tree(old: str, new: str, found: Renamed) -> None:
+def _gather_tree(old: str, new: str, top: str, found: Renamed) -> None:
     found.directories[old] = new
     with os.scandir(old) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             target = os.path.join(new, entry.name)
             if entry.is_dir(follow_symlinks=False):
-                _gather_tree(entry.path, target, found)
+                _gather_tree(entry.path, target, top, found)
             elif entry.is_symlink():
-                _check_symlink(entry.path, old)
+                _check_symlink(entry.path, top)
                 found.files[entry.path] = target
             elif entry.is_file(follow_symlinks=False):
                 found.files[entry.path] = target
@@ -108,13 +108,16 @@ def _gather_tree(old: str, new: str, found: Renamed) -> None:
 
 
 def _check_symlink(path: str, top: str) -> None:
+    """RefusedError when the symlink at `path`, in the directory `top` that is moved, would lead elsewhere then: when
+    it is relative and leads out of it, or absolute and leads into it."""
     text = os.readlink(path)
-    if not os.path.isabs(text) and not place_of(os.path.join(os.path.dirname(path), text)).startswith(
-        os.path.realpath(top) + "/"
-    ):
+    goal = os.path.join(os.path.dirname(path), text)
+    place = os.path.realpath(goal) if os.path.basename(goal) in ("", ".", "..") else place_of(goal)
+    inside = f"{place}/".startswith(os.path.realpath(top) + "/")
+    if inside == os.path.isabs(text):
         raise RefusedError(
-            f"{printable(path)} is a symlink that leads out of what is moved, to {printable(text)}",
-            hint="make it absolute, or remove it, first",
+            f"{printable(path)} is a symlink that would lead elsewhere afterwards: to {printable(text)}",
+            hint=f"make it {'relative' if inside else 'absolute'}, or remove it, first",
             path=path,
         )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -55,3 +58,20 @@ def test_used_wrongly_or_refused(images: Images, imgtool: Imgtool) -> None:
     assert done.status == 1
     assert f"pid {pid}" in done.stderr
     assert base.exists()
+
+
+def test_the_current_directory_may_be_what_is_moved(images: Images, imgtool: Imgtool) -> None:
+    images.base("store/base.qcow2")
+    done = imgtool("chain", "move", "../store", "../moved", cwd=images / "store")
+    assert (done.status, done.stderr) == (0, "")
+    assert "base.qcow2 -> " in done.stdout
+    assert (images / "moved/base.qcow2").exists()
+
+
+def test_a_current_directory_that_is_gone_is_said(images: Images) -> None:
+    (images / "gone").mkdir()
+    run = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    words = ["-m", "imgtool", "chain", "show", "x", "--output", "json"]
+    done = subprocess.run([sys.executable, "-c", run, *words], cwd=images / "gone", capture_output=True, check=False)
+    assert done.returncode == 1
+    assert "current directory" in json.loads(done.stderr)["error"]["message"]

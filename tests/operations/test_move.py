@@ -289,6 +289,28 @@ def test_symlinks_to_a_moved_image_are_in_the_way(images: Images) -> None:
     assert "symlink" in refused(images, RefusedError, images / "latest.qcow2", images / "new.qcow2")
 
 
+def test_symlinks_within_a_moved_directory_lead_where_they_did(images: Images) -> None:
+    base = images.base("store/base.qcow2", "8M")
+    (images / "store/deep").mkdir()
+    links = {"near": "../base.qcow2", "up": "..", "out": str(images.directory)}
+    for name, text in links.items():
+        (images / "store/deep" / name).symlink_to(text)
+    before = digest_of(base)
+    move([images / "store"], images / "moved")
+    assert digest_of(images / "moved/deep/near") == before
+    assert (images / "moved/deep/up").samefile(images / "moved")
+    assert (images / "moved/deep/out").samefile(images.directory)
+
+
+@pytest.mark.parametrize("text", ["../../other", "../..", "{store}/base.qcow2", "{store}"])
+def test_symlinks_that_would_lead_elsewhere_are_in_the_way(images: Images, text: str) -> None:
+    images.base("store/base.qcow2", "8M")
+    (images / "other").write_text("other")
+    (images / "store/deep").mkdir()
+    (images / "store/deep/link").symlink_to(text.format(store=images / "store"))
+    assert "symlink" in refused(images, RefusedError, images / "store", images / "moved")
+
+
 def test_a_format_without_a_way_to_follow_is_refused(images: Images) -> None:
     base = images.base("base.vmdk", "8M", format="vmdk")
     images.qemu_img("create", "-q", "-f", "vmdk", "-b", base, "-F", "vmdk", images / "top.vmdk")
