@@ -53,6 +53,8 @@ def needs(store: Store, *, look_in: Iterable[str] = (), recipes: bool = True) ->
     """Every layer with who needs it: a recipe whose last build used it, an image that stands on it (in the store, in
     the folders `look_in` and below, and where recipes put their outputs), a VM that has it open."""
     layers = store.layers()
+    if not layers:
+        return []
     by_folder = {layer.folder: layer for layer in layers}
     reasons: dict[str, list[str]] = {layer.folder: [] for layer in layers}
     known = records(store)
@@ -129,8 +131,11 @@ def prune(
     """Removes the layers that nobody needs, children before parents, and kept failures. With `older_than` (seconds)
     only what is older; with `all_recipes` also what only recipes need, who can build it again. ImageInUseError while
     a build is going on."""
+    if dry_run and not os.path.isdir(store.root):
+        return Pruned(removed=(), kept=(), failed=(), freed=0)
     with store.alone():
-        store.clear_stale()
+        if not dry_run:
+            store.clear_stale()
         found = needs(store, look_in=look_in, recipes=not all_recipes)
         limit = None if older_than is None else time.time() - older_than
         going = [kept for kept in found if not kept.needed_by and (limit is None or kept.created < limit)]

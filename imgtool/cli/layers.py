@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,15 @@ def layers() -> None:
 
 
 def _store(directory: str | None) -> Store:
+    """The store to look into. One that nobody has built into yet is empty; one that was named is there, or its name
+    is wrong."""
     from imgtool.build.store import Store
+    from imgtool.image.names import printable
 
+    if directory is not None and not os.path.isdir(directory):
+        raise ImageNotFoundError(
+            f"there is no folder {printable(directory)}", hint="--layers names where layers are kept", path=directory
+        )
     return Store(directory)
 
 
@@ -111,7 +119,6 @@ def _short(folder: str) -> str:
 def show(context: Context, /, layer: str, log: bool, layers_: str | None) -> None:
     """Show LAYER: its manifest, and what its key is made of."""
     import json
-    import os
 
     import msgspec
 

@@ -138,16 +138,21 @@ def wait(_: Context, /, name: str, what: str, timeout: float) -> None:
     Ready is what the guest itself says: that a port opens proves nothing. On a time-out the error tells how far the
     guest came and how its serial console ends.
     """
-    from imgtool.machine.readiness import NotReady, parse_wait, wait_until
-    from imgtool.machine.runtime import find
+    import time
 
-    one, state = find(name)
+    from imgtool.machine.readiness import NotReady, parse_wait, wait_until
+    from imgtool.machine.runtime import find, find_logs
+
     if what != "ended":
-        wait_until(one, parse_wait(what), seconds=timeout)
+        condition = parse_wait(what, "--for")
+        wait_until(find(name)[0], condition, seconds=timeout)
         return
-    qemu = one.qemu() if state.phase == "running" else None
-    if qemu is not None and not qemu.wait(timeout):
-        raise NotReady(f"{name} still runs after {timeout:g} s")
+    one = find_logs(name)  # that it has ended already is what was waited for
+    deadline = time.monotonic() + timeout
+    while one.running:
+        if time.monotonic() >= deadline:
+            raise NotReady(f"{name} still runs after {timeout:g} s")
+        time.sleep(0.05)
 
 
 @click.command()

@@ -18,7 +18,7 @@ from imgtool.machine.disks import Learned, learn_disks, uses
 from imgtool.machine.firmware import Found, find_uefi
 from imgtool.machine.host import Command, Helper, Host, Scratch, Secret, TapNeed
 from imgtool.machine.outside import QEMU, check_files, learn_host
-from imgtool.machine.runtime import Vm, check_name, claim, name_from, release, runtime_root
+from imgtool.machine.runtime import Vm, claim, foresee, name_from, release
 from imgtool.machine.validate import validate, warnings
 from imgtool.qemu.capabilities import capabilities
 from imgtool.qemu.programs import Programs
@@ -70,10 +70,9 @@ class Plan(NamedTuple):
 def preview(machine: Machine, programs: Programs, *, detached: bool, force: bool = False) -> Plan:
     """The plan as it would be now. Claims nothing and changes nothing; raises what `prepare` would."""
     learned = learn_disks(list(uses(machine)), force=force)
+    vm = foresee(name=machine.name, like=_first_image(machine), images=learned.held)
     _raise_first(learned)
-    root = runtime_root()
-    name = name_from(_first_image(machine)) if machine.name is None else check_name(machine.name)
-    plan = _plan(machine, Vm(root, name), learned, programs, detached=detached, force=force)
+    plan = _plan(machine, vm, learned, programs, detached=detached, force=force)
     if not plan.command.taps:
         return plan
     from imgtool.machine.nets.join import foreseen

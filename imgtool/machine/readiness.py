@@ -43,17 +43,17 @@ class Wait(NamedTuple):
         return self.kind if self.pattern is None else f"{self.kind}:{self.pattern.pattern}"
 
 
-def parse_wait(text: str) -> Wait:
-    """`running`, `serial:REGEX`, `ssh`, `agent`, `cloud-init`. UsageError for anything else."""
+def parse_wait(text: str, option: str = "--wait") -> Wait:
+    """`running`, `serial:REGEX`, `ssh`, `agent`, `cloud-init`. UsageError about `option` for anything else."""
     kind, colon, pattern = text.partition(":")
     if kind == "serial" and colon:
         try:
             return Wait("serial", re.compile(pattern))
         except re.error as error:
-            raise UsageError(f"--wait: {printable(pattern)!r} is no regular expression: {error}") from None
+            raise UsageError(f"{option}: {printable(pattern)!r} is no regular expression: {error}") from None
     if kind in ("running", "ssh", "agent", "cloud-init") and not colon:
         return Wait(kind)  # type: ignore[arg-type]
-    raise UsageError(f"--wait cannot be {printable(text)!r}", hint="running, serial:REGEX, ssh, agent, cloud-init")
+    raise UsageError(f"{option} cannot be {printable(text)!r}", hint="running, serial:REGEX, ssh, agent, cloud-init")
 
 
 def check_wait(wait: Wait, machine: Machine) -> None:

@@ -225,28 +225,14 @@ def claim(
     """
     root = root or runtime_root()
     with _locked(root):
-        others = _sweep(root)
-        taken = {vm.name for vm, _ in others}
-        if name is None:
-            name = _free_name(name_from(like), taken)
-        elif check_name(name) in taken:
-            raise MachineError(
-                f"a VM named {name} is running", hint=f"`imgtool vm stop {name}` ends it; --name takes another name"
-            )
-        check_images(images, [(vm.name, state.images) for vm, state in others])
-        vm = Vm(root, name)
-        if len(os.fsencode(vm.file(_LONGEST_FILE))) > _LONGEST_SOCKET:
-            raise MachineError(
-                f"{vm.path} is too long a path for sockets",
-                hint="set XDG_RUNTIME_DIR to a shorter folder, or give a shorter --name",
-            )
+        vm = _place(root, _sweep(root), name, like, images)
         shutil.rmtree(vm.path, ignore_errors=True)
         os.mkdir(vm.path, mode=0o700)
         launcher = ProcessId.of(os.getpid())
         assert launcher is not None
         vm.write(
             State(
-                name=name,
+                name=vm.name,
                 phase="starting",
                 launcher=launcher,
                 boot=boot_identity(),
@@ -255,6 +241,37 @@ def claim(
                 machine=machine,
                 images=tuple(images),
             )
+        )
+    return vm
+
+
+def foresee(
+    *, name: str | None, like: str | None = None, images: Sequence[HeldImage] = (), root: str | None = None
+) -> Vm:
+    """The directory that `claim` would make now. Raises what it would; claims nothing, and clears nothing away."""
+    root = root or runtime_root()
+    there = [Vm(root, one) for one in sorted(os.listdir(root)) if not one.startswith(".")]
+    others = [(vm, state) for vm in there if (state := vm.state()) is not None and vm._lives(state)]
+    return _place(root, others, name, like, images)
+
+
+def _place(
+    root: str, others: list[tuple[Vm, State]], name: str | None, like: str | None, images: Sequence[HeldImage]
+) -> Vm:
+    """Where a new VM beside `others` may have its directory."""
+    taken = {vm.name for vm, _ in others}
+    if name is None:
+        name = _free_name(name_from(like), taken)
+    elif check_name(name) in taken:
+        raise MachineError(
+            f"a VM named {name} is running", hint=f"`imgtool vm stop {name}` ends it; --name takes another name"
+        )
+    check_images(images, [(vm.name, state.images) for vm, state in others])
+    vm = Vm(root, name)
+    if len(os.fsencode(vm.file(_LONGEST_FILE))) > _LONGEST_SOCKET:
+        raise MachineError(
+            f"{vm.path} is too long a path for sockets",
+            hint="set XDG_RUNTIME_DIR to a shorter folder, or give a shorter --name",
         )
     return vm
 

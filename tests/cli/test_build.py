@@ -181,6 +181,19 @@ def test_layers_that_nobody_needs_are_pruned(bench: Bench, imgtool: Imgtool) -> 
     assert wrong.status == 2
 
 
+@pytest.mark.parametrize("command", ["list", "tree", "verify", "prune --dry-run"])
+def test_a_store_that_nobody_built_into_is_empty_and_one_that_was_named_is_there(
+    tmp_path: Path, imgtool: Imgtool, command: str
+) -> None:
+    empty = imgtool("layers", *command.split(), IMGTOOL_LAYERS=str(tmp_path / "unused"))
+    assert empty.status == 0, empty.stderr
+    assert empty.stdout in ("no layers\n", "0 layers would go, 0 bytes; 0 stay\n")
+    wrong = imgtool("layers", *command.split(), "--layers", "misspelt")
+    assert wrong.status == 1
+    assert "there is no folder" in wrong.stderr
+    assert "misspelt" not in os.listdir(tmp_path)
+
+
 def test_lint_is_a_command_of_its_own(bench: Bench, imgtool: Imgtool) -> None:
     done = imgtool("build", "lint", bench.folder / "web-1.qcow2")
     assert done.status == 1

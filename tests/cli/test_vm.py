@@ -83,8 +83,7 @@ def test_a_qemu_that_is_stuck_is_terminated_and_at_last_killed(machines: Machine
 
 def test_a_killed_qemu_is_recognised_and_its_log_stays(machines: Machines, empty_vm: str) -> None:
     machines.qemu(empty_vm).send(signal.SIGKILL)
-    wait = machines("vm", "wait", empty_vm, "--for", "ended", check=False)
-    assert wait.returncode in (0, 1)
+    machines("vm", "wait", empty_vm, "--for", "ended")
     done = machines("vm", "show", empty_vm, check=False)
     assert done.returncode == 1
     assert f"the VM {empty_vm} has ended" in done.stderr
@@ -98,6 +97,28 @@ def test_a_name_that_no_vm_has_is_one_clear_error(machines: Machines) -> None:
         assert done.returncode == 1
         assert "there is no VM named nobody" in done.stderr
     assert "there is no VM named nobody, and no logs of one" in machines("vm", "log", "nobody", check=False).stderr
+
+
+def test_waiting_names_its_own_option_and_an_end_that_was_is_an_end(machines: Machines, image: Path) -> None:
+    machines("boot", "-d", image, "--name", "brief", "--accel", "tcg", "--memory", "64M", "--network", "none")
+    wrong = machines("vm", "wait", "brief", "--for", "boot", check=False)
+    early = machines("vm", "wait", "brief", "--for", "ended", "--timeout", "0.1", check=False)
+    machines("vm", "kill", "brief")
+    assert "--for cannot be 'boot'" in wrong.stderr
+    assert "brief still runs after 0.1 s" in early.stderr
+    machines("vm", "wait", "brief", "--for", "ended")
+    assert machines("vm", "wait", "never", "--for", "ended", check=False).returncode == 1
+
+
+def test_a_dry_run_beside_a_running_vm_says_what_a_start_would(
+    machines: Machines, image: Path, empty_vm: str
+) -> None:
+    for words in ([image], ["--name", empty_vm, "--cdrom", image]):
+        done, dry = (
+            machines("boot", *words, "--accel", "tcg", *more, check=False) for more in (["-d"], ["--dry-run"])
+        )
+        assert done.returncode == dry.returncode == 1
+        assert dry.stderr.splitlines()[0] in done.stderr.splitlines()
 
 
 def test_waiting_for_what_does_not_come_tells_how_far_the_guest_came(machines: Machines, empty_vm: str) -> None:

@@ -13,7 +13,7 @@ from imgtool.errors import ConfigError, ImageInUseError, MachineError
 from imgtool.machine import runtime
 from imgtool.machine.config import Machine
 from imgtool.machine.process import ProcessId
-from imgtool.machine.runtime import Vm, claim, find, hold, release, vms
+from imgtool.machine.runtime import Vm, claim, find, foresee, hold, release, vms
 from imgtool.qemu.system import Process, start
 
 
@@ -192,6 +192,23 @@ def test_a_path_too_long_for_sockets_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="too long a path for sockets") as caught:
         claim(Machine(), name="web", detached=True, root=str(deep))
     assert "XDG_RUNTIME_DIR" in str(caught.value.hint)
+
+
+def test_what_would_be_claimed_is_foreseen_and_nothing_is_made_or_cleared(
+    root: str, running: Running, image: str
+) -> None:
+    running("web", image=image, writable=False)
+    (Path(root) / "gone").mkdir()
+    (Path(root) / "gone" / "qmp.sock").touch()
+    before = sorted(os.listdir(root))
+    assert foresee(name=None, like="/images/web.qcow2", root=root).name == "web-2"
+    assert foresee(name="gone", root=root).path == os.path.join(root, "gone")
+    with pytest.raises(MachineError, match="a VM named web is running"):
+        foresee(name="web", root=root)
+    with pytest.raises(ImageInUseError, match="is being read by the VM web"):
+        foresee(name=None, images=[hold(image, writable=True)], root=root)
+    assert sorted(os.listdir(root)) == before
+    assert (Path(root) / "gone" / "qmp.sock").exists()
 
 
 def test_the_root_is_in_the_users_runtime_directory_and_private(

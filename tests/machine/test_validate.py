@@ -230,6 +230,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"cloud-init": "/u,user=me"}, "which would be in user-data too"),
     ({"cloud-init": "hostname=a_b"}, "is no host name"),
     ({"safety": {"run-as": "Some One"}}, "is no user"),
+    ({"safety": {"run-as": "nobody"}}, "only root can become another user"),
 ]
 
 

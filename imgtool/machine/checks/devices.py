@@ -282,3 +282,5 @@ def check_safety(context: Context) -> Problems:
     run_as = machine.safety.run_as
     if run_as is not None and not re.fullmatch(r"[a-z_][a-z0-9_.-]*\$?|[0-9]+:[0-9]+", run_as):
         yield ConfigError(f"--run-as {printable(run_as)} is no user", hint="a name, or uid:gid in numbers")
+    elif run_as is not None and not context.host.root:
+        yield ConfigError("--run-as: only root can become another user", hint="leave it out: QEMU runs as you")
