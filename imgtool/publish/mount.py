@@ -21,11 +21,10 @@ from imgtool.chain.walk import guard
 from imgtool.errors import ImgtoolError, MachineError, ProgramError, RefusedError, UsageError
 from imgtool.image.names import PathLike, absolute, option_value, printable
 from imgtool.image.partitions import Table, read_table
-from imgtool.machine.disks import Use, learn_disks
 from imgtool.machine.process import ProcessId
 from imgtool.machine.runtime import runtime_root
 from imgtool.operations.plan import Plan, Touched
-from imgtool.publish.serve import local_layers
+from imgtool.publish.serve import local_layers, refuse_in_use
 from imgtool.qemu.extents import options_of
 from imgtool.qemu.img_argv import ImageOpts
 from imgtool.qemu.process import Limits, Runner, failure, run
@@ -104,10 +103,7 @@ class MountRequest:
         if raw and partition is not None:
             raise UsageError("--raw shows the whole disk", hint="leave out --partition")
         self.chain = guard(self.path, format=format)
-        learned = learn_disks([Use(self.path, format, writable)], force=force)
-        for error in learned.in_use:
-            error.hint = "wait for it or end it"
-            raise error
+        refuse_in_use(self.path, format, writable=writable, force=force)
         self._check_place()
         self._check_host()
         self.folder = _folder(self.at)

@@ -14,14 +14,12 @@ from contextlib import contextmanager
 from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
-from imgtool.errors import ImageFormatError, ImageInUseError, ImageUnreadableError, RefusedError
+from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image.header import read_header
-from imgtool.image.locks import forbid_writers
-from imgtool.image.names import printable
 from imgtool.operations.copying import copy_file
 from imgtool.operations.relink import Link, head_of
 from imgtool.publish.oci.blob import Blob, Part
-from imgtool.publish.oci.layers import refuse_no_layer
+from imgtool.publish.oci.layers import opened, refuse_no_layer
 
 NameOf = Callable[[str, str, str], str]
 """(path here, sha256:HEX of the bytes there, format) → the name there."""
@@ -125,24 +123,6 @@ def refuse_portable(chain: Sequence[Image]) -> None:
     except RefusedError as error:
         error.hint = "`imgtool convert` makes one image of it, which stands on nothing"
         raise
-
-
-def opened(stack: contextlib.ExitStack, image: Image) -> int:
-    """The file of `image`, closed to writers until `stack` ends."""
-    try:
-        fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ImageUnreadableError(
-            f"{printable(image.path)} cannot be read: {error.strerror}", path=image.path
-        ) from error
-    stack.callback(os.close, fd)
-    if not forbid_writers(fd):
-        raise ImageInUseError(
-            f"{printable(image.path)} is in use for writing: its content changes while it is read",
-            hint="end that process first",
-            path=image.path,
-        )
-    return fd
 
 
 def _head(fd: int, image: Image, parent: Replica, name: NameOf) -> bytes | None:

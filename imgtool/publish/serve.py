@@ -113,9 +113,8 @@ class ServeRequest:
         or its parent is not what it was made on."""
         self.programs = programs
         self.path = absolute(image)
-        self.force = force
         self.chain = guard(self.path, format=format)
-        self._check(format, writable)
+        refuse_in_use(self.path, format, writable=writable, force=force)
         _check_bitmap(self.chain[0], bitmap)
         if address is not None and port is None:
             raise UsageError("an address to listen on needs a port", hint="--port 10809, or 0 for any free one")
@@ -147,12 +146,6 @@ class ServeRequest:
             tls=self.tls is not None,
         )
         self._verify_peer, self._clients, self._once = verify_peer, clients, once
-
-    def _check(self, format: str | None, writable: bool) -> None:
-        learned = learn_disks([Use(self.path, format, writable)], force=self.force)
-        for error in learned.in_use:
-            error.hint = "wait for it or end it"
-            raise error
 
     def argv(self) -> list[str]:
         source, format = open_as(local_layers(self.chain))
@@ -204,6 +197,13 @@ class Server:
         if self.export.socket is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.export.socket)
+
+
+def refuse_in_use(path: str, format: str | None, *, writable: bool, force: bool) -> None:
+    """Raises as `learn_disks` for a disk that is shown as it is, and not once what writes it has ended."""
+    for error in learn_disks([Use(path, format, writable)], force=force).in_use:
+        error.hint = "wait for it or end it"
+        raise error
 
 
 def local_layers(chain: Sequence[Image]) -> list[Layer]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -25,23 +24,16 @@ memory = "128M"
 
 
 @pytest.fixture
-def far(libvirt: Libvirt, tmp_path: Path) -> Iterator[str]:
+def far(libvirt: Libvirt, sshd: SshServer, tmp_path: Path) -> str:
     """The URI of the tests' libvirtd over ssh."""
-    folder = tmp_path / "sshd"
-    folder.mkdir()
-    server = SshServer(folder)
     # OpenSSH's client looks for known hosts in the user's real home: it is told of none
     program = tmp_path / "ssh"
-    options = " ".join(f"-o {option}" for option in server.options)
+    options = " ".join(f"-o {option}" for option in sshd.options)
     program.write_text(f'#!/bin/sh\nexec ssh -F none {options} "$@"\n')
     program.chmod(0o755)
-    try:
-        server.start()
-        user = subprocess.check_output(["id", "-un"], text=True).strip()
-        words = urlencode({"keyfile": str(server.key), "command": str(program), "socket": str(libvirt.socket)})
-        yield f"qemu+ssh://{user}@127.0.0.1:{server.port}/session?{words}"
-    finally:
-        server.stop()
+    user = subprocess.check_output(["id", "-un"], text=True).strip()
+    words = urlencode({"keyfile": str(sshd.key), "command": str(program), "socket": str(libvirt.socket)})
+    return f"qemu+ssh://{user}@127.0.0.1:{sshd.port}/session?{words}"
 
 
 def test_a_machine_goes_with_its_chain_to_a_libvirt_elsewhere_and_starts_there(

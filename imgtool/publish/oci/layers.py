@@ -142,7 +142,7 @@ def open_layers(
     for image in reversed(chain):
         assert image.format is not None
         assert image.virtual_size is not None
-        fd = _opened(stack, image)
+        fd = opened(stack, image)
         parent = layers[-1].digest if layers else None
         try:
             header = read_header(fd, format=image.format if image.format in FORMATS else None)
@@ -176,7 +176,9 @@ def with_contents(
     return found
 
 
-def _opened(stack: contextlib.ExitStack, image: Image) -> int:
+def opened(stack: contextlib.ExitStack, image: Image) -> int:
+    """The file of `image`, closed to writers until `stack` ends. ImageUnreadableError; ImageInUseError when a program
+    writes it."""
     try:
         fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
