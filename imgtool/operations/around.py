@@ -110,10 +110,17 @@ class Around:
         return [self._by_path[node.path] for node in self.chain[1:] if node.path in self._by_path]
 
     def confirm(self) -> None:
-        """ImageInUseError when something stands on an image of the chain that did not when it was looked at."""
+        """ImageInUseError when something stands on the image that did not when it was looked at."""
+        self._confirm(self.chain[:1])
+
+    def confirm_chain(self) -> None:
+        """The same for every image of the chain: for changes of what lies below the image."""
+        self._confirm(self.chain)
+
+    def _confirm(self, nodes: Iterable[Image]) -> None:
         before = {path: set(image.children) for path, image in self._by_path.items()}
         now = self._survey()
-        for node in self.chain:
+        for node in nodes:
             here = now.get(node.path)
             if here is not None and not set(here.children) <= before.get(node.path, set()):
                 raise ImageInUseError(

@@ -216,7 +216,7 @@ class CommitRequest:
                 take_place(change, sibling, copy, self.around.children(sibling))
             change.replace(self.base.path, base)
             self._settle_overlay(change, emptied, base)
-            change.commit(self.around.confirm)
+            change.commit(self.around.confirm_chain)
         return Commit(
             path=self.overlay.path,
             base=self.base.path,

@@ -169,7 +169,7 @@ class ShortenRequest:
                 take_place(change, image, copy, [one for one in self._children(image) if one not in self.deleted])
             for image in self.deleted:
                 change.remove(image.path)
-            change.commit(self.around.confirm)
+            change.commit(self.around.confirm_chain)
         gone = {image.path for image in self.merged}
         return Shortened(
             path=self.image.path,
