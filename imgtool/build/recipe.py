@@ -181,7 +181,7 @@ def load_recipe(path: str) -> Loaded:
     """The recipe at `path`, its file names relative to its folder. ConfigError, with the line, when it is wrong."""
     text = read_text(path, "a recipe")
     where = absolute(path)
-    recipe = with_absolute_paths(parse_recipe(text, path), os.path.dirname(where))
+    recipe = with_absolute_paths(parse_recipe(text, where), os.path.dirname(where))
     if not recipe.image.from_.startswith(OCI):
         base = os.path.join(os.path.dirname(where), recipe.image.from_)
         recipe = replace(recipe, image=replace(recipe.image, from_=os.path.abspath(base)))

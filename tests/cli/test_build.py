@@ -109,6 +109,8 @@ def test_a_wrong_recipe_is_one_error_with_its_line(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+    asked = imgtool("build", "web.toml", "--output", "json", cwd=bench.folder, IMGTOOL_LAYERS=bench.store.root)
+    assert asked.error["path"].startswith(str(bench.folder))
 
 
 def test_a_secret_comes_from_a_file_or_the_environment(bench: Bench, imgtool: Imgtool) -> None:
