@@ -1,0 +1,62 @@
+"""Standard streams that are closed, full, or left by their reader."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Images
+
+CLOSED = [numbers for count in (1, 2, 3) for numbers in combinations((0, 1, 2), count)]
+
+
+def close(numbers: tuple[int, ...]) -> None:
+    for number in numbers:
+        os.close(number)
+
+
+@pytest.mark.parametrize("numbers", CLOSED, ids=str)
+def test_closed_streams_disturb_nothing(images: Images, numbers: tuple[int, ...]) -> None:
+    base = images.base("base.qcow2")
+    before = base.read_bytes()
+    commands: list[list[str | Path]] = [["info", base], ["convert", "-O", "raw", base, images / "disk.img"]]
+    for words in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "imgtool", *words],
+            preexec_fn=lambda: close(numbers),
+            capture_output=True,
+            timeout=20,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert bool(done.stdout) == (1 not in numbers)
+    assert base.read_bytes() == before
+    assert (images / "disk.img").read_bytes() == bytes(1 << 20)
+
+
+def test_a_full_disk_behind_stdout_is_an_error(images: Images) -> None:
+    base = images.base("base.qcow2")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "imgtool", "info", base], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 1
+    assert b"No space left" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error_to_talk_about(images: Images) -> None:
+    base = images.base("base.qcow2")
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "imgtool", "info", base], stdout=writing, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
