@@ -6,9 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,6 +19,7 @@ from tests.publish.conftest import Forget
 from tests.publish.distant import json_name, on_https, on_ssh
 from tests.publish.registries import Certificates, RegistryServer
 from tests.publish.sshd import SshServer
+from tests.publish.test_serve import served
 
 
 @pytest.mark.guest
@@ -57,10 +56,8 @@ def test_what_was_pushed_pulled_and_exported_boots(
     machines("vm", "kill", "from-registry")
 
 
-def boots_where_trusted(machines: Machines, images: Images, place: Mapping[str, Any], *, tries: int = 1) -> None:
-    """An overlay on Alpine's disk at `place` boots where the policy allows its driver, and is refused without."""
-    driver = place["driver"]
-    overlay = images.overlay("web.qcow2", json_name(place), size="1G")
+def boots_where_trusted(machines: Machines, overlay: Path, driver: str, *, tries: int = 1) -> None:
+    """An overlay on Alpine's disk on a server boots where the policy allows its driver, and is refused without."""
     name = f"from-{driver}"
     words: list[str | Path] = ["-d", overlay, *machines.shell_words(), "--name", name]
     refused = machines("boot", *words, check=False)
@@ -77,12 +74,18 @@ def boots_where_trusted(machines: Machines, images: Images, place: Mapping[str, 
 
 
 @pytest.mark.guest
+def test_a_guest_boots_from_a_base_on_nbd(machines: Machines, images: Images) -> None:
+    with served(machines.alpine.disk, socket=images / "disk.sock") as export:
+        boots_where_trusted(machines, images.overlay("web.qcow2", export.uri, format="raw"), "nbd")
+
+
+@pytest.mark.guest
 def test_a_guest_boots_from_a_base_on_https(machines: Machines, images: Images, certificates: Certificates) -> None:
     """The disk is asked for in one piece, and once more when that hangs: the more requests QEMU 10.0's curl driver
     makes, the likelier it waits for one for ever."""
     with on_https(machines.alpine.disk, certificates) as place:
         whole = {**place, "readahead": 64 << 20, "timeout": 60}
-        boots_where_trusted(machines, images, whole, tries=3)
+        boots_where_trusted(machines, images.overlay("web.qcow2", json_name(whole), size="1G"), "https", tries=3)
 
 
 @pytest.mark.guest
@@ -92,4 +95,4 @@ def test_a_guest_boots_from_a_base_on_ssh(
     with on_ssh(machines.alpine.disk, sshd) as (place, env):
         for name, value in env.items():
             monkeypatch.setitem(machines.env, name, value)
-        boots_where_trusted(machines, images, place)
+        boots_where_trusted(machines, images.overlay("web.qcow2", json_name(place), size="1G"), "ssh")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,10 @@ from imgtool.chain.verify import verify
 from imgtool.errors import PolicyError
 from imgtool.image.policy import Policy, in_force
 from imgtool.publish.serve import ServeRequest
+from imgtool.qemu.process import Limits
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QemuImg
-from tests.cli.conftest import Imgtool, Result, imgtool
+from tests.cli.conftest import Imgtool, imgtool
 from tests.conftest import Images
 from tests.publish.distant import json_name, on_https, on_ssh
 from tests.publish.registries import Certificates
@@ -74,25 +74,6 @@ def test_the_disk_is_the_same_through_nbd_and_back(net: Images) -> None:
             assert nbd_digest(export.uri) == raw_digest(net, "plain.qcow2")
 
 
-def paused(imgtool: Imgtool, image: Path, trust: str, env: dict[str, str]) -> Result:
-    """Boots it as far as QEMU opens its disks, and ends it."""
-    words = ("--accel", "tcg", "--detach", "--display", "none", "--network", "none", "--name", "it-remote")
-    done = imgtool("boot", "--trust", trust, *words, image, **env)  # type: ignore[arg-type]
-    if done.status == 0:
-        imgtool("vm", "kill", "it-remote", **env)  # type: ignore[arg-type]
-    return done
-
-
-def test_a_guest_starts_from_a_base_on_nbd(net: Images, imgtool: Imgtool, tmp_path: Path) -> None:
-    with on_nbd(net), tempfile.TemporaryDirectory(prefix="it-", dir="/tmp") as short:
-        env = {"XDG_RUNTIME_DIR": short, "XDG_DATA_HOME": str(tmp_path / "data")}
-        refused = imgtool("boot", "--accel", "tcg", "--detach", net / "net.qcow2", **env)  # type: ignore[arg-type]
-        assert refused.status == 1
-        assert "--trust nbd" in refused.stderr
-        done = paused(imgtool, net / "net.qcow2", "nbd", env)
-        assert done.status == 0, done.stderr
-
-
 def test_a_base_on_https_is_read_and_verified(net: Images, imgtool: Imgtool, certificates: Certificates) -> None:
     with on_https(net / "base.qcow2", certificates) as place:
         net.overlay("web.qcow2", json_name(place), size="4M")
@@ -105,12 +86,33 @@ def test_a_base_on_https_is_read_and_verified(net: Images, imgtool: Imgtool, cer
         runs = (imgtool(*words) for _ in range(5))
         done = next(run for run in runs if "was stopped after" not in run.stderr)
         assert done.status == 0, done.stderr
+        with in_force(Policy(protocols=frozenset({"https"}))):
+            checks = (verify([net / "web.qcow2"], deep=QemuImg(limits=Limits(seconds=20))) for _ in range(5))
+            found = next(one for one in checks if not any("was stopped after" in two.message for two in one.defects))
+        assert (found.defects, found.images) == ((), 2)
     assert hashlib.sha256((net / "web.raw").read_bytes()).hexdigest() == raw_digest(net, "base.qcow2")
+    with in_force(Policy(protocols=frozenset({"https"}))):
+        (defect,) = [one for one in verify([net / "web.qcow2"], deep=QemuImg()).defects if one.severity == "error"]
+    assert defect.code == "remote-unusable"
 
 
-def test_a_base_on_ssh_is_read(net: Images, imgtool: Imgtool, sshd: SshServer) -> None:
+def test_a_base_on_ssh_is_read_and_verified(
+    net: Images, imgtool: Imgtool, sshd: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with on_ssh(net / "base.qcow2", sshd) as (place, env):
         net.overlay("web.qcow2", json_name(place), size="4M")
-        done = imgtool("convert", "--trust", "ssh", "-O", "raw", net / "web.qcow2", net / "web.raw", **env)  # type: ignore[arg-type]
+        server = f"{place['user']}@127.0.0.1:{sshd.port}"
+        net.overlay("url.qcow2", f"ssh://{server}{place['path']}?host_key_check=no", size="4M")
+        key = base64.b64decode((sshd.folder / "host.pub").read_text().split()[1])
+        for name, digest in (("pinned", hashlib.sha256(key).hexdigest()), ("other", "0" * 64)):
+            url = f"ssh://{server}{place['path']}?host_key_check=sha256:{digest}"
+            net.overlay(f"{name}.qcow2", url, size="4M")
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        for name, codes in (("web", []), ("url", []), ("pinned", []), ("other", ["remote-unusable"])):
+            with in_force(Policy(protocols=frozenset({"ssh"}))):
+                found = verify([net / f"{name}.qcow2"], deep=QemuImg())
+            assert [one.code for one in found.defects] == codes, found.defects
+        done = imgtool("convert", "--trust", "ssh", "-O", "raw", net / "web.qcow2", net / "web.raw")
         assert done.status == 0, done.stderr
     assert hashlib.sha256((net / "web.raw").read_bytes()).hexdigest() == raw_digest(net, "base.qcow2")

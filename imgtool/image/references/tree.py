@@ -88,6 +88,13 @@ def parse_json(text: str, *, depth: int = 0) -> Reference:
     return _joined(text, "json", str(node.get("driver") or "") or None, format, leaves)
 
 
+def flat_options(text: str) -> dict[str, str | int | bool | None]:
+    """The options in `json:{…}`, as QEMU flattens them: `file.server.host`. ImageFormatError when there are none."""
+    flat: _Node = {}
+    _flatten(text, "", _decode(text), flat, 0)
+    return flat
+
+
 def _decode(text: str) -> _Node:
     source = _STRING.sub(_double_quoted, text.removeprefix("json:"))
     try:
