@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 from msgspec.structs import replace
 
+from imgtool.build.diskwatch import DiskWatch
 from imgtool.build.executor import Access, Executor, ExecutorError, Kind, connect, equip
 from imgtool.build.executors.choose import connect_any, equip_for_any, ways_into
 from imgtool.build.recipe import Guest as GuestMachine
@@ -72,6 +73,9 @@ class Guest(Protocol):
 
     def kill(self) -> None:
         """Ends it at once. Harmless when it has ended."""
+
+    def trouble(self) -> str | None:
+        """Why its disk brought it to an end, if it did."""
 
 
 Starter = Callable[[Start], Guest]
@@ -153,6 +157,7 @@ class RunningGuest:
         """What `auto` came to."""
         self._node = SYSTEM
         self._snapshots = 0
+        self._disks = DiskWatch(started.vm)
 
     @property
     def name(self) -> str:
@@ -244,11 +249,15 @@ class RunningGuest:
         self.kill()
 
     def kill(self) -> None:
+        self._disks.stop()
         with contextlib.suppress(ExecutorError, OSError):
             self.let_go()
         self._process.end()
         self._process.close()
         release(self.vm)
+
+    def trouble(self) -> str | None:
+        return self._disks.trouble
 
 
 def overlay_node(node: str, path: str) -> dict[str, object]:

@@ -43,6 +43,11 @@ def make_layer(session: Session, number: int, document: KeyDocument, below: Laye
         _do_steps(session, number, document)
         return _close(session, number, document, ground, time.monotonic() - began)
     except ImgtoolError as error:
+        guest = session.guest
+        trouble = guest.trouble() if guest is not None else None
+        if guest is not None and trouble is not None:
+            error.message += f"\n{guest.name} was ended: {trouble}"
+            error.hint = f"make room in {printable(session.tools.store.root)} and build again: what is sealed is kept"
         if session.tools.on_error == "keep":
             _keep(session, number, ground, error)
         raise

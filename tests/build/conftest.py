@@ -42,6 +42,8 @@ class Behaviour:
         """Called with each command before it is done."""
         self.salt: Callable[[str], str] = lambda _: ""
         """What makes a command's effect another one each time."""
+        self.trouble: str | None = None
+        """Why the disk brought the guest to an end."""
         self.files: dict[str, bytes] = {}
         """What can be fetched from the guest."""
 
@@ -151,6 +153,9 @@ class FakeGuest:
 
     def kill(self) -> None:
         self._alive = False
+
+    def trouble(self) -> str | None:
+        return self.behaviour.trouble
 
     def write(self, what: bytes) -> None:
         if self._throwaway:

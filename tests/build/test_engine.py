@@ -234,6 +234,15 @@ def test_a_failing_step_says_where_and_leaves_what_was_built(bench: Bench) -> No
     assert bench.behaviour.commands[3:] == ["make c", "make d"]
 
 
+def test_a_guest_that_its_disk_ended_says_so_and_where_room_is_needed(bench: Bench) -> None:
+    bench.behaviour.fails = lambda command: 1 if command == "make c" else None
+    bench.behaviour.trouble = "there is no space left for what it writes"
+    with pytest.raises(StepFailed) as caught:
+        bench.builder().build(bench.recipe(RECIPE))
+    assert caught.value.message.endswith("\nweb was ended: there is no space left for what it writes")
+    assert str(caught.value.hint).startswith(f"make room in {bench.store.root} ")
+
+
 def test_a_failure_can_be_kept_with_its_log(bench: Bench) -> None:
     loaded = bench.recipe(RECIPE)
     bench.behaviour.fails = lambda command: 1 if command == "make d" else None
