@@ -145,9 +145,16 @@ class Vm:
     def write(self, state: State) -> None:
         """Replaces the state, whole."""
         draft = self.file(STATE_FILE + ".new")
-        with open(draft, "wb") as file:
-            file.write(_encoded(state))
-        os.replace(draft, self.file(STATE_FILE))
+        try:
+            with open(draft, "wb") as file:
+                file.write(_encoded(state))
+            os.replace(draft, self.file(STATE_FILE))
+        except OSError as error:
+            raise MachineError(
+                f"{self.path} cannot be written: {error.strerror}",
+                hint="make room there, or set XDG_RUNTIME_DIR to another folder",
+                path=self.path,
+            ) from error
 
     def update(self, **changes: object) -> State:
         state = self.state()

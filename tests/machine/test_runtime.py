@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -192,6 +193,18 @@ def test_a_path_too_long_for_sockets_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="too long a path for sockets") as caught:
         claim(Machine(), name="web", detached=True, root=str(deep))
     assert "XDG_RUNTIME_DIR" in str(caught.value.hint)
+
+
+def test_a_runtime_directory_without_room_is_named(root: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        with pytest.raises(MachineError, match=f"{root}/web cannot be written: File too large") as caught:
+            claim(Machine(), name="web", detached=True, root=root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "XDG_RUNTIME_DIR" in str(caught.value.hint)
+    assert vms(root) == []
 
 
 def test_what_would_be_claimed_is_foreseen_and_nothing_is_made_or_cleared(
