@@ -119,6 +119,7 @@ def _lines(one: Opened, two: Opened, result: CompareResult) -> Iterator[str]:
         return
     yield f"{one.name} and {two.name}: {bad('different disks')}"
     if result.offset is not None:
-        yield f"first difference at byte {result.offset} ({short_size(result.offset)})"
+        rounded = f" ({short_size(result.offset)})" if result.offset >= 1024 else ""
+        yield f"first difference at byte {result.offset}{rounded}"
     else:
         yield result.message

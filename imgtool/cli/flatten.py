@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 )
 @file_argument(metavar="IMAGE")
 @click.option("--to", type=FILE_NAME, metavar="NEW", help="Write it into a new file, and leave IMAGE as it is.")
-@click.option("-O", "--output-format", metavar="FORMAT", help="With --to: the format of NEW.  [default: IMAGE's]")
+@click.option(
+    "-O",
+    "--target-format",
+    "output_format",
+    metavar="FORMAT",
+    help="With --to: the format of NEW.  [default: IMAGE's]",
+)
 @options_option("With --to: options of that format, as in qemu-img create.")
 @click.option("-c", "--compress", is_flag=True, help="With --to: compress the data.")
 @format_option()

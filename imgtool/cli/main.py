@@ -233,7 +233,7 @@ def _report(context: Context, words: list[str], error: ImgtoolError) -> None:
 
 def _from_click(error: click.UsageError) -> UsageError:
     path = error.ctx.command_path if error.ctx else "imgtool"
-    return UsageError(error.format_message(), hint=f"`{path} --help` shows how it is used")
+    return UsageError(" ".join(error.format_message().split()), hint=f"`{path} --help` shows how it is used")
 
 
 def _from_os(error: OSError) -> ImgtoolError:

@@ -1,4 +1,4 @@
-"""`imgtool measure [IMAGE]`"""
+"""`imgtool measure [FILE]`"""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def measure(
     objects: tuple[str, ...],
     timeout: float | None,
 ) -> None:
-    """Say how large the file of a new image would be: for the data it would get from IMAGE, and if every byte of its
+    """Say how large the file of a new image would be: for the data it would get from FILE, and if every byte of its
     disk were written.
     """
     chosen = option_map(options)

@@ -56,6 +56,8 @@ def warn(context: Context, text: str) -> None:
 def report(context: Context, error: ImgtoolError) -> None:
     """`error` on stderr: what happened and what to do next, or the same as a JSON object."""
     if context.json:
+        from imgtool.cli.error_document import error_document
+
         click.echo(to_json(error_document(error)), err=True)
         return
     color = want_color(context, sys.stderr)
@@ -72,18 +74,3 @@ def _located(error: ImgtoolError) -> str:
         return error.message
     name = printable(error.path)
     return error.message if name in error.message else f"{name}: {error.message}"
-
-
-def error_document(error: ImgtoolError) -> dict[str, Any]:
-    command = error if isinstance(error, CommandError) else None
-    return {
-        "error": {
-            "code": error.code,
-            "message": error.message,
-            "hint": error.hint,
-            "path": error.path,
-            "command": command.command if command and command.argv else None,
-            "exit_status": command.status if command else None,
-            "stderr": command.stderr.decode(errors="replace") if command else None,
-        }
-    }

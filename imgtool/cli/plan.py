@@ -25,3 +25,5 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield f"run     {shell(command)}"
     for note in plan.notes:
         yield f"note    {note}"
+    if not (plan.images or plan.commands or plan.notes):
+        yield "nothing to do"

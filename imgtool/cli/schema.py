@@ -18,6 +18,7 @@ DOCUMENTS = {
     "chain-anchor": "imgtool.operations.anchor:Answers",
     "chain-flatten": "imgtool.operations.flatten:Flattened",
     "chain-collect": "imgtool.operations.collect:Collected",
+    "chain-collect-list": "imgtool.operations.quarantine:Batches",
     "chain-diff": "imgtool.chain.diff:Diff",
     "chain-layers": "imgtool.chain.layers:Layers",
     "chain-move": "imgtool.operations.move:Moved",
@@ -30,6 +31,7 @@ DOCUMENTS = {
     "containerdisk": "imgtool.publish.containerdisk:Exported",
     "convert": "imgtool.qemu.results:Created",
     "create": "imgtool.qemu.results:Created",
+    "error": "imgtool.cli.error_document:ErrorDocument",
     "info": "imgtool.image.qapi:ImageInfo",
     "inspect": "imgtool.image.inspect:Inspection",
     "libvirt": "imgtool.publish.libvirt.define:Defined",
@@ -47,6 +49,8 @@ DOCUMENTS = {
     "measure": "imgtool.image.qapi:BlockMeasureInfo",
     "net": "imgtool.machine.nets.values:Network",
     "net-plan": "imgtool.machine.nets.values:Plan",
+    "overlay-new": "imgtool.chain.graph:Image",
+    "overlay-list": "imgtool.operations.overlay:Overlays",
     "overlay-delete": "imgtool.operations.delete:Deleted",
     "overlay-reset": "imgtool.operations.reset:Reset",
     "plan": "imgtool.operations.plan:Plan",
@@ -66,10 +70,12 @@ DOCUMENTS = {
 
 
 @click.command(epilog="\b\nExample:\n  imgtool schema chain > chain.schema.json")
-@click.argument("name", type=click.Choice(sorted(DOCUMENTS)))
+@click.argument("name", type=click.Choice(sorted(DOCUMENTS)), metavar="NAME")
 @pass_context
 def schema(_: Context, name: str) -> None:
-    """Print the JSON Schema of the document NAME."""
+    """Print the JSON Schema of the document NAME: what a command writes with --output json, under the command's name
+    (`chain` for chain show, `error` for what it writes to stderr when it fails), or what imgtool reads (`machine`,
+    `recipe`)."""
     import msgspec
 
     module, _sep, attribute = DOCUMENTS[name].partition(":")

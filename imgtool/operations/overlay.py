@@ -217,6 +217,10 @@ def new_overlay(
     return request.make(qemu_img or QemuImg())
 
 
+Overlays = list[Image]
+"""The document of `overlay list --output json`."""
+
+
 def list_overlays(base: PathLike, *, store: Iterable[PathLike] = (), deep: bool = False) -> list[Image]:
     """The images that name `base` as their backing file, sorted by path; with `deep`, those that stand on these too.
     Looked for as `imgtool.chain.scan` does. ImageNotFoundError when there is neither a base nor an overlay of it."""

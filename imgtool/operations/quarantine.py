@@ -50,6 +50,10 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
         return sum(file.bytes for file in self.files)
 
 
+Batches = list[Quarantined]
+"""The document of `chain collect --list --output json`, and of --purge."""
+
+
 def quarantined(directory: PathLike) -> list[Quarantined]:
     """What lies in the quarantine of `directory`, the oldest first."""
     place = os.path.join(directory_at(directory), KEPT)

@@ -38,6 +38,12 @@ def test_different_disks_and_where(images: Images, imgtool: Imgtool) -> None:
     assert (done.status, done.stdout, done.stderr) == (1, "", "")
 
 
+def test_a_small_offset_is_not_said_twice(images: Images, imgtool: Imgtool) -> None:
+    one, two = images.base("one.qcow2"), images.base("two.qcow2")
+    images.run_io(two, "write -P 7 0 64k")
+    assert imgtool("compare", one, two).stdout.splitlines()[1] == "first difference at byte 0"
+
+
 def test_sizes_count_only_when_strict(images: Images, imgtool: Imgtool) -> None:
     one, two = images.base("one.qcow2", "1M"), images.base("two.qcow2", "2M")
     done = imgtool("compare", one, two)

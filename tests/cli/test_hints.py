@@ -112,3 +112,15 @@ def test_a_store_that_is_not_there_is_no_empty_store(imgtool: Imgtool, store: Pa
     assert done.status == 1
     assert done.error["path"] == str(store / "misspelt")
     assert sorted(os.listdir(store)) == before
+
+
+def test_a_plan_of_nothing_says_so(imgtool: Imgtool, store: Path) -> None:
+    assert imgtool("chain", "repair", "--dry-run", ".", cwd=store).stdout == "nothing to do\n"
+
+
+@pytest.mark.parametrize("words", [["convert", "top", "new"], ["chain", "flatten", "top", "--to", "new"]])
+def test_what_is_made_has_its_format_named_the_same_everywhere(
+    imgtool: Imgtool, store: Path, words: list[str]
+) -> None:
+    assert imgtool(*words, "--target-format", "vdi", cwd=store).status == 0
+    assert imgtool("info", "new", "--output", "json", cwd=store).document["format"] == "vdi"

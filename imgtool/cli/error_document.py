@@ -1,0 +1,41 @@
+"""An error as a JSON object on stderr."""
+
+from __future__ import annotations
+
+import msgspec
+
+from imgtool.errors import CommandError, ImgtoolError
+
+
+class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened, on which file, and what to do next."""
+
+    code: str
+    message: str
+    hint: str | None
+    path: str | None
+    command: str | None
+    """The program that failed, with its words, for a shell; and of it, the following two."""
+    exit_status: int | None
+    stderr: str | None
+
+
+class ErrorDocument(msgspec.Struct, frozen=True):
+    """The one object on stderr of a command that fails under `--output json`."""
+
+    error: ErrorDetails
+
+
+def error_document(error: ImgtoolError) -> ErrorDocument:
+    command = error if isinstance(error, CommandError) else None
+    return ErrorDocument(
+        ErrorDetails(
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            path=error.path,
+            command=command.command if command and command.argv else None,
+            exit_status=command.status if command else None,
+            stderr=command.stderr.decode(errors="replace") if command else None,
+        )
+    )
