@@ -2,8 +2,9 @@
 
     import imgtool
 
-    graph = imgtool.scan(["images"])
+    graph = imgtool.scan("images")
     overlay = imgtool.new_overlay("images/base.qcow2")
+    imgtool.commit(overlay.path)
     imgtool.QemuImg().convert(overlay.path, "release.qcow2", output_format="qcow2", compressed=True)
 
 Names are imported when they are first used. All errors are `imgtool.errors`, also handed on here.
@@ -16,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 from imgtool._version import __version__
 
 if TYPE_CHECKING:
+    from imgtool.chain.diff import diff as diff
     from imgtool.chain.findings import Finding as Finding
     from imgtool.chain.graph import Graph as Graph
     from imgtool.chain.graph import Image as Image
+    from imgtool.chain.layers import layers as layers
     from imgtool.chain.scan import scan as scan
+    from imgtool.chain.verify import verify as verify
     from imgtool.chain.walk import guard as guard
     from imgtool.chain.walk import walk as walk
     from imgtool.errors import ChainError as ChainError
@@ -43,8 +47,18 @@ if TYPE_CHECKING:
     from imgtool.image.header import Header as Header
     from imgtool.image.header import read_header as read_header
     from imgtool.machine.config import Machine as Machine
+    from imgtool.operations.anchor import anchor as anchor
+    from imgtool.operations.collect import collect as collect
+    from imgtool.operations.commit import commit as commit
+    from imgtool.operations.delete import delete as delete
+    from imgtool.operations.flatten import flatten as flatten
+    from imgtool.operations.move import move as move
     from imgtool.operations.overlay import list_overlays as list_overlays
     from imgtool.operations.overlay import new_overlay as new_overlay
+    from imgtool.operations.rebase import rebase as rebase
+    from imgtool.operations.repair import repair as repair
+    from imgtool.operations.reset import reset as reset
+    from imgtool.operations.shorten import shorten as shorten
     from imgtool.qemu.img_types import ImageOpts as ImageOpts
     from imgtool.qemu.process import Limits as Limits
     from imgtool.qemu.programs import Programs as Programs
@@ -53,9 +67,12 @@ if TYPE_CHECKING:
     from imgtool.sizes import parse_size as parse_size
 
 _HOMES = {
+    "imgtool.chain.diff": ("diff",),
     "imgtool.chain.findings": ("Finding",),
     "imgtool.chain.graph": ("Graph", "Image"),
+    "imgtool.chain.layers": ("layers",),
     "imgtool.chain.scan": ("scan",),
+    "imgtool.chain.verify": ("verify",),
     "imgtool.chain.walk": ("guard", "walk"),
     "imgtool.errors": (
         "ChainError",
@@ -79,7 +96,17 @@ _HOMES = {
     ),
     "imgtool.image.header": ("Header", "read_header"),
     "imgtool.machine.config": ("Machine",),
+    "imgtool.operations.anchor": ("anchor",),
+    "imgtool.operations.collect": ("collect",),
+    "imgtool.operations.commit": ("commit",),
+    "imgtool.operations.delete": ("delete",),
+    "imgtool.operations.flatten": ("flatten",),
+    "imgtool.operations.move": ("move",),
     "imgtool.operations.overlay": ("list_overlays", "new_overlay"),
+    "imgtool.operations.rebase": ("rebase",),
+    "imgtool.operations.repair": ("repair",),
+    "imgtool.operations.reset": ("reset",),
+    "imgtool.operations.shorten": ("shorten",),
     "imgtool.qemu.img_types": ("ImageOpts",),
     "imgtool.qemu.process": ("Limits",),
     "imgtool.qemu.programs": ("Programs",),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from imgtool.chain.findings import Finding, finding
@@ -17,7 +16,7 @@ from imgtool.chain.look import FORMAT_NAMES, OPEN_FLAGS, Identity, Looker, Notic
 from imgtool.chain.trust import trusted
 from imgtool.errors import ImageNotFoundError, ImageUnreadableError, UsageError
 from imgtool.image.header import FORMATS
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, Paths, paths_of, printable
 from imgtool.image.policy import Policy
 
 TEMPORARY_PREFIX = ".imgtool-"
@@ -32,7 +31,7 @@ class Survey(NamedTuple):
     """What lies in the directories under names that begin with `TEMPORARY_PREFIX`."""
 
 
-def scan(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format: str | None = None) -> Graph:
+def scan(paths: Paths, *, store: Paths = (), format: str | None = None) -> Graph:
     """The graph around `paths`.
 
     Of a directory: every image in it and below. Of an image: its chain down to the base, and what stands on the
@@ -47,9 +46,9 @@ def scan(paths: Iterable[PathLike], *, store: Iterable[PathLike] = (), format: s
 
 
 def survey(
-    paths: Iterable[PathLike],
+    paths: Paths,
     *,
-    store: Iterable[PathLike] = (),
+    store: Paths = (),
     format: str | None = None,
     notice: Notice | None = None,
     policy: Policy | None = None,
@@ -59,7 +58,7 @@ def survey(
     for those who only want to see. Whoever changes images has to know of all that stand on them."""
     if format is not None and format not in FORMATS:
         raise UsageError(f"{format!r} is no image format", hint=f"one of {', '.join(FORMATS)}")
-    paths, store = list(paths), list(store)
+    paths, store = paths_of(paths), paths_of(store)
     found = Store(notice, None if policy is None else policy.naming(*paths, *store))
     trees: list[str] = []
     asked: list[Image] = []

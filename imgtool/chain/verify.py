@@ -6,7 +6,7 @@ Headers are read natively as in a scan, 10,000 of them in a quarter of a second;
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +18,7 @@ from imgtool.chain.hidden import hidden_findings
 from imgtool.chain.remedies import Remedies
 from imgtool.chain.scan import absolute, check_asked, survey
 from imgtool.image.locks import holders_of
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import Paths, paths_of, printable
 from imgtool.image.policy import current
 
 if TYPE_CHECKING:
@@ -63,15 +63,15 @@ class Verified:
 
     def __init__(
         self,
-        paths: Iterable[PathLike],
+        paths: Paths,
         *,
-        store: Iterable[PathLike] = (),
+        store: Paths = (),
         format: str | None = None,
         deep: QemuImg | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         """See `verify`."""
-        paths, store = list(paths), list(store)
+        paths, store = paths_of(paths), paths_of(store)
         self.health = Health()
         policy = current().naming(*paths, *store)
         found = survey(paths, store=store, format=format, notice=self.health.notice, policy=policy)
@@ -199,9 +199,9 @@ def _tell_anchor(one: Anchored, health: Health) -> None:
 
 
 def verify(
-    paths: Iterable[PathLike],
+    paths: Paths,
     *,
-    store: Iterable[PathLike] = (),
+    store: Paths = (),
     format: str | None = None,
     deep: QemuImg | None = None,
     progress: Callable[[float], None] | None = None,

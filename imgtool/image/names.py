@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterable
 
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Paths = PathLike | Iterable[PathLike]
+"""One or several: a lone name is never taken for its letters."""
+
+
+def paths_of(given: Paths) -> list[PathLike]:
+    return [given] if isinstance(given, str | bytes | os.PathLike) else list(given)
 
 
 def absolute(path: PathLike) -> str:

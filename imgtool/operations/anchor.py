@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +15,7 @@ from imgtool.chain.graph import Image
 from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image.anchor import Anchor, edited_head
 from imgtool.image.header import read_header
-from imgtool.image.names import PathLike, pasted, printable
+from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
 from imgtool.operations.anchoring import anchor_to, can_be_anchored
 from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_sealed
 from imgtool.operations.plan import Plan, Touched
@@ -55,12 +55,10 @@ class _Pair(NamedTuple):
 class AnchorRequest:
     """Overlays that may be anchored: everything about them was looked at and allowed, nothing was changed."""
 
-    def __init__(
-        self, overlays: Iterable[PathLike], *, deep: bool = False, force: bool = False, settle: bool = True
-    ) -> None:
+    def __init__(self, overlays: Paths, *, deep: bool = False, force: bool = False, settle: bool = True) -> None:
         """See `anchor`."""
         self.deep, self.force = deep, force
-        self.pairs = [self._look(overlay, settle) for overlay in overlays]
+        self.pairs = [self._look(overlay, settle) for overlay in paths_of(overlays)]
 
     def _look(self, overlay: PathLike, settle: bool) -> _Pair:
         around = Around(overlay, settle=settle)
@@ -173,7 +171,7 @@ def _head(pair: _Pair, content: str | None) -> bytes:
 
 
 def anchor(
-    overlays: Iterable[PathLike],
+    overlays: Paths,
     *,
     deep: bool = False,
     force: bool = False,

@@ -15,7 +15,7 @@ from imgtool.errors import ImageInUseError, RefusedError, UsageError
 from imgtool.image.formats import FORMATS
 from imgtool.image.header import Header, Qcow2Details, read_header
 from imgtool.image.locks import holders
-from imgtool.image.names import PathLike, pasted, printable
+from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
 from imgtool.operations.journal import recover
 from imgtool.operations.transaction import check_replaceable
 
@@ -30,7 +30,7 @@ class Around:
         self,
         image: PathLike,
         *,
-        store: Iterable[PathLike] = (),
+        store: Paths = (),
         format: str | None = None,
         settle: bool = True,
         whole: bool = True,
@@ -45,7 +45,7 @@ class Around:
         path = absolute(image)
         if os.path.islink(path):
             path = os.path.realpath(path)
-        self._store = list(store)
+        self._store = paths_of(store)
         self._format = format
         if settle:
             recover(os.path.dirname(os.path.realpath(path)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -18,7 +18,7 @@ from imgtool.chain.hidden import KEPT
 from imgtool.chain.link import link
 from imgtool.chain.scan import Store, absolute
 from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, Paths, paths_of, printable
 from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.quarantine import (
@@ -51,9 +51,9 @@ class CollectRequest:
         self,
         directory: PathLike,
         *,
-        keep: Sequence[PathLike],
-        needed: Iterable[PathLike] = (),
-        store: Iterable[PathLike] = (),
+        keep: Paths,
+        needed: Paths = (),
+        store: Paths = (),
         settle: bool = True,
     ) -> None:
         """See `collect`."""
@@ -67,10 +67,10 @@ class CollectRequest:
             for folder in [self.directory, *_folders(self.directory)]:
                 recover(folder)
         found = Store()
-        kept = [self._kept(found, path) for path in keep]
-        kept += [found.given(absolute(path)) for path in needed if os.path.exists(path)]
+        kept = [self._kept(found, path) for path in paths_of(keep)]
+        kept += [found.given(absolute(path)) for path in paths_of(needed) if os.path.exists(path)]
         found.tree(self.directory)
-        for other in store:
+        for other in paths_of(store):
             found.tree(absolute(other))
         found.symlinks()
         found.follow()
@@ -179,9 +179,9 @@ class CollectRequest:
 def collect(
     directory: PathLike,
     *,
-    keep: Sequence[PathLike],
-    needed: Iterable[PathLike] = (),
-    store: Iterable[PathLike] = (),
+    keep: Paths,
+    needed: Paths = (),
+    store: Paths = (),
 ) -> Collected:
     """Puts into quarantine what in `directory` and below nobody needs: neither an image of `keep`, nor a file of
     `needed` (those that are not there do not matter), nor a program that has an image open, nor an image outside that

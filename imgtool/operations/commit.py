@@ -10,14 +10,13 @@ file that the image options name instead of the one in the header.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from imgtool.chain.graph import Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import RefusedError
-from imgtool.image.names import PathLike, pasted, printable
+from imgtool.image.names import PathLike, Paths, pasted, printable
 from imgtool.operations.anchoring import follow, take_place
 from imgtool.operations.around import (
     Around,
@@ -69,7 +68,7 @@ class CommitRequest:
         force: bool = False,
         cache: Cache | None = None,
         rate_limit: int | None = None,
-        store: Iterable[PathLike] = (),
+        store: Paths = (),
         settle: bool = True,
     ) -> None:
         """See `commit`. What qemu-img writes with `cache` is brought to the disk in any case."""
@@ -273,7 +272,7 @@ def commit(
     keep: bool = False,
     preserve_siblings: bool = False,
     force: bool = False,
-    store: Sequence[PathLike] = (),
+    store: Paths = (),
     qemu_img: QemuImg | None = None,
 ) -> Commit:
     """Puts the data of `overlay` into its backing file, or into `base` further down, and empties it unless `keep`.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 import msgspec
 
 from imgtool.chain.graph import Image
 from imgtool.errors import RefusedError
-from imgtool.image.names import PathLike, pasted, printable
+from imgtool.image.names import PathLike, Paths, pasted, printable
 from imgtool.operations.around import Around, listed, names, refuse_in_use, refuse_sealed
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.transaction import Transaction, check_removable, remove_one
@@ -29,9 +28,7 @@ class Deleted(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 class DeleteRequest:
     """A deletion that may be made: everything about it was looked at and allowed, nothing was changed."""
 
-    def __init__(
-        self, overlay: PathLike, *, force: bool = False, store: Iterable[PathLike] = (), settle: bool = True
-    ) -> None:
+    def __init__(self, overlay: PathLike, *, force: bool = False, store: Paths = (), settle: bool = True) -> None:
         """See `delete`."""
         self.around = around = Around(overlay, store=store, settle=settle, whole=False)
         self.image = image = around.image
@@ -126,7 +123,7 @@ class DeleteRequest:
             change.commit(self.around.confirm)
 
 
-def delete(overlay: PathLike, *, force: bool = False, store: Iterable[PathLike] = ()) -> Deleted:
+def delete(overlay: PathLike, *, force: bool = False, store: Paths = ()) -> Deleted:
     """Deletes `overlay`, and the external data file beside it that nothing else needs.
 
     RefusedError when something stands on it, it is no overlay, is sealed, or has other names (none of these with

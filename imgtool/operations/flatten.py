@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
 from imgtool.chain.scan import absolute
 from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError
 from imgtool.image.header import Qcow2Details
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, Paths, printable
 from imgtool.operations.anchoring import drop_anchor, take_place
 from imgtool.operations.around import (
     FORCED_DEPTH,
@@ -60,7 +60,7 @@ class FlattenRequest:
         compressed: bool = False,
         overwrite: bool = False,
         force: bool = False,
-        store: Iterable[PathLike] = (),
+        store: Paths = (),
         settle: bool = True,
     ) -> None:
         """See `flatten`."""
@@ -267,7 +267,7 @@ def flatten(
     compressed: bool = False,
     overwrite: bool = False,
     force: bool = False,
-    store: Iterable[PathLike] = (),
+    store: Paths = (),
     qemu_img: QemuImg | None = None,
 ) -> Flattened:
     """Copies into `image` all that it reads from the images below it, so that it stands on nothing; or writes all of

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
 from imgtool.chain.graph import Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import ImageError, RefusedError
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, Paths, paths_of, printable
 from imgtool.image.policy import current
 from imgtool.image.remembered import remember
 from imgtool.operations.around import header_of, refuse_in_use, refuse_sealed
@@ -68,13 +68,14 @@ class MoveRequest:
 
     def __init__(
         self,
-        sources: Sequence[PathLike],
+        sources: Paths,
         target: PathLike,
         *,
-        store: Iterable[PathLike] = (),
+        store: Paths = (),
         settle: bool = True,
     ) -> None:
         """See `move`."""
+        sources = paths_of(sources)
         if settle:
             for source in sources:
                 recover(os.path.dirname(absolute(source)))
@@ -374,10 +375,10 @@ def _existing(path: str) -> str:
 
 
 def move(
-    sources: Sequence[PathLike],
+    sources: Paths,
     target: PathLike,
     *,
-    store: Iterable[PathLike] = (),
+    store: Paths = (),
     qemu_img: QemuImg | None = None,
     progress: Progress | None = None,
 ) -> Moved:

@@ -13,7 +13,7 @@ from imgtool.chain.graph import Graph, Image
 from imgtool.chain.link import link
 from imgtool.chain.scan import Store, absolute
 from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError, UsageError
-from imgtool.image.names import PathLike, pasted, printable
+from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
 from imgtool.operations.overlay import reference_to
 from imgtool.operations.relink import Link
 
@@ -122,7 +122,7 @@ def _check_symlink(path: str, top: str) -> None:
         )
 
 
-def around_of(files: Iterable[str], directories: Sequence[str], stores: Iterable[PathLike]) -> Graph:
+def around_of(files: Iterable[str], directories: Sequence[str], stores: Paths) -> Graph:
     """The graph around `files` and all in `directories`: their chains, and whatever may stand on them: in the
     directories of the files' chains, in those beside the `directories`, in `stores` and below."""
     found = Store()
@@ -136,7 +136,7 @@ def around_of(files: Iterable[str], directories: Sequence[str], stores: Iterable
     for directory in directories:
         for below in found.directory(os.path.dirname(directory)):
             found.directory(below)
-    for store in stores:
+    for store in paths_of(stores):
         found.tree(absolute(store))
     found.symlinks()
     found.follow()

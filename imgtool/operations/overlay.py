@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH
@@ -24,7 +24,7 @@ from imgtool.errors import (
 )
 from imgtool.image.header import FORMATS
 from imgtool.image.locks import holders
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, Paths, printable
 from imgtool.operations.anchoring import add_anchor
 from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
@@ -221,7 +221,7 @@ Overlays = list[Image]
 """The document of `overlay list --output json`."""
 
 
-def list_overlays(base: PathLike, *, store: Iterable[PathLike] = (), deep: bool = False) -> list[Image]:
+def list_overlays(base: PathLike, *, store: Paths = (), deep: bool = False) -> list[Image]:
     """The images that name `base` as their backing file, sorted by path; with `deep`, those that stand on these too.
     Looked for as `imgtool.chain.scan` does. ImageNotFoundError when there is neither a base nor an overlay of it."""
     found = survey([base], store=store)

@@ -8,7 +8,7 @@ Here a copy is rebased, compared with the image as it is, and only then takes it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -28,7 +28,7 @@ from imgtool.errors import (
 from imgtool.image.anchor import read_anchor
 from imgtool.image.formats import FORMATS
 from imgtool.image.header import read_header
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, Paths, printable
 from imgtool.image.reference import parse
 from imgtool.operations.anchoring import add_anchor_if_room, drop_anchor, take_place
 from imgtool.operations.around import (
@@ -97,7 +97,7 @@ class RebaseRequest:
         force: bool = False,
         cache: Cache | None = None,
         source_cache: Cache | None = None,
-        store: Iterable[PathLike] = (),
+        store: Paths = (),
         settle: bool = True,
     ) -> None:
         """See `rebase`. What qemu-img writes with `cache` is brought to the disk in any case."""
@@ -347,7 +347,7 @@ def rebase(
     absolute: bool = False,
     relative: bool = False,
     force: bool = False,
-    store: Iterable[PathLike] = (),
+    store: Paths = (),
     qemu_img: QemuImg | None = None,
 ) -> Rebase:
     """Puts `image` on `backing`, or on nothing with None, so that a guest reads the same as before.

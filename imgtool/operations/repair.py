@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
@@ -17,7 +17,7 @@ from imgtool.chain.remedies import Remedies
 from imgtool.chain.verify import Defect, Verification, Verified
 from imgtool.errors import ImgtoolError, RefusedError, UsageError
 from imgtool.image.anchor import Anchor
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import Paths, paths_of, printable
 from imgtool.image.remembered import remember
 from imgtool.operations.anchor import AnchorRequest
 from imgtool.operations.anchoring import anchor_to, take_place
@@ -58,10 +58,10 @@ class RepairRequest:
 
     def __init__(
         self,
-        paths: Iterable[PathLike],
+        paths: Paths,
         *,
         only: Collection[str] = (),
-        store: Iterable[PathLike] = (),
+        store: Paths = (),
         deep: QemuImg | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class RepairRequest:
         for code in only:
             if code not in KINDS:
                 raise UsageError(f"{printable(code)!r} is no code of a defect", hint=f"one of {', '.join(KINDS)}")
-        self.paths, self.store, self.only = list(paths), list(store), tuple(only)
+        self.paths, self.store, self.only = paths_of(paths), paths_of(store), tuple(only)
         self.deep = deep
         self.verified = Verified(self.paths, store=self.store, deep=deep, progress=progress)
         found = self.verified.answer()
@@ -210,10 +210,10 @@ def _beside(folder: str) -> Iterator[str]:
 
 
 def repair(
-    paths: Iterable[PathLike],
+    paths: Paths,
     *,
     only: Collection[str] = (),
-    store: Iterable[PathLike] = (),
+    store: Paths = (),
     deep: bool = False,
     qemu_img: QemuImg | None = None,
     progress: Progress | None = None,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import msgspec
 
 from imgtool.errors import RefusedError
 from imgtool.image.header import Header, Qcow2Details
-from imgtool.image.names import PathLike, pasted, printable
+from imgtool.image.names import PathLike, Paths, pasted, printable
 from imgtool.operations.anchoring import add_anchor_if_room, take_place
 from imgtool.operations.around import (
     Around,
@@ -47,7 +45,7 @@ class ResetRequest:
         *,
         force: bool = False,
         format: str | None = None,
-        store: Iterable[PathLike] = (),
+        store: Paths = (),
         settle: bool = True,
     ) -> None:
         """See `reset`."""
@@ -161,7 +159,7 @@ def reset(
     overlay: PathLike,
     *,
     force: bool = False,
-    store: Iterable[PathLike] = (),
+    store: Paths = (),
     qemu_img: QemuImg | None = None,
 ) -> Reset:
     """Makes `overlay` empty again: what was written to it is lost, and it reads what its backing file holds. Its

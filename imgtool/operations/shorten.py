@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -11,7 +10,7 @@ import msgspec
 from imgtool.chain.graph import Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import RefusedError
-from imgtool.image.names import PathLike, printable
+from imgtool.image.names import PathLike, Paths, paths_of, printable
 from imgtool.operations.anchoring import add_anchor_if_room, take_place
 from imgtool.operations.around import (
     FORCED_DEPTH,
@@ -54,11 +53,11 @@ class ShortenRequest:
         top: PathLike,
         *,
         onto: PathLike | None = None,
-        keep: Sequence[PathLike] = (),
+        keep: Paths = (),
         delete: bool = False,
         force: bool = False,
         format: str | None = None,
-        store: Iterable[PathLike] = (),
+        store: Paths = (),
         settle: bool = True,
     ) -> None:
         """See `shorten`."""
@@ -68,7 +67,7 @@ class ShortenRequest:
             raise RefusedError(f"{printable(self.image.path)} stands on nothing", path=self.image.path)
         line = [self.image, *around.chain_below()]
         end = len(line) - 1 if onto is None else self._position(line, onto)
-        kept = {0, end, *(self._position(line, path) for path in keep)}
+        kept = {0, end, *(self._position(line, path) for path in paths_of(keep))}
         kept |= {index for index in range(1, end) if len(line[index].children) > 1}
         self.line = line
         refuse_encrypted(*line)
@@ -184,10 +183,10 @@ def shorten(
     top: PathLike,
     *,
     onto: PathLike | None = None,
-    keep: Sequence[PathLike] = (),
+    keep: Paths = (),
     delete: bool = False,
     force: bool = False,
-    store: Iterable[PathLike] = (),
+    store: Paths = (),
     qemu_img: QemuImg | None = None,
 ) -> Shortened:
     """Merges the layers between `top` and `onto` (its base when None) into the images above them, but for those in

@@ -12,6 +12,7 @@ import pytest
 
 from imgtool.chain.graph import Graph, Image
 from imgtool.chain.scan import scan, survey
+from imgtool.chain.verify import verify
 from imgtool.errors import ImageError, ImageNotFoundError, ImageUnreadableError
 from tests.files import as_nobody
 
@@ -359,6 +360,16 @@ def test_an_image_that_may_not_be_read_is_a_node_with_the_reason(images: Images)
     assert codes(node(graph, base)) == ["unreadable"]
     assert [found.code for found in graph.findings] == ["unreadable-directory", "unreadable-files"]
     (images / "closed").chmod(0o700)
+
+
+def test_one_path_is_as_good_as_a_list_of_one(images: Images) -> None:
+    """And is not taken for its letters."""
+    base = images.base("base.qcow2")
+    images.overlay("top.qcow2", "base.qcow2")
+    for given in (images.directory, str(images.directory), os.fsencode(images.directory)):
+        assert scan(given).by_path().keys() == scan([images.directory]).by_path().keys()
+        assert codes(node(scan(base, store=given), base)) == []
+        assert verify(str(given) if isinstance(given, Path) else given).images == 2
 
 
 def test_a_directory_that_somebody_names_must_be_listed(images: Images) -> None:
