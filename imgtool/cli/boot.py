@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imgtool.cli.boot_options import FILES, cloud_init_options, firmware_options, machine_options, settings_of
+from imgtool.cli.boot_options import (
+    FILES,
+    OPTIONAL,
+    cloud_init_options,
+    firmware_options,
+    machine_options,
+    settings_of,
+)
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
 from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
 from imgtool.errors import UsageError
@@ -161,10 +168,21 @@ def _machine(words: dict[str, Any], image: str | None, format_: str | None) -> M
     elif format_ is not None:
         raise UsageError("--format without an IMAGE")
     if not words.keys() & {"drive", "kernel", "bios", "firmware", *FILES, "network"}:
-        raise UsageError("nothing to boot from", hint="give an IMAGE, a --cdrom or a --kernel")
+        raise UsageError("nothing to boot from", hint=_taken(words) or "give an IMAGE, a --cdrom or a --kernel")
     model = words.pop("nic-model", None)
     machine = from_words(words)
     return machine if model is None else _with_nic(machine, model)
+
+
+def _taken(words: Mapping[str, Any]) -> str | None:
+    """What to do when an option whose value may be left out took the IMAGE for its value."""
+    for name, _, _ in OPTIONAL:
+        value = words.get(name)
+        if isinstance(value, str) and os.path.isfile(value):
+            from imgtool.image.names import printable
+
+            return f"--{name} took {printable(value)} as its value: write IMAGE before --{name}"
+    return None
 
 
 def _with_nic(machine: Machine, model: str) -> Machine:

@@ -44,14 +44,14 @@ _REPEATED: tuple[tuple[str, str, str], ...] = (
     ("share", "PATH[,…]", "A host folder in the guest: tag=, type=9p|virtiofs, readonly=on. May be repeated."),
 )
 
-_OPTIONAL: tuple[tuple[str, str, str], ...] = (
-    ("hugepages", "PATH", "Guest memory in huge pages."),
-    ("rng", "FILE", "A source of entropy."),
-    ("tpm", "MODEL[,…]", "A TPM 2.0, by swtpm."),
-    ("balloon", "[,…]", "A memory balloon."),
-    ("watchdog", "MODEL[,…]", "A watchdog, with action=."),
+OPTIONAL: tuple[tuple[str, str, str], ...] = (
+    ("hugepages", "[PATH][,…]", "Guest memory in huge pages."),
+    ("rng", "[FILE][,…]", "A source of entropy."),
+    ("tpm", "[MODEL][,…]", "A TPM 2.0, by swtpm."),
+    ("balloon", "[KEY=…]", "A memory balloon."),
+    ("watchdog", "[MODEL][,…]", "A watchdog, with action=."),
 )
-"""Options whose value may be left out."""
+"""Options whose value may be left out, where no other word follows them."""
 
 
 def machine_options(command: F) -> F:
@@ -59,7 +59,7 @@ def machine_options(command: F) -> F:
     for name, metavar, text in reversed((*_WORDS, *_REPEATED)):
         repeated = any(name == known for known, _, _ in _REPEATED)
         command = click.option(f"--{name}", metavar=metavar, multiple=repeated, help=text)(command)
-    for name, metavar, text in reversed(_OPTIONAL):
+    for name, metavar, text in reversed(OPTIONAL):
         command = click.option(f"--{name}", metavar=metavar, is_flag=False, flag_value="", help=text)(command)
     for name in reversed(FILES):
         command = click.option(f"--{name}", type=FILE_NAME, metavar="FILE", help=_FILE_HELP.get(name, ""))(command)

@@ -141,15 +141,20 @@ def build(
 def _secrets(wanted: Sequence[str], given: Sequence[str]) -> dict[str, str]:
     """The values of secrets. They leave our environment, which every program we start would inherit. ConfigError for
     a file that cannot be read, UsageError for a variable that is not set."""
+    from imgtool.image.names import printable
+
     found: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
+        if not name:
+            raise UsageError(f"--secret {printable(text)} has no name", hint="write --secret NAME=FILE")
         if equals:
             found[name] = _secret_file(name, path)
         elif name in os.environ:
             found[name] = os.environ[name]
         else:
-            raise UsageError(f"{name} is not set", hint=f"set it in the environment, or give --secret {name}=FILE")
+            shown = printable(name)
+            raise UsageError(f"{shown} is not set", hint=f"set it in the environment, or give --secret {shown}=FILE")
     for name in wanted:
         if name not in found and name in os.environ:
             found[name] = os.environ[name]

@@ -334,6 +334,15 @@ def test_a_request_that_makes_no_sense_is_one_clear_error(
     assert "Traceback" not in done.stderr
 
 
+def test_an_image_behind_an_option_that_takes_it_for_its_value_is_found_out(machines: Machines, image: Path) -> None:
+    done = machines("boot", "--balloon", image, "--dry-run", check=False)
+    assert done.returncode == 2
+    assert f"--balloon took {image} as its value: write IMAGE before --balloon" in done.stderr
+    assert "virtio-balloon" in machines("boot", image, "--balloon", "--accel", "tcg", "--dry-run").stdout
+    done = machines("boot", "--rng", "/dev/urandom", "--dry-run", check=False)
+    assert "give an IMAGE" in done.stderr
+
+
 def test_a_raw_disk_with_the_header_of_another_format_is_in_doubt(machines: Machines, image: Path) -> None:
     raw = image.with_name("disk.raw")
     image.rename(raw)

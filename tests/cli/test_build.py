@@ -128,6 +128,12 @@ def test_a_secret_comes_from_a_file_or_the_environment(bench: Bench, imgtool: Im
     assert "OTHER is not set" in unset.stderr
 
 
+def test_a_secret_without_a_name_is_refused(bench: Bench, imgtool: Imgtool) -> None:
+    done = imgtool("build", "web.toml", "--secret", "=token.txt", cwd=bench.folder, IMGTOOL_LAYERS=bench.store.root)
+    assert (done.status, done.stdout) == (2, "")
+    assert "--secret =token.txt has no name" in done.stderr
+
+
 def test_layers_are_listed_with_who_needs_them(bench: Bench, imgtool: Imgtool) -> None:
     done = imgtool("layers", "list", IMGTOOL_LAYERS=bench.store.root)
     lines = done.stdout.splitlines()
