@@ -187,11 +187,20 @@ def nearest_name(name: str, known: Sequence[str], *, none: str) -> str:
 
 
 def snapshot_known(opened: Opened, wanted: str) -> None:
-    """ImgtoolError, with the names that exist, when `wanted` is neither name nor ID of an internal snapshot."""
+    """ImgtoolError, with the names that exist, when `wanted` is neither name nor ID of an internal snapshot, or the
+    one's name and the other's ID: qemu-img takes it for the ID here and for the name there."""
     if opened.top is None:
         return
     known = opened.top.snapshots
-    if any(wanted in (snapshot.id, snapshot.name) for snapshot in known):
+    by_id = [snapshot for snapshot in known if snapshot.id == wanted]
+    by_name = [snapshot for snapshot in known if snapshot.name == wanted]
+    if by_id and by_name and by_id[0].id != by_name[0].id:
+        raise ImgtoolError(
+            f"{opened.place} has a snapshot of the ID {printable(wanted)} and another one of that name",
+            path=opened.path,
+            hint=f"say {printable(by_id[0].name)} or {printable(by_name[0].id)}",
+        )
+    if by_id or by_name:
         return
     names = list(dict.fromkeys(snapshot.name or snapshot.id for snapshot in known))
     raise ImgtoolError(

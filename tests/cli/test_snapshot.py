@@ -116,3 +116,22 @@ def test_applying_says_what_is_lost(images: Images, imgtool: Imgtool) -> None:
     assert "131072 bytes that were written since that snapshot are lost" in done.stderr
     done = imgtool("snapshot", "-a", "one", path)
     assert (done.status, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "words", [["snapshot", "-a", "1"], ["snapshot", "-d", "1"], ["convert", "-l", "1"]], ids=" ".join
+)
+def test_the_name_of_one_that_is_the_id_of_another_means_neither(
+    images: Images, imgtool: Imgtool, words: list[str]
+) -> None:
+    """qemu-img takes it for the ID when it applies, and for the name when it deletes."""
+    path = images.base("disk.qcow2")
+    for name in ("first", "1"):
+        images.qemu_img("snapshot", "-c", name, path)
+    before = path.read_bytes()
+    refused = imgtool(*words, path, *[images / "new"] * (words[0] == "convert"), "--output", "json")
+    assert refused.status == 1
+    assert refused.error["hint"] == "say first or 2"
+    assert path.read_bytes() == before
+    assert imgtool("snapshot", "-d", "2", path).status == 0
+    assert imgtool("snapshot", "-a", "1", path).status == 0
