@@ -190,8 +190,7 @@ def _run(words: list[str], context: Context) -> int:
         _report(context, words, error)
         return error.exit_status
     except click.UsageError as error:
-        _report(context, words, _from_click(error))
-        return UsageError.exit_status
+        return _misused(context, words, error)
     except click.exceptions.Exit as done:
         return done.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -229,6 +228,14 @@ def _report(context: Context, words: list[str], error: ImgtoolError) -> None:
     if "--output=json" in words or ("--output", "json") in itertools.pairwise(words):
         context.output = "json"
     report(context, error)
+
+
+def _misused(context: Context, words: list[str], error: click.UsageError) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+    else:
+        _report(context, words, _from_click(error))
+    return UsageError.exit_status
 
 
 def _from_click(error: click.UsageError) -> UsageError:

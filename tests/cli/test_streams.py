@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Imgtool
 from tests.conftest import Images
 
 CLOSED = [numbers for count in (1, 2, 3) for numbers in combinations((0, 1, 2), count)]
@@ -60,3 +61,10 @@ def test_a_reader_that_leaves_is_no_error_to_talk_about(images: Images) -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("words", [[], ["overlay"], ["chain"]], ids=["imgtool", "overlay", "chain"])
+def test_without_a_command_the_help_is_shown_as_it_is(imgtool: Imgtool, words: list[str]) -> None:
+    bare, asked = imgtool(*words), imgtool(*words, "--help")
+    assert (bare.status, bare.stdout) == (2, "")
+    assert bare.stderr == asked.stdout
