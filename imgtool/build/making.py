@@ -26,7 +26,7 @@ from imgtool.build.steps import Steps
 from imgtool.build.store import LOG, Layer, Work
 from imgtool.errors import ImgtoolError, MachineError
 from imgtool.image import remembered
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 
 _WAYS: dict[Kind, str] = {"agent": "the guest agent", "ssh": "SSH", "serial": "the serial port"}
 
@@ -202,7 +202,7 @@ def _keep(session: Session, number: int, ground: Ground, error: ImgtoolError) ->
         return
     kept = session.tools.store.keep_failed(work, f"{session.recipe.image.name}-{name}")
     remembered.remember(os.path.join(kept, image_name(name)), ground.image)
-    command = f"imgtool boot {printable(session.loaded.path)}@{os.path.basename(kept)}"
+    command = f"imgtool boot {pasted(f'{session.loaded.path}@{os.path.basename(kept)}')}"
     error.hint = f"`{command}` boots what was kept; its log is {printable(os.path.join(kept, LOG))}" + (
         f"; {error.hint}" if error.hint else ""
     )

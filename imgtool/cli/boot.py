@@ -291,11 +291,14 @@ def _echo_timeline(marks: Timeline) -> None:
 def _say(context: Context, plan: Plan) -> None:
     """What a person should know before the guest takes over the terminal."""
     from imgtool.cli.output import remark, warn
+    from imgtool.image.names import printable
 
     for text in plan.warnings:
         warn(context, text)
     if plan.machine.accel in (None, "auto") and plan.choice.accelerator == "tcg" and plan.choice.proofs:
         remark(context, f"emulating (tcg): {plan.choice.proofs[0].accelerator}: {plan.choice.proofs[0].reason}")
+    for secret in plan.command.secrets:
+        remark(context, f"{secret.protocol.upper()} asks for the password in {printable(secret.path)}")
     if not plan.detached:
         remark(context, f"the VM is {plan.vm.name}; Ctrl-A X ends it")
 

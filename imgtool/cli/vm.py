@@ -117,6 +117,8 @@ def _description(one: Status) -> Iterator[str]:
         yield f"drive      {drive.device}: {printable(drive.file or 'empty')} ({drive.format}{how})"
     if one.display:
         yield f"vnc        {one.display}"
+    if one.password_file:
+        yield f"password   in {printable(one.password_file)}"
     yield f"directory  {one.directory}"
     yield f"command    {shell(one.command)}"
 

@@ -44,6 +44,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     drives: tuple[BlockDevice, ...] = ()
     display: str | None = None
     """Where VNC listens."""
+    password_file: str | None = None
+    """Holds the password that VNC or SPICE asks for."""
     command: tuple[str, ...] = ()
 
 
@@ -57,6 +59,7 @@ def status(vm: Vm, state: State) -> Status:
         created=state.created,
         detached=state.detached,
         directory=vm.path,
+        password_file=_password_file(vm, state),
         command=state.argv,
     )
     if state.phase == "starting":
@@ -66,6 +69,11 @@ def status(vm: Vm, state: State) -> Status:
             return _ask(monitor, bare)
     except (QmpUnreachable, QmpCommandError):
         return msgspec.structs.replace(bare, status="unreachable")
+
+
+def _password_file(vm: Vm, state: State) -> str | None:
+    made = [vm.file(f"{protocol}.secret") for protocol in ("vnc", "spice")]
+    return state.machine.display.password_file or next((path for path in made if os.path.exists(path)), None)
 
 
 def _ask(monitor: Monitor, bare: Status) -> Status:

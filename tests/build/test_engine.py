@@ -244,14 +244,14 @@ def test_a_guest_that_its_disk_ended_says_so_and_where_room_is_needed(bench: Ben
 
 
 def test_a_failure_can_be_kept_with_its_log(bench: Bench) -> None:
-    loaded = bench.recipe(RECIPE)
+    loaded = bench.recipe(RECIPE, "my web.toml")
     bench.behaviour.fails = lambda command: 1 if command == "make d" else None
     bench.behaviour.says = lambda command: f"said {command}\n".encode()
     for number in (1, 2):
         with pytest.raises(StepFailed) as caught:
             bench.builder(on_error="keep").build(loaded)
         kept = Path(bench.store.path(f"failed-web-three-{number}"))
-        assert f"imgtool boot {loaded.path}@{kept.name}" in (caught.value.hint or "")
+        assert f"imgtool boot '{loaded.path}@{kept.name}'" in (caught.value.hint or "")
         assert (kept / "log").read_text() == "==> make d\nsaid make d\n"
         assert bench.qemu_img.check(kept / "three.qcow2").status == "clean"
         assert bench.qemu_img.info(kept / "three.qcow2").backing_filename is not None

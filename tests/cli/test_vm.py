@@ -110,6 +110,21 @@ def test_waiting_names_its_own_option_and_an_end_that_was_is_an_end(machines: Ma
     assert machines("vm", "wait", "never", "--for", "ended", check=False).returncode == 1
 
 
+@pytest.mark.parametrize("display", ["vnc", "spice"])
+def test_who_needs_a_password_to_see_the_screen_is_told_where_it_is(
+    machines: Machines, image: Path, display: str
+) -> None:
+    words = ["--accel", "tcg", "--memory", "64M", "--network", "none", "--display", display]
+    done = machines("boot", "-d", image, "--name", "seen", *words)
+    shown = machines("vm", "show", "seen").stdout
+    document = json.loads(machines("vm", "show", "seen", "--output", "json").stdout)
+    password = Path(document["password-file"])
+    assert len(password.read_text()) == 8
+    machines("vm", "kill", "seen")
+    assert f"password   in {password}\n" in shown
+    assert f"{display.upper()} asks for the password in {password}" in done.stderr
+
+
 def test_a_dry_run_beside_a_running_vm_says_what_a_start_would(
     machines: Machines, image: Path, empty_vm: str
 ) -> None:
