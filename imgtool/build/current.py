@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from imgtool.build.base import Base
+from imgtool.build.base import Base, disk_size
 from imgtool.build.keys import plain
 from imgtool.build.memory import identity
 from imgtool.build.recipe import Loaded, Output
@@ -17,7 +17,8 @@ MANIFEST_SUFFIX = ".manifest.json"
 
 
 def made_of(loaded: Loaded, base: Base, content: str) -> dict[str, Any]:
-    """All that decides what the output is, for telling whether it is up to date."""
+    """All that decides what the output is, for telling whether it is up to date. `content` is that of the last layer,
+    or of the base."""
     output = loaded.recipe.output
     assert output is not None
     found: dict[str, Any] = plain(
@@ -30,6 +31,8 @@ def made_of(loaded: Loaded, base: Base, content: str) -> dict[str, Any]:
             "checks": loaded.recipe.checks,
         }
     )
+    if not loaded.recipe.layers:
+        found["size"] = disk_size(loaded, base)  # of layers it is a part of the content
     return found
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from imgtool.build.base import base_path, parents
-from imgtool.build.current import is_current, made_of
+from imgtool.build.current import is_current, is_thin, made_of
 from imgtool.build.keys import KeyDocument, inert, plain
 from imgtool.build.memory import Memory
 from imgtool.build.plan import BuildPlan, Choice, Inputs, gather, is_fresh, make_plan, why_missed
@@ -318,7 +318,7 @@ class _Build:
         return True, place
 
     def _make_result(self, layers: list[Layer], results: list[LayerResult]) -> ImageManifest:
-        from imgtool.build.layers import Ground, stand_on
+        from imgtool.build.layers import Ground, stand_on, untouched
         from imgtool.build.result import Making, ManifestLayer, make_result
 
         output = self.recipe.output
@@ -328,6 +328,9 @@ class _Build:
         if layers:
             stand_on(self.store, layers[-1], self.inputs.base)
             ground = Ground.of_layer(layers[-1])
+        elif is_thin(output) or self.inputs.disk.size != self.inputs.base.virtual_size:
+            scratch, size = self.session.scratch(), self.inputs.disk.size
+            ground = untouched(self.tools.qemu_img, scratch, self.inputs.base, size)
         named = [(result.name, layer.manifest) for result, layer in zip(results, layers, strict=True)]
         making = Making(
             loaded=self.loaded,

@@ -54,6 +54,16 @@ def new_overlay(qemu_img: QemuImg, work: Work, name: str, reference: str, refere
     return path
 
 
+def untouched(qemu_img: QemuImg, folder: str, base: Base, size: int) -> Ground:
+    """The base as an overlay in `folder` that nothing was written to, its disk of `size` bytes: where a recipe without
+    layers makes its output larger than its base, or an overlay of it."""
+    path = os.path.join(folder, "untouched.qcow2")
+    qemu_img.create(path, size, format="qcow2", backing=base.path, backing_format=base.format)
+    same = size == base.virtual_size
+    content = base.content if same else digest_of(path, format="qcow2", qemu_img=qemu_img)
+    return Ground(content=content, image=path, format="qcow2")
+
+
 def reference_to(ground: Ground) -> str:
     """How an overlay in a folder of the store names what it stands on."""
     if ground.layer is None:

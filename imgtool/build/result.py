@@ -126,7 +126,7 @@ def make_result(making: Making) -> tuple[ImageManifest, BuiltOutput]:
     built = BuiltOutput(
         path=output.path,
         identity=identity(os.stat(output.path)),
-        made_of=made_of(making.loaded, making.base, making.ground.content),
+        made_of=made_of(making.loaded, making.base, manifest.lineage[-1]),
         seconds=checked - begun,
         size=manifest.size,
     )

@@ -582,6 +582,28 @@ def test_a_recipe_without_layers_is_a_conversion(bench: Bench) -> None:
     assert (bench.folder / "x.raw").stat().st_size == 1 << 20
 
 
+@pytest.mark.parametrize("thin", [False, True])
+def test_a_recipe_without_layers_makes_the_disk_larger_and_knows_it_again(bench: Bench, thin: bool) -> None:
+    Images(bench.folder).run_io(bench.folder / "base.qcow2", "write -q -P 7 0 512k")
+    text = '[image]\nname = "x"\nfrom = "base.qcow2"\nsize = "2M"\n[output]\npath = "x.qcow2"\n'
+    text += "thin = true\n" if thin else ""
+    built = [bench.builder().build(bench.recipe(text)).output_made for _ in range(2)]
+    found = bench.qemu_img.info(bench.folder / "x.qcow2")
+    assert (found.virtual_size, found.backing_filename) == (2 << 20, "base.qcow2" if thin else None)
+    assert bench.qemu_img.compare(bench.folder / "base.qcow2", bench.folder / "x.qcow2").identical
+    larger = bench.builder().build(bench.recipe(text.replace("2M", "3M")))
+    assert [*built, larger.output_made] == [True, False, True]
+    assert bench.qemu_img.info(bench.folder / "x.qcow2").virtual_size == 3 << 20
+
+
+def test_a_thin_output_of_no_layers_holds_nothing_of_its_own(bench: Bench) -> None:
+    Images(bench.folder).run_io(bench.folder / "base.qcow2", "write -q -P 7 0 1M")
+    text = '[image]\nname = "x"\nfrom = "base.qcow2"\n[output]\npath = "x.qcow2"\nthin = true\n'
+    bench.builder().build(bench.recipe(text))
+    parts = bench.qemu_img.map(bench.folder / "x.qcow2")
+    assert {part.depth for part in parts} == {1}
+
+
 def test_the_plan_tells_how_long_it_took_last_time(bench: Bench) -> None:
     bench.builder().build(bench.recipe(RECIPE))
     plan = bench.builder().plan(bench.recipe(RECIPE.replace("make c", "make x")))
