@@ -55,8 +55,8 @@ def new_overlay(qemu_img: QemuImg, work: Work, name: str, reference: str, refere
 
 
 def untouched(qemu_img: QemuImg, folder: str, base: Base, size: int) -> Ground:
-    """The base as an overlay in `folder` that nothing was written to, its disk of `size` bytes: where a recipe without
-    layers makes its output larger than its base, or an overlay of it."""
+    """The base as an overlay in `folder` that nothing was written to, its disk of `size` bytes: for a recipe without
+    layers whose output is larger than its base, or an overlay of it."""
     path = os.path.join(folder, "untouched.qcow2")
     qemu_img.create(path, size, format="qcow2", backing=base.path, backing_format=base.format)
     same = size == base.virtual_size

@@ -66,7 +66,19 @@ def _needed(loaded: Loaded, base: Base) -> Iterator[tuple[str, str]]:
             yield f"the output would replace {printable(path)}, with which it is made", path
 
 
+_ELSEWHERE = {
+    "backing_file": "thin = true makes an overlay on the base",
+    "backing_fmt": "thin = true makes an overlay on the base",
+    "data_file": "the output is one file",
+    "size": "image.size says it",
+}
+"""Options of qemu-img that a recipe says in its own words."""
+
+
 def _check_options(loaded: Loaded, output: Output, programs: Programs) -> None:
+    for name in output.options:
+        if name in _ELSEWHERE:
+            raise _wrong(loaded, "options", f"output.options cannot hold {name}", _ELSEWHERE[name])
     known = option_help(programs, output.format) if output.options else {}
     for name in output.options if known else ():
         if name not in known:

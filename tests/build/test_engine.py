@@ -382,6 +382,7 @@ def test_an_output_never_replaces_its_own_base(bench: Bench) -> None:
         ('path = "nowhere/web.qcow2"', "there is no folder"),
         ('path = "site"', "is no file that an image could replace"),
         ('path = "web-1.qcow2"\noptions = { cluster_sise = "64k" }', "qcow2 has no option 'cluster_sise'"),
+        ('path = "web-1.qcow2"\noptions = { backing_file = "base.qcow2" }', "cannot hold backing_file"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_any_work_also_by_the_plan(
