@@ -67,6 +67,8 @@ def collect(
 
     if undo + purge + list_ + bool(keep) > 1:
         raise UsageError("--keep, --undo, --purge and --list exclude each other", hint="one of them at a time")
+    if id_ is not None and not (undo or purge):
+        raise UsageError("--id is for --undo and --purge", hint="`imgtool chain collect --list` shows what there is")
     if list_:
         from imgtool.cli.output import emit
 

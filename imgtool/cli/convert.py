@@ -21,6 +21,7 @@ from imgtool.cli.create import made_lines, parent_of
 from imgtool.cli.images import (
     Opened,
     check_name,
+    check_no_directory,
     children_of,
     emit_command,
     explained,
@@ -147,6 +148,8 @@ def convert(
         return
     if len(names) < 2:
         raise UsageError("convert needs an image to read and a name for the new one", hint="SOURCE… TARGET")
+    if not target_image_opts:
+        check_no_directory(names[-1])
     target: Source = ImageOpts(names[-1]) if target_image_opts else absolute(names[-1])
     if target_image_opts and target_format is not None:
         raise UsageError(

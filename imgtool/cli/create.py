@@ -11,6 +11,7 @@ import click
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
 from imgtool.cli.images import (
     check_name,
+    check_no_directory,
     emit_command,
     explained,
     print_option_help,
@@ -115,6 +116,7 @@ def create(
     backing_format = chosen.pop("backing_fmt", backing_format)
     if "size" in chosen:
         size = SIZE.convert(chosen.pop("size"), None, None)
+    check_no_directory(image)
     path = absolute(image)
     check_name(context, path, format_, "-f")
     parent = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
-from imgtool.cli.images import explained, qemu_img
+from imgtool.cli.images import check_no_directory, explained, qemu_img
 from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option, option_map, options_option
 from imgtool.cli.progress import progress
 from imgtool.cli.render import counted, size
@@ -66,6 +66,8 @@ def flatten(
         raise UsageError("-O, -o and -c are for --to", hint="in place an image keeps its format and options")
     from imgtool.operations.flatten import FlattenRequest
 
+    if to is not None:
+        check_no_directory(to)
     chosen = option_map(options)
     with looking(image):
         request = FlattenRequest(

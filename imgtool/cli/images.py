@@ -253,6 +253,12 @@ def listed(paths: Sequence[str]) -> str:
     return ", ".join(printable(path) for path in paths[:3]) + more
 
 
+def check_no_directory(name: str) -> None:
+    """UsageError when what is to be made is called as only a directory is."""
+    if name.endswith("/"):
+        raise UsageError(f"{printable(name)} is the name of a directory", hint="name the new image in it")
+
+
 _NAMES = {
     ".qcow2": "qcow2",
     ".qcow": "qcow",

@@ -91,6 +91,13 @@ class CollectRequest:
                 hint="what it stood on would be thought of no use; leave it out if that is right",
                 path=image.path,
             )
+        for problem in image.findings:
+            if problem.code in ("not-a-file", "malformed", "reference-malformed"):
+                raise RefusedError(
+                    f"{printable(image.path)} is to be kept, but what it stands on is not known: {problem.message}",
+                    hint="name images; what they stand on is kept with them",
+                    path=image.path,
+                )
         return image
 
     def _needed(self, graph: Graph, kept: Iterable[Image]) -> set[str]:

@@ -18,6 +18,7 @@ from imgtool.errors import (
     ImageExistsError,
     ImageFormatError,
     ImageInUseError,
+    ImageNotFoundError,
     ImgtoolError,
     RefusedError,
     UsageError,
@@ -86,11 +87,15 @@ class OverlayRequest:
     def _place(self, overlay: PathLike | None) -> None:
         """Where the overlay goes: `path`, None where a name is still to be made up in `directory`."""
         self.path = None if overlay is None else absolute_path(overlay)
-        if self.path is None:
+        if overlay is None or self.path is None:
             self.directory = os.path.dirname(self.base)
         elif os.path.isdir(self.path):
             self.directory, self.path = self.path, None
         else:
+            if os.fsdecode(overlay).endswith("/"):
+                raise ImageNotFoundError(
+                    f"there is no directory {printable(self.path)}", hint="make it first", path=self.path
+                )
             self.directory = os.path.dirname(self.path)
             if os.path.lexists(self.path):
                 raise ImageExistsError(

@@ -124,3 +124,37 @@ def test_what_is_made_has_its_format_named_the_same_everywhere(
 ) -> None:
     assert imgtool(*words, "--target-format", "vdi", cwd=store).status == 0
     assert imgtool("info", "new", "--output", "json", cwd=store).document["format"] == "vdi"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["create", "new/", "1M"],
+        ["convert", "top", "new/"],
+        ["overlay", "new", "base", "new/"],
+        ["chain", "flatten", "top", "--to", "new/"],
+        ["chain", "move", "top", "new/"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_with_a_slash_at_its_end_is_no_files(imgtool: Imgtool, store: Path, words: list[str]) -> None:
+    before = sorted(os.listdir(store))
+    done = imgtool(*words, cwd=store)
+    assert done.status in (1, 2)
+    assert "directory" in done.stderr
+    assert sorted(os.listdir(store)) == before
+
+
+def test_a_directory_is_no_image_to_keep(imgtool: Imgtool, store: Path) -> None:
+    """All in it would go, where somebody meant to keep it."""
+    (store / "folder").mkdir()
+    done = imgtool("chain", "collect", ".", "--keep", "folder", cwd=store)
+    assert done.status == 1
+    assert "is a directory" in done.stderr
+    assert (store / "top").exists()
+
+
+def test_what_was_put_away_has_an_id_and_what_will_be_has_none(imgtool: Imgtool, store: Path) -> None:
+    done = imgtool("chain", "collect", ".", "--keep", "top", "--id", "x", cwd=store)
+    assert done.status == 2
+    assert (store / "side").exists()
