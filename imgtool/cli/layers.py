@@ -124,7 +124,7 @@ def show(context: Context, /, layer: str, log: bool, layers_: str | None) -> Non
 
     from imgtool.build.store import KEY_FILE
     from imgtool.cli.output import emit, emit_lines
-    from imgtool.cli.render import fields
+    from imgtool.cli.render import date, fields, short_size
     from imgtool.image.names import printable, printable_lines
 
     found = _chosen(_store(layers_), layer)
@@ -137,7 +137,8 @@ def show(context: Context, /, layer: str, log: bool, layers_: str | None) -> Non
         document = json.load(file)
     manifest = msgspec.to_builtins(found.manifest)
     answer = {"path": found.path, "manifest": manifest, "key-document": document, "log": said}
-    pairs = [(key, printable(str(value))) for key, value in manifest.items()]
+    shown = {**manifest, "created": date(int(found.manifest.created)), "size": short_size(found.manifest.size)}
+    pairs = [(key, printable(str(value))) for key, value in shown.items() if key not in ("schema", "mtime-ns")]
     step = [(key, printable(json.dumps(value))) for key, value in document["step"].items() if value]
     emit(context, answer, [*fields([("path", printable(found.path)), *pairs]), "step:", *fields(step, indent="  ")])
 
