@@ -9,8 +9,10 @@ from imgtool.errors import MachineError, RefusedError
 from imgtool.image.names import printable
 from imgtool.machine.nets import forwarding, guard, journal, needs, store, undo
 from imgtool.machine.nets.journal import ForwardingOn, LinkMade, TableMade, Undo
+from imgtool.machine.nets.names import tap_name
 from imgtool.machine.nets.needs import Tools
 from imgtool.machine.nets.values import Plan
+from imgtool.machine.runtime import vms
 from imgtool.qemu.process import Runner, run
 
 
@@ -80,7 +82,7 @@ def _check_unused(name: str, entry: store.Entry, observed: undo.Observed) -> Non
     if not any(link.ifname == config.bridge and link.address == config.mac for link in observed.links):
         return
     users = [
-        printable(link.ifname)
+        holder(link.ifname)
         for link in observed.links
         if link.master == config.bridge and link.ifname != config.nic and link.up
     ]
@@ -89,6 +91,14 @@ def _check_unused(name: str, entry: store.Entry, observed: undo.Observed) -> Non
             f"the network {name} is in use by {', '.join(users)}",
             hint="stop the machines that are on it (`imgtool vm list`), or take it from them with --force",
         )
+
+
+def holder(ifname: str) -> str:
+    """Who is on a network by this interface, for people: a VM of this user's by its name."""
+    for vm, state in vms():
+        if ifname in (tap_name(vm.name, index) for index in range(len(state.machine.networks or ()))):
+            return f"the VM {vm.name}"
+    return printable(ifname)
 
 
 def _programs(records: Sequence[Undo]) -> tuple[str, ...]:
