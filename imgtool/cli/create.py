@@ -20,6 +20,7 @@ from imgtool.cli.images import (
     touched,
     wants_help,
     warn_of_children,
+    warn_of_named_raw,
 )
 from imgtool.cli.options import (
     FILE_NAME,
@@ -123,6 +124,8 @@ def create(
     if backing:
         parent = parent_of(path, backing, backing_format, as_is=backing_as_is, unsafe=unsafe)
         _check_overlay(path, parent, size, force)
+        if parent.path is not None:
+            warn_of_named_raw(context, parent.path, parent.format)
     if force:
         warn_of_children(context, path)
     program = qemu_img(context, timeout)

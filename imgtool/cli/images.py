@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.cli.context import Context
@@ -251,6 +251,23 @@ def listed(paths: Sequence[str]) -> str:
     """The first few of `paths`, and how many there are besides."""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(printable(path) for path in paths[:3]) + more
+
+
+def warn_of_named_raw(context: Context, path: str, format: str | None) -> None:
+    """Warns when the backing file at `path` is said to be raw, and does not look so."""
+    from imgtool.cli.output import warn
+    from imgtool.image.header import probe
+
+    if format != "raw" or not os.path.isfile(path):
+        return
+    with open(path, "rb") as file, suppress(ImageFormatError):
+        real = probe(file.read(512))
+        if real != "raw":
+            warn(
+                context,
+                f"{printable(path)} is named raw, but begins like a {real}: a guest would see that file's own bytes, "
+                f"not its disk",
+            )
 
 
 def check_no_directory(name: str) -> None:

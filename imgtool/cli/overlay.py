@@ -93,9 +93,11 @@ def new(
     if count is not None:
         _several(context, base, path, count, given, dry_run=dry_run)
         return
+    from imgtool.cli.images import warn_of_named_raw
     from imgtool.operations.overlay import OverlayRequest
 
     request = OverlayRequest(base, path, **given)
+    warn_of_named_raw(context, request.base, request.base_format)
     if dry_run:
         from imgtool.cli.plan import emit_plan
 

@@ -57,7 +57,8 @@ def test_an_overlay_names_the_format_of_its_backing_file(images: Images, imgtool
     assert "format is qcow2, by its header" in done.stderr
     assert b"backing file format: qcow2" in images.qemu_img("info", "top.qcow2")
     done = imgtool("create", "-f", "qcow2", "-b", "base.qcow2", "-F", "raw", "raw.qcow2", cwd=images.directory)
-    assert (done.status, done.stderr) == (0, "")
+    assert (done.status, len(done.stderr.splitlines())) == (0, 1)
+    assert f"warning: {images / 'base.qcow2'} is named raw, but begins like a qcow2" in done.stderr
     assert b"backing file format: raw" in images.qemu_img("info", "raw.qcow2")
 
 
@@ -201,3 +202,17 @@ def test_a_raw_image_has_the_options_of_files(images: Images, imgtool: Imgtool) 
     assert imgtool("create", "-f", "raw", "-o", "preallocation=full", path, "1M").status == 0
     assert path.stat().st_blocks * 512 >= 1 << 20
     assert "preallocation" in imgtool("create", "-f", "raw", "-o", "help").stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["create", "-f", "qcow2", "-b"], ["overlay", "new"]], ids=["create", "overlay new"]
+)
+def test_a_base_that_is_called_raw_and_is_not_is_warned_of(
+    images: Images, imgtool: Imgtool, words: list[str]
+) -> None:
+    images.base("base.qcow2")
+    images.base("base.img", format="raw")
+    done = imgtool(*words, "base.qcow2", "-F", "raw", "top.qcow2", cwd=images.directory)
+    assert done.status == 0
+    assert "named raw, but begins like a qcow2" in done.stderr
+    assert imgtool(*words, "base.img", "-F", "raw", "new.qcow2", cwd=images.directory).stderr == ""
