@@ -20,6 +20,7 @@ from fixtures.alpine import SHELL, Alpine
 from fixtures.alpine import alpine as alpine_files
 from imgtool.machine import runtime
 from imgtool.machine.process import ProcessId
+from imgtool.machine.vm import Vm
 
 PROMPT = "~ # "
 SHARED = "shared"
@@ -94,7 +95,7 @@ class Machines:
         return [name for name in found if name != SHARED]
 
     def qemu(self, name: str) -> ProcessId:
-        process = runtime.Vm(self.root, name).qemu()
+        process = Vm(self.root, name).qemu()
         assert process is not None
         return process
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from imgtool.machine.runtime import Vm
+from imgtool.machine.vm import Vm
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
 
 _PERIOD = 3.0

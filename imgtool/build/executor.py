@@ -27,7 +27,7 @@ from imgtool.errors import MachineError
 
 if TYPE_CHECKING:
     from imgtool.machine.config import Machine
-    from imgtool.machine.runtime import State, Vm
+    from imgtool.machine.vm import State, Vm
 
 Kind = Literal["agent", "ssh", "serial"]
 

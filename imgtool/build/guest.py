@@ -22,8 +22,9 @@ from imgtool.machine.config import Machine
 from imgtool.machine.launch import Started, launch
 from imgtool.machine.plan import prepare
 from imgtool.machine.readiness import parse_wait, wait_until
-from imgtool.machine.runtime import State, check_name, hold, release, vms
+from imgtool.machine.runtime import check_name, release, vms
 from imgtool.machine.values.storage import Drive
+from imgtool.machine.vm import State, hold
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.qmp import Monitor
 

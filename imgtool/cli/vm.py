@@ -15,7 +15,7 @@ from imgtool.cli.options import FILE_NAME
 
 if TYPE_CHECKING:
     from imgtool.machine.control import Status
-    from imgtool.machine.runtime import State, Vm
+    from imgtool.machine.vm import State, Vm
 
 SECTIONS = {
     "Commands": {
@@ -272,8 +272,9 @@ def log(_: Context, /, name: str, follow: bool, lines: int | None, raw: bool, qe
     import time
 
     from imgtool.errors import MachineError
-    from imgtool.machine.runtime import QEMU_LOG, find_logs
+    from imgtool.machine.runtime import find_logs
     from imgtool.machine.serial import Follower, tail
+    from imgtool.machine.vm import QEMU_LOG
 
     one = find_logs(name)
     path = one.file(QEMU_LOG) if qemu else one.serial_log

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from imgtool.errors import MachineError, RefusedError, UsageError
-from imgtool.machine.runtime import State, Vm
+from imgtool.machine.vm import State, Vm
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
 
 

@@ -18,7 +18,7 @@ from imgtool.image.locks import holders
 from imgtool.image.names import printable
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Link
-from imgtool.machine.runtime import HeldImage, hold
+from imgtool.machine.vm import HeldImage, hold
 
 _RAW_NAMES = (".raw", ".iso")
 _SHOWN_CHILDREN = 3

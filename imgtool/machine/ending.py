@@ -11,7 +11,8 @@ from imgtool.errors import MachineError
 from imgtool.machine import agent
 from imgtool.machine.host import AGENT_SOCKET
 from imgtool.machine.process import ProcessId
-from imgtool.machine.runtime import State, Vm, release
+from imgtool.machine.runtime import release
+from imgtool.machine.vm import State, Vm
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
 
 How = Literal["powered-off", "quit", "terminated", "killed"]

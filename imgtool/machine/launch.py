@@ -18,7 +18,8 @@ from imgtool.machine.argv import compile_argv
 from imgtool.machine.console import restored
 from imgtool.machine.host import Command, Helper, Secret
 from imgtool.machine.plan import Plan, scratch_dir
-from imgtool.machine.runtime import PID_FILE, QEMU_LOG, Vm, release
+from imgtool.machine.runtime import release
+from imgtool.machine.vm import PID_FILE, QEMU_LOG, Vm
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.system import Process, start
 

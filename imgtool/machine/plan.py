@@ -18,8 +18,9 @@ from imgtool.machine.disks import Learned, learn_disks, uses
 from imgtool.machine.firmware import Found, find_uefi
 from imgtool.machine.host import Command, Helper, Host, Scratch, Secret, TapNeed
 from imgtool.machine.outside import QEMU, check_files, learn_host
-from imgtool.machine.runtime import Vm, claim, foresee, name_from, release
+from imgtool.machine.runtime import claim, foresee, name_from, release
 from imgtool.machine.validate import validate, warnings
+from imgtool.machine.vm import Vm
 from imgtool.qemu.capabilities import capabilities
 from imgtool.qemu.programs import Programs
 

@@ -14,8 +14,8 @@ from imgtool.image.names import printable
 from imgtool.machine import agent, ssh
 from imgtool.machine.config import Machine
 from imgtool.machine.host import AGENT_SOCKET
-from imgtool.machine.runtime import QEMU_LOG, State, Vm
 from imgtool.machine.serial import Follower, Timeline, tail
+from imgtool.machine.vm import QEMU_LOG, State, Vm
 from imgtool.qemu.qmp import Monitor, QmpUnreachable
 
 _REST = 2.0

@@ -23,18 +23,12 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
-
-import msgspec
 
 from imgtool.errors import ConfigError, ImageInUseError, MachineError
 from imgtool.image.names import printable
 from imgtool.machine.config import Machine
 from imgtool.machine.process import ProcessId, boot_identity, end_process, read_pid_file
-
-STATE_FILE = "vm.json"
-PID_FILE = "qemu.pid"
-QEMU_LOG = "qemu.log"
+from imgtool.machine.vm import PID_FILE, HeldImage, State, Vm
 
 LONGEST_NAME = 48
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -45,124 +39,6 @@ _LONGEST_FILE = "serial0.sock"
 
 _ENDED_KEPT = 20
 """So many ended VMs keep their logs."""
-
-
-class HeldImage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """A file that a VM has open, under whatever name another finds it."""
-
-    path: str
-    device: int
-    inode: int
-    writable: bool
-
-
-class State(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What is known of a VM beside what QEMU itself answers."""
-
-    name: str
-    phase: Literal["starting", "running"]
-    launcher: ProcessId
-    """The imgtool that starts it, and in the foreground waits for it."""
-    boot: str | None
-    """The host's boot, for pids and start times count from there."""
-    created: float
-    """Seconds since the epoch."""
-    detached: bool
-    machine: Machine
-    argv: tuple[str, ...] = ()
-    images: tuple[HeldImage, ...] = ()
-    leftovers: tuple[str, ...] = ()
-    """Files and folders outside the directory that are to go with the VM."""
-
-
-def _encoded(state: State) -> bytes:
-    """`state` as JSON. Names that are not UTF-8 have lone surrogates, which Python's `json` can write and read."""
-    try:
-        return msgspec.json.encode(state)
-    except UnicodeEncodeError:
-        import json
-
-        return json.dumps(msgspec.to_builtins(state)).encode()
-
-
-def _decoded(text: bytes) -> State:
-    try:
-        return msgspec.json.decode(text, type=State)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError:
-        import json
-
-        return msgspec.convert(json.loads(text), State)
-
-
-class Vm:
-    """The directory of one VM, running or ended."""
-
-    def __init__(self, root: str, name: str) -> None:
-        self.name = name
-        self.root = root
-        self.path = os.path.join(root, name)
-
-    def file(self, name: str) -> str:
-        return os.path.join(self.path, name)
-
-    @property
-    def qmp_socket(self) -> str:
-        return self.file("qmp.sock")
-
-    @property
-    def serial_log(self) -> str:
-        return self.file("serial0.log")
-
-    def state(self) -> State | None:
-        """None when there is none, or none that can be read: it belongs to a VM that has ended."""
-        try:
-            with open(self.file(STATE_FILE), "rb") as file:
-                return _decoded(file.read())
-        except (OSError, ValueError):  # of which msgspec's are
-            return None
-
-    def qemu(self) -> ProcessId | None:
-        """QEMU's process, alive or not."""
-        return read_pid_file(self.file(PID_FILE))
-
-    @property
-    def running(self) -> bool:
-        """Whether QEMU runs, or its imgtool is about to start it."""
-        state = self.state()
-        return state is not None and self._lives(state)
-
-    def _lives(self, state: State) -> bool:
-        if state.boot != boot_identity():
-            return False
-        qemu = self.qemu()
-        if state.phase == "starting":
-            # A launcher that died half-way leaves nothing that counts as a VM, QEMU or not.
-            return state.launcher.alive
-        return qemu is not None and qemu.alive
-
-    def write(self, state: State) -> None:
-        """Replaces the state, whole."""
-        draft = self.file(STATE_FILE + ".new")
-        try:
-            with open(draft, "wb") as file:
-                file.write(_encoded(state))
-            os.replace(draft, self.file(STATE_FILE))
-        except OSError as error:
-            raise MachineError(
-                f"{self.path} cannot be written: {error.strerror}",
-                hint="make room there, or set XDG_RUNTIME_DIR to another folder",
-                path=self.path,
-            ) from error
-
-    def update(self, **changes: object) -> State:
-        state = self.state()
-        if state is None:
-            raise MachineError(f"{self.name} was cleared away while it started")
-        changed = msgspec.structs.replace(state, **changes)
-        self.write(changed)
-        return changed
 
 
 def runtime_root() -> str:
@@ -211,11 +87,6 @@ def name_from(path: str | None) -> str:
     return name or "vm"
 
 
-def hold(path: str, *, writable: bool) -> HeldImage:
-    status = os.stat(path)
-    return HeldImage(path=path, device=status.st_dev, inode=status.st_ino, writable=writable)
-
-
 def claim(
     machine: Machine,
     *,
@@ -258,7 +129,7 @@ def foresee(
     """The directory that `claim` would make now. Raises what it would; claims nothing, and clears nothing away."""
     root = root or runtime_root()
     there = [Vm(root, one) for one in sorted(os.listdir(root)) if not one.startswith(".")]
-    others = [(vm, state) for vm in there if (state := vm.state()) is not None and vm._lives(state)]
+    others = [(vm, state) for vm in there if (state := vm.state()) is not None and vm.lives(state)]
     return _place(root, others, name, like, images)
 
 
@@ -372,7 +243,7 @@ def _sweep(root: str) -> list[tuple[Vm, State]]:
         if name.startswith(".") or not os.path.isdir(vm.path):
             continue
         state = vm.state()
-        if state is not None and vm._lives(state):
+        if state is not None and vm.lives(state):
             alive.append((vm, state))
             continue
         _clear(vm, state)

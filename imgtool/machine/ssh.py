@@ -12,9 +12,9 @@ from imgtool.errors import MachineError
 from imgtool.machine import agent
 from imgtool.machine.config import Machine
 from imgtool.machine.host import AGENT_SOCKET
-from imgtool.machine.runtime import State, Vm
 from imgtool.machine.seed import login
 from imgtool.machine.values.network import Passt, User
+from imgtool.machine.vm import State, Vm
 from imgtool.qemu.qmp import Monitor
 
 PORT = 22

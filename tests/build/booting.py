@@ -10,7 +10,8 @@ from imgtool.build.executor import Executor, Kind, connect, equip
 from imgtool.machine.config import Machine
 from imgtool.machine.launch import launch
 from imgtool.machine.plan import prepare
-from imgtool.machine.runtime import Vm, release
+from imgtool.machine.runtime import release
+from imgtool.machine.vm import Vm
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.system import Process
 

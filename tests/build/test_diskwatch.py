@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imgtool.build.diskwatch import DiskWatch
-from imgtool.machine.runtime import Vm
+from imgtool.machine.vm import Vm
 from tests.guests import Machines
 
 WRITER = bytes.fromhex("31c0 8ec0 bb007c b80103 b90200 ba8000 cd13 f4 ebfd").ljust(510, b"\0") + b"\x55\xaa"

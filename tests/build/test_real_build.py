@@ -19,7 +19,7 @@ import pytest
 from fixtures import pipelines
 from fixtures.alpine import Alpine
 from imgtool.build.recipe import load_recipe
-from imgtool.machine.runtime import Vm
+from imgtool.machine.vm import Vm
 from tests.build.watching import Watch
 from tests.files import state_of
 from tests.guests import BOOT_SECONDS, Machines, Shell

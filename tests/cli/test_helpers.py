@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from imgtool.machine import runtime
 from imgtool.machine.process import ProcessId, parse_stat
+from imgtool.machine.vm import Vm
 from imgtool.qemu.qmp import Monitor
 from tests.guests import Machines
 
@@ -22,15 +22,15 @@ def image(machines: Machines, tmp_path: Path) -> Path:
     return path
 
 
-def helper(vm: runtime.Vm, name: str) -> ProcessId:
+def helper(vm: Vm, name: str) -> ProcessId:
     process = parse_stat(Path(vm.file(name)).read_bytes())
     assert process is not None
     return process
 
 
-def start(machines: Machines, image: Path, name: str, *words: str) -> runtime.Vm:
+def start(machines: Machines, image: Path, name: str, *words: str) -> Vm:
     machines("boot", "-d", image, "--name", name, "--accel", "tcg", "--memory", "64M", *words, "--", "-S")
-    return runtime.Vm(machines.root, name)
+    return Vm(machines.root, name)
 
 
 def gone(process: ProcessId) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imgtool.machine import runtime
+from imgtool.machine.vm import Vm
 from tests.cli.conftest import Imgtool
 from tests.conftest import Images
 from tests.guests import Machines
@@ -73,4 +73,4 @@ def test_every_drive_of_a_vm_is_the_named_file(machines: Machines, tmp_path: Pat
         assert shown["status"]
     finally:
         machines("vm", "kill", "names")
-    assert not runtime.Vm(machines.root, "names").running
+    assert not Vm(machines.root, "names").running

@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 from imgtool.image.locks import holders
-from imgtool.machine import runtime
 from imgtool.machine.process import ProcessId
+from imgtool.machine.vm import Vm
 
 SECONDS = 60
 """A bound for what hangs."""
@@ -77,7 +77,7 @@ class Killing:
                 env=self.env, stdin=subprocess.PIPE, stdout=said, stderr=said,
             )  # fmt: skip
         time.sleep(self.chance.uniform(0.1, 1.4))
-        found = runtime.Vm(self.root, "victim")
+        found = Vm(self.root, "victim")
         state, qemu = found.state(), found.qemu()
         self.seen[f"kill of {whom}"] += 1
         self.seen["before there was a VM" if state is None else f"while it was {state.phase}"] += 1

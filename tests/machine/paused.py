@@ -19,6 +19,7 @@ import pytest
 from imgtool.cli.main import main
 from imgtool.machine import runtime
 from imgtool.machine.process import read_pid_file
+from imgtool.machine.vm import Vm
 from imgtool.qemu.qemu_img import QemuImg
 from imgtool.qemu.qmp import Monitor
 
@@ -165,8 +166,8 @@ class Typed:
         self._monitors.append(monitor)
         return Paused(monitor)
 
-    def vm(self, name: str) -> runtime.Vm:
-        return runtime.Vm(self.root, name)
+    def vm(self, name: str) -> Vm:
+        return Vm(self.root, name)
 
     def names(self) -> list[str]:
         """Running VMs, the latest last."""

@@ -14,7 +14,8 @@ from imgtool.errors import ConfigError, ImageInUseError, MachineError
 from imgtool.machine import runtime
 from imgtool.machine.config import Machine
 from imgtool.machine.process import ProcessId
-from imgtool.machine.runtime import Vm, claim, find, foresee, hold, release, vms
+from imgtool.machine.runtime import claim, find, foresee, release, vms
+from imgtool.machine.vm import PID_FILE, STATE_FILE, Vm, hold
 from imgtool.qemu.system import Process, start
 
 
@@ -51,7 +52,7 @@ class Running:
     def __call__(self, name: str | None = None, *, image: str | None = None, writable: bool = True) -> Vm:
         images = [hold(image, writable=writable)] if image else []
         vm = claim(Machine(), name=name, like=image, images=images, detached=True, root=self.root)
-        record = vm.file(runtime.PID_FILE)
+        record = vm.file(PID_FILE)
         self.processes.append(start(["/bin/sleep", "60"], detached=True, record=record))
         vm.update(phase="running")
         return vm
@@ -132,7 +133,7 @@ def test_what_an_earlier_boot_of_the_host_left_is_cleared_without_signals(root: 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"name": 7}'])
 def test_a_state_that_cannot_be_read_is_cleared(root: str, running: Running, content: bytes) -> None:
     vm = running("web")
-    Path(vm.file(runtime.STATE_FILE)).write_bytes(content)
+    Path(vm.file(STATE_FILE)).write_bytes(content)
     assert names(root) == []
     assert running.processes[0].wait(20) is not None
 
@@ -257,7 +258,8 @@ CLAIMER = """
 import sys
 from imgtool.errors import ImageInUseError
 from imgtool.machine.config import Machine
-from imgtool.machine.runtime import claim, hold
+from imgtool.machine.runtime import claim
+from imgtool.machine.vm import hold
 sys.stdin.readline()
 try:
     claim(Machine(), name=None, like="x", images=[hold(sys.argv[2], writable=True)], detached=True, root=sys.argv[1])
@@ -287,6 +289,6 @@ def test_of_four_that_claim_an_image_at_once_one_gets_it(root: str, image: str) 
 
 def test_the_state_is_json_in_kebab_case(running: Running) -> None:
     vm = running("web")
-    document = msgspec.json.decode(Path(vm.file(runtime.STATE_FILE)).read_bytes())
+    document = msgspec.json.decode(Path(vm.file(STATE_FILE)).read_bytes())
     assert document["launcher"] == {"pid": os.getpid(), "started": document["launcher"]["started"]}
     assert document["machine"] == {}

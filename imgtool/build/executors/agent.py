@@ -24,7 +24,7 @@ from imgtool.image.names import printable
 from imgtool.machine.agent import Agent, AgentError, AgentUnavailable, session
 from imgtool.machine.config import Machine
 from imgtool.machine.host import AGENT_SOCKET
-from imgtool.machine.runtime import State, Vm
+from imgtool.machine.vm import State, Vm
 
 _CHUNK = 1 << 18
 _FIRST_PAUSE = 0.02

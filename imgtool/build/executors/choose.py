@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from imgtool.build.executor import KINDS, Executor, ExecutorError, GuestLost, Kind, connect, equip
 from imgtool.errors import ConfigError, MachineError
 from imgtool.machine.config import Machine
-from imgtool.machine.runtime import State, Vm
+from imgtool.machine.vm import State, Vm
 
 _FIRST_SECONDS = 5.0
 """What each way is given in the first round; it is twice as much in each that follows."""

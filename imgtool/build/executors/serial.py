@@ -25,8 +25,8 @@ from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 from imgtool.machine.config import Machine
 from imgtool.machine.control import console_is_free
-from imgtool.machine.runtime import State, Vm
 from imgtool.machine.values.devices import CharDevice
+from imgtool.machine.vm import State, Vm
 
 _CHUNK: Final = 3 << 14
 """Bytes in one piece: less than the 64 KiB that Linux holds for a terminal nobody reads."""

@@ -26,9 +26,9 @@ from imgtool.build.executors.stream import Frames
 from imgtool.errors import CommandTimeout, ConfigError, MachineError, ProgramError
 from imgtool.machine import ssh
 from imgtool.machine.config import Machine
-from imgtool.machine.runtime import State, Vm
 from imgtool.machine.seed import login
 from imgtool.machine.values.devices import CloudInit
+from imgtool.machine.vm import State, Vm
 from imgtool.qemu.process import Completed, Limits, failure, run
 from imgtool.qemu.system import Process, start
 
