@@ -140,6 +140,10 @@ def _look_inside(opened: Opened, program: QemuImg, wanted: int, force: bool) -> 
 
 
 def _check(opened: Opened, current: int, wanted: int, shrink: bool) -> None:
+    from imgtool.operations.guards import refuse_fixed
+
+    if opened.path is not None:
+        refuse_fixed(opened.path, opened.format, current, wanted)
     if wanted < current and not shrink:
         raise RefusedError(
             f"{opened.place} has {shown_size(current)}; "

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from imgtool.chain.content import layers_of
 from imgtool.chain.graph import Image
 from imgtool.errors import ImageFormatError, ImgtoolError, RefusedError
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 from imgtool.image.partitions import Partition, Table, read_table
 from imgtool.image.snapshot_diff import written_since
 from imgtool.qemu.disk import Disk
@@ -18,6 +18,11 @@ from imgtool.qemu.qemu_img import QemuImg
 _EXTENDED = ("05", "0f", "85")
 _GPT_BACKUP = 33 * 512
 """Bytes of the second table behind the last partition."""
+
+_FIXED = frozenset(("bochs", "cloop", "dmg", "parallels", "qcow", "vdi", "vhdx", "vmdk", "vpc"))
+"""Formats that QEMU resizes in no way; seen with 5.2, 7.2 and 10.0."""
+
+_ONLY_GROW = frozenset(("qed",))
 
 
 class Layout(NamedTuple):
@@ -42,6 +47,18 @@ def look_at_disk(chain: Sequence[Image], img: QemuImg) -> Layout | None:
         return None
     end = max((extent.end for extent in disk.extents if extent.data and not extent.zero), default=0)
     return Layout(size, table, end)
+
+
+def refuse_fixed(path: str, format: str | None, current: int, wanted: int) -> None:
+    """RefusedError when QEMU cannot resize images of `format`, or not to fewer bytes than the `current` ones."""
+    if format not in _FIXED and not (format in _ONLY_GROW and wanted < current):
+        return
+    what = f"resize {format} images" if format in _FIXED else f"make {format} images smaller"
+    raise RefusedError(
+        f"QEMU cannot {what}, and {printable(path)} is one",
+        hint=f"convert it first: `imgtool convert -f {format} -O qcow2 {pasted(path)} {pasted(path + '.qcow2')}`",
+        path=path,
+    )
 
 
 def refuse_cut(layout: Layout, wanted: int, *, path: str) -> None:

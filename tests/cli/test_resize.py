@@ -38,6 +38,28 @@ def test_a_disk_is_cut_off_only_when_asked(images: Images, imgtool: Imgtool) -> 
     assert path.stat().st_size == 2 << 20
 
 
+@pytest.mark.parametrize("format", ["vmdk", "vdi", "vhdx", "vpc", "qcow"])
+def test_a_format_that_cannot_be_resized_is_refused_before_anything_is_copied(
+    images: Images, imgtool: Imgtool, format: str
+) -> None:
+    path = images.base("disk.x", "8M", format=format)
+    for words in (["16M"], ["--shrink", "1M"], ["16M", "--dry-run"]):
+        done = imgtool("resize", "-f", format, path, *words, "--output", "json")
+        assert (done.status, done.stdout) == (1, "")
+        assert (done.error["code"], done.error["command"]) == ("refused", None)
+        assert f"QEMU cannot resize {format} images" in done.error["message"]
+        assert f"imgtool convert -f {format} -O qcow2 {path} " in done.error["hint"]
+
+
+def test_a_qed_image_only_grows(images: Images, imgtool: Imgtool) -> None:
+    path = images.base("disk.qed", "8M", format="qed")
+    done = imgtool("resize", path, "4M")
+    assert done.status == 1
+    assert "QEMU cannot make qed images smaller" in done.stderr
+    assert "--shrink" not in done.stderr
+    assert imgtool("resize", path, "16M").status == 0
+
+
 def test_a_backing_file_keeps_its_size_unless_forced(images: Images, imgtool: Imgtool) -> None:
     path = images.base("base.qcow2", "1M")
     images.overlay("top.qcow2", "base.qcow2")
