@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
 from imgtool.errors import RefusedError
@@ -16,7 +17,8 @@ from imgtool.qemu.qemu_img import QemuImg
 
 
 def layers_of(chain: Sequence[Image]) -> list[Layer]:
-    """The images of `chain` (that of `imgtool.chain.walk.guard`). RefusedError when one is not on this host."""
+    """The images of `chain` (that of `imgtool.chain.walk.guard`). RefusedError when one is not on this host, or
+    encrypted."""
     layers = []
     for image in chain:
         if image.format is None or (image.data_file is not msgspec.UNSET and image.data_file.path is None):
@@ -26,6 +28,7 @@ def layers_of(chain: Sequence[Image]) -> list[Layer]:
             )
         data_file = None if image.data_file is msgspec.UNSET else image.data_file.path
         layers.append(Layer(image.path, image.format, data_file))
+    refuse_encrypted(chain)
     return layers
 
 

@@ -69,7 +69,7 @@ def amend(
     """
     chosen = option_map(options)
     if wants_help(chosen):
-        format = format_ or (None if image is None else open_image(image).format)
+        format = format_ or (None if image is None else open_image(image, opens_parents=False).format)
         print_option_help(context, format or "qcow2", amend=True)
         return
     if image is None:

@@ -64,11 +64,13 @@ def open_image(
     follow: bool = True,
 ) -> Opened:
     """The image `name`, in a chain that a QEMU program may safely open, and its format: the one given, else what its
-    header says. Raises as `imgtool.chain.walk.guard`; without `follow` only for the image itself."""
+    header says. Raises as `imgtool.chain.walk.guard`; without `follow` only for the image itself. Without
+    `opens_parents` nothing is read but the image's own metadata: else RefusedError when a disk is encrypted."""
     if image_opts:
         if format is not None:
             raise UsageError("-f and --image-opts exclude each other", hint="write driver=FORMAT among the options")
         return Opened(ImageOpts(name), printable(name), None)
+    from imgtool.chain.encryption import refuse_encrypted
     from imgtool.chain.walk import guard, walk
 
     path = absolute(name)
@@ -83,6 +85,8 @@ def open_image(
         if error.hint is None and format is not None:
             error.hint = "without -f, its header decides"
         raise
+    if opens_parents:
+        refuse_encrypted(chain, image_opts=True)
     return Opened(path, printable(name), format or chain[0].format, chain)
 
 

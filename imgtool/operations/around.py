@@ -204,19 +204,6 @@ def refuse_not_replaceable(image: Image) -> None:
         )
 
 
-def refuse_encrypted(*images: Image) -> None:
-    """RefusedError when qemu-img cannot read one of `images` without a key; what is no file is passed over."""
-    for image in images:
-        if image.format is None:
-            continue
-        if image.format == "luks" or getattr(header_of(image).details, "encryption", None) is not None:
-            raise RefusedError(
-                f"{printable(image.path)} is encrypted: imgtool cannot read it",
-                hint="`imgtool convert --image-opts` with the key in --object makes an image of it that is not",
-                path=image.path,
-            )
-
-
 def header_of(image: Image) -> Header:
     fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:

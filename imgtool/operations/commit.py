@@ -13,6 +13,7 @@ import os
 
 import msgspec
 
+from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import RefusedError
@@ -22,7 +23,6 @@ from imgtool.operations.around import (
     Around,
     header_of,
     names,
-    refuse_encrypted,
     refuse_in_use,
     refuse_not_replaceable,
     refuse_sealed,
@@ -104,7 +104,7 @@ class CommitRequest:
             refuse_sealed(self.overlay)
             refuse_not_replaceable(self.overlay)
         refuse_not_replaceable(self.base)
-        refuse_encrypted(self.overlay, *self.around.chain_below())
+        refuse_encrypted([self.overlay, *self.around.chain_below()])
         refuse_in_use([self.overlay, *self.below], why="committing would change a disk under a running machine")
 
     def _look_at_snapshots(self) -> None:

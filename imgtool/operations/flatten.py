@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.scan import absolute
 from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError
 from imgtool.image.header import Qcow2Details
@@ -16,7 +17,6 @@ from imgtool.operations.around import (
     FORCED_DEPTH,
     Around,
     header_of,
-    refuse_encrypted,
     refuse_in_use,
     refuse_not_replaceable,
     refuse_sealed,
@@ -72,7 +72,7 @@ class FlattenRequest:
         self.compressed = compressed
         self.overwrite = overwrite
         self.stood_on = tuple(image.path for image in around.chain_below())
-        refuse_encrypted(self.image, *around.chain_below())
+        refuse_encrypted([self.image, *around.chain_below()])
         refuse_in_use([self.image, *around.chain_below()], why="what is read through it may change")
         self.notes = around.refuse_changed(force=force)
         self.children = around.children(self.image, but=[self.image.path])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from imgtool.chain.encryption import is_encrypted
 from imgtool.chain.graph import Image
 from imgtool.errors import RefusedError
 from imgtool.image.header import Qcow2Details
@@ -69,7 +70,7 @@ def change_copy(
         change.hold(top.path)
         copy = change.stage(top.path, copy_of=top.path)
         done = verb(copy)
-        if not _encrypted(top):
+        if not is_encrypted(top):
             prove_sound(qemu_img, copy, format=top.format, image=top.path)
         change.replace(top.path, copy)
         if same_content:
@@ -96,7 +97,3 @@ def in_place(image: Image) -> bool:
         or (isinstance(details, Qcow2Details) and details.external_data)
         or bool(getattr(details, "extents", ()))
     )
-
-
-def _encrypted(image: Image) -> bool:
-    return image.format == "luks" or getattr(header_of(image).details, "encryption", None) is not None

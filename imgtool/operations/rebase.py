@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from imgtool.chain.anchors import refuse_changed, state_of
+from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH
 from imgtool.chain.look import LOCAL_PROTOCOLS
@@ -34,7 +35,6 @@ from imgtool.operations.anchoring import add_anchor_if_room, drop_anchor, take_p
 from imgtool.operations.around import (
     Around,
     check_format,
-    refuse_encrypted,
     refuse_in_use,
     refuse_not_replaceable,
     refuse_sealed,
@@ -111,7 +111,7 @@ class RebaseRequest:
         refuse_not_replaceable(self.image)
         refuse_not_movable(self.image)
         if not unsafe:
-            refuse_encrypted(self.image, *around.chain_below())
+            refuse_encrypted([self.image, *around.chain_below()])
         self.onto = None if backing is None else self._look(backing, backing_format, absolute, relative)
         self.children = around.children(self.image, but=[self.image.path])
         in_the_way = "it would be changed under a running machine"
@@ -307,7 +307,7 @@ class RebaseRequest:
             return None
         try:
             guard(self.image.path, format=self.image.format)
-            refuse_encrypted(self.image, *self.around.chain_below())
+            refuse_encrypted([self.image, *self.around.chain_below()])
         except ImgtoolError as error:
             return f"that a guest reads the same cannot be proven: {error.message}"
         if self.onto is not None and not self.onto.chain:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from imgtool.chain.encryption import refuse_encrypted
 from imgtool.errors import RefusedError
 from imgtool.image.header import Header, Qcow2Details
 from imgtool.image.names import PathLike, Paths, pasted, printable
@@ -12,7 +13,6 @@ from imgtool.operations.around import (
     Around,
     header_of,
     names,
-    refuse_encrypted,
     refuse_in_use,
     refuse_not_replaceable,
     refuse_sealed,
@@ -64,7 +64,7 @@ class ResetRequest:
             )
         refuse_sealed(self.image)
         refuse_not_replaceable(self.image)
-        refuse_encrypted(self.image)
+        refuse_encrypted([self.image, *around.chain_below()])
         refuse_in_use([self.image], why="its disk would change under a running machine", even_reading=True)
         children = around.children(self.image, but=[self.image.path])
         if children and not force:

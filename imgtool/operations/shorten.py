@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import msgspec
 
+from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import RefusedError
@@ -16,7 +17,6 @@ from imgtool.operations.around import (
     FORCED_DEPTH,
     Around,
     names,
-    refuse_encrypted,
     refuse_in_use,
     refuse_not_replaceable,
     refuse_sealed,
@@ -70,7 +70,7 @@ class ShortenRequest:
         kept = {0, end, *(self._position(line, path) for path in paths_of(keep))}
         kept |= {index for index in range(1, end) if len(line[index].children) > 1}
         self.line = line
-        refuse_encrypted(*line)
+        refuse_encrypted(line)
         self.steps = [(line[above], line[below]) for above, below in pairwise(sorted(kept)) if below > above + 1]
         """(image, the one it is put on) for each image that loses layers."""
         self.merged = [line[index] for index in range(1, end) if index not in kept]
