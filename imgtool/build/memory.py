@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 
@@ -50,8 +51,13 @@ class Memory:
         return found
 
     def sha256(self, path: str) -> str:
-        """The SHA-256 of the bytes of the file at `path`, in hex. ConfigError when it cannot be read."""
+        """The SHA-256 of the bytes of the file at `path`, in hex. ConfigError when it cannot be read, or is no
+        regular file: a FIFO could be waited for without end, and a device's bytes change without its times."""
         try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise ConfigError(
+                    f"{printable(path)} is no regular file", hint="write what it holds to a file", path=path
+                )
             return self.digest("sha256", [path], lambda: file_sha256(path))
         except OSError as error:
             raise ConfigError(f"{printable(path)} cannot be read: {error.strerror}", path=path) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -91,6 +92,33 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"{where}: {error.message}", hint=error.hint, path=error.path) from error
 
 
+def _hardware(loaded: Loaded, memory: Memory) -> Hardware:
+    """ConfigError, with the line, for a file of the machine that cannot be read."""
+    machine = loaded.recipe.machine
+    try:
+        return hardware(machine, ARCHITECTURE, memory)
+    except ConfigError as error:
+        place = _place_of(error.path, plain(machine)) or ()
+        where = f"{printable(loaded.path)}:{loaded.line('machine', *place)}"
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint, path=error.path) from error
+
+
+def _place_of(wanted: str | None, value: object) -> tuple[str | int, ...] | None:
+    """Where in `value`, as TOML has it, `wanted` stands; None when it does not."""
+    if value == wanted:
+        return ()
+    inside: Iterable[tuple[str | int, object]] = ()
+    if isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list):
+        inside = enumerate(value)
+    for key, item in inside:
+        place = _place_of(wanted, item)
+        if place is not None:
+            return (key, *place)
+    return None
+
+
 def _is_in(path: str | None, place: str | None) -> bool:
     return path is not None and place is not None and is_below(path, place)
 
@@ -101,7 +129,7 @@ def gather(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg) -> I
         loaded=loaded,
         base=base,
         disk=Disk(size=disk_size(loaded, base)),
-        hardware=hardware(loaded.recipe.machine, ARCHITECTURE, memory),
+        hardware=_hardware(loaded, memory),
         record=read_record(store, loaded.path) or Record(recipe=loaded.path, image=loaded.recipe.image.name),
     )
 

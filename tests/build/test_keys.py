@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from imgtool.build.plan import BuildPlan
 from imgtool.build.recipe import Loaded, load_recipe
+from imgtool.errors import ConfigError
 from tests.build.conftest import Bench
 
 RECIPE = """\
@@ -276,3 +278,34 @@ def test_the_key_is_the_same_on_every_machine(changed: Bench) -> None:
     what they are not."""
     plan = changed.builder().plan(changed.recipe(RECIPE))
     assert plan.layers[0].key == "f6f40e904c9b57df88896e8a559fbaa839c1aef4cd582a7b663d4287b95f6307"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("kernel", "kernel ="), ("user-data", "user-data ="), ("motd", 'from = "site"'), ("setup.sh", "script =")],
+)
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+def test_what_is_no_file_is_refused_with_its_line_and_never_waited_for(
+    name: str, line: str, kind: str, changed: Bench
+) -> None:
+    path = changed.folder / name
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.relpath(path))
+    else:
+        path.symlink_to("/dev/zero")
+    loaded = changed.recipe(RECIPE)
+    with pytest.raises(ConfigError, match=r"is no (regular )?file") as caught:
+        changed.builder().plan(loaded)
+    number = next(at for at, text in enumerate(RECIPE.splitlines(), 1) if line in text)
+    assert caught.value.message.startswith(f"{loaded.path}:{number}: {path} "), caught.value.message
+    assert caught.value.path == str(path)
+
+
+def test_a_copied_folder_that_holds_a_fifo_is_refused(changed: Bench) -> None:
+    os.mkfifo(changed.folder / "site" / "pipe")
+    with pytest.raises(ConfigError, match=r"site/pipe is no file, folder or link"):
+        changed.builder().plan(changed.recipe(RECIPE))
