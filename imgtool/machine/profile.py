@@ -60,7 +60,7 @@ def load_profile(path: str) -> Machine:
     """The machine that the profile at `path` describes; its file names are relative to the profile's folder.
     ConfigError, with the line, when something in it is wrong."""
     where = absolute(path)
-    return with_absolute_paths(parse_profile(read_text(path), path), os.path.dirname(where))
+    return with_absolute_paths(parse_profile(read_text(path), where), os.path.dirname(where))
 
 
 def read_text(path: str, what: str = "a profile") -> str:
@@ -70,13 +70,13 @@ def read_text(path: str, what: str = "a profile") -> str:
         with open(where, "rb") as file:
             content = file.read(_LARGEST + 1)
     except OSError as error:
-        raise ConfigError(f"{printable(path)}: {error.strerror}", path=where) from error
+        raise ConfigError(f"{printable(where)}: {error.strerror}", path=where) from error
     if len(content) > _LARGEST:
-        raise ConfigError(f"{printable(path)} is too large for {what}", path=where)
+        raise ConfigError(f"{printable(where)} is too large for {what}", path=where)
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise ConfigError(f"{printable(path)} is not UTF-8", path=where) from None
+        raise ConfigError(f"{printable(where)} is not UTF-8", path=where) from None
 
 
 def read_profile(path: str) -> dict[str, Any]:
@@ -153,6 +153,7 @@ def _checked(value: Any, kind: Kind, place: Path) -> Any:
             f"{_dotted(place)} cannot be {printable(value)!r}",
             f"did you mean {close}? {listed}" if close else listed,
         )
+    _check_header(value, kind.type, place)
     if isinstance(value, list) and isinstance(kind.type, inspect.VarTupleType):
         item = Kind(kind.type.item_type, kind.unit)
         return [_checked(entry, item, (*place, at)) for at, entry in enumerate(value)]
@@ -171,6 +172,20 @@ def _checked(value: Any, kind: Kind, place: Path) -> Any:
         else:
             raise _unknown((*place, key), key, [*([struct.tag_field] if struct.tag_field else []), *known])
     return checked
+
+
+def _check_header(value: Any, given: inspect.Type, place: Path) -> None:
+    """Wrong for `[name]` where TOML has `[[name]]`, and for the other way round."""
+    name = ".".join(part for part in place if isinstance(part, str))
+    if isinstance(value, dict) and isinstance(given, inspect.VarTupleType) and _is_table(given.item_type):
+        raise Wrong(place, f"{_dotted(place)} is a list of tables", f"write [[{name}]]")
+    if isinstance(value, list) and isinstance(given, inspect.StructType):
+        raise Wrong((*place, 0), f"{_dotted(place)} is one table, no list of them", f"write [{name}]")
+
+
+def _is_table(given: inspect.Type) -> bool:
+    types = given.types if isinstance(given, inspect.UnionType) else (given,)
+    return any(isinstance(item, inspect.StructType) for item in types)
 
 
 def _words_of(given: inspect.Type) -> list[str]:

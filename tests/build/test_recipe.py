@@ -128,6 +128,15 @@ def test_every_command_knows_its_own_line(tmp_path: Path) -> None:
         ('path = "web.qcow2"', 'path = ""', 32, "output.path is empty", None),
         ('["nginx -t", "systemctl is-active nginx"]', "[]", 28, "a check that runs nothing", "run ="),
         ("[machine]", "[[machine]]", 6, "machine is a table", None),
+        ("[[check]]", "[check]", 28, "check is a list of tables", "write [[check]]"),
+        ("[output]", "[[output]]", 31, "output is one table", "write [output]"),
+        (
+            'run = ["systemctl enable nginx"]',
+            '[layer.fetch]\nfrom = "/a"\nto = "a"',
+            22,
+            "layer[1].fetch is a list of tables",
+            "write [[layer.fetch]]",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(

@@ -117,6 +117,9 @@ def test_file_names_are_relative_to_the_profile(tmp_path: Path) -> None:
         ),
         ('tablet = "yes"\n', 1, "tablet: Expected `bool", ""),
         ('[drive]\nfile = "x"\nid = 5\n', 3, "drive[0].id", ""),
+        ('\n[[boot]]\norder = "c"\n', 2, "boot is one table", "write [boot]"),
+        ('\n[[tpm]]\nstate = "t"\n', 2, "tpm is one table", "write [tpm]"),
+        ('\n[numa.node]\ncpus = "0"\n', 2, "numa.node is a list of tables", "write [[numa.node]]"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(text: str, line: int, message: str, hint: str) -> None:
@@ -137,6 +140,20 @@ def test_what_is_no_profile_at_all(tmp_path: Path, content: bytes | None, messag
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         load_profile(str(path))
+
+
+@pytest.mark.parametrize("content", ['memry = "2G"\n', "a = \n", None])
+def test_the_file_of_an_error_is_named_once_and_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "vm.toml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_profile("vm.toml")
+    assert caught.value.path == str(path)
+    assert caught.value.message.startswith(f"{path}:"), "what is printed is then the message alone"
 
 
 @pytest.mark.parametrize(
