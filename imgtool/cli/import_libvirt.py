@@ -27,6 +27,7 @@ def libvirt(context: Context, domain: str, uri: str | None, target: str | None) 
     What the domain has and a profile cannot say is told on stderr.
     """
     from imgtool.cli.output import emit, warn
+    from imgtool.errors import ConfigError
     from imgtool.image.names import absolute, printable
     from imgtool.machine.profile import read_text
     from imgtool.publish.libvirt.define import write_file
@@ -36,10 +37,14 @@ def libvirt(context: Context, domain: str, uri: str | None, target: str | None) 
 
     if "/" in domain or domain.endswith(".xml"):
         text = read_text(domain, "a domain")
+        try:
+            found = read_domain(text)
+        except ConfigError as error:
+            error.message, error.path = f"{printable(domain)}: {error.message}", absolute(domain)
+            raise
     else:
         need_virsh()
-        text = dump(domain, uri)
-    found = read_domain(text)
+        found = read_domain(dump(domain, uri))
     profile = to_toml(found.machine)
     if target is not None:
         write_file(absolute(target), profile.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,6 +55,11 @@ def registry_options(command: F) -> F:
 
 
 def connection_of(plain_http: bool, cert_dir: tuple[str, ...], jobs: int, retries: int) -> Connection:
+    from imgtool.errors import UsageError
+    from imgtool.image.names import printable
     from imgtool.publish.oci.connection import Connection
 
+    for folder in cert_dir:
+        if not os.path.isdir(folder):
+            raise UsageError(f"{printable(folder)} is no directory", hint="it holds *.crt, or *.cert and *.key")
     return Connection(plain_http=plain_http, certificates=cert_dir, jobs=jobs, retries=retries)

@@ -17,6 +17,7 @@ import msgspec
 
 from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.content import digest_of, layers_of
+from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
 from imgtool.errors import UsageError
@@ -124,6 +125,7 @@ class ContainerDiskRequest:
         self.tag = tag or DEFAULT_TAG
         self.chain: Sequence[Image] = guard(self.path, format=format)
         self.notes = refuse_changed(self.chain, force=force)
+        refuse_encrypted(self.chain)
         self.disk_format = disk_format
         self.compress = compress
         self.architecture = architecture or _ARCHITECTURES.get(platform.machine(), platform.machine())

@@ -17,6 +17,7 @@ import time
 
 import msgspec
 
+from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.walk import guard
 from imgtool.errors import ImgtoolError, MachineError, ProgramError, RefusedError, UsageError
 from imgtool.image.names import PathLike, absolute, option_value, printable
@@ -103,6 +104,7 @@ class MountRequest:
         if raw and partition is not None:
             raise UsageError("--raw shows the whole disk", hint="leave out --partition")
         self.chain = guard(self.path, format=format)
+        refuse_encrypted(self.chain)
         refuse_in_use(self.path, format, writable=writable, force=force)
         self._check_place()
         self._check_host()

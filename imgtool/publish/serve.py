@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from imgtool.chain.content import layers_of
+from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
 from imgtool.errors import ImgtoolError, MachineError, RefusedError, UsageError
@@ -114,6 +115,7 @@ class ServeRequest:
         self.programs = programs
         self.path = absolute(image)
         self.chain = guard(self.path, format=format)
+        refuse_encrypted(self.chain)
         refuse_in_use(self.path, format, writable=writable, force=force)
         _check_bitmap(self.chain[0], bitmap)
         if address is not None and port is None:
@@ -173,8 +175,7 @@ class ServeRequest:
         try:
             _await(process, self.export)
         except BaseException:
-            process.end()
-            process.close()
+            Server(process, self.export).end()
             raise
         return Server(process, msgspec.structs.replace(self.export, pid=process.pid))
 

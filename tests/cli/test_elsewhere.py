@@ -146,6 +146,14 @@ def test_a_disk_is_mounted_as_a_file(imgtool: Imgtool, web: Path, tmp_path: Path
     assert imgtool("unmount", "disk.raw", XDG_RUNTIME_DIR=env["XDG_RUNTIME_DIR"]).status == 1
 
 
+def test_what_is_wrong_in_a_domains_file_is_said_of_that_file(imgtool: Imgtool, tmp_path: Path) -> None:
+    for content in ("", "<domain>", "<a/>", "<!DOCTYPE a><domain/>"):
+        (tmp_path / "web.xml").write_text(content)
+        done = imgtool("import", "libvirt", "web.xml", "--output", "json")
+        assert (done.status, done.error["path"]) == (2, str(tmp_path / "web.xml"))
+        assert "web.xml" in done.error["message"]
+
+
 def test_chains_are_copied_over_ssh(imgtool: Imgtool, web: Path, sshd: SshServer, tmp_path: Path) -> None:
     place = f"{getpass.getuser()}@127.0.0.1:{tmp_path / 'far'}"
     plan = imgtool("sync", *sshd.words, "--dry-run", web, place)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +68,26 @@ def test_what_is_in_the_way_stays(imgtool: Imgtool, reference: str, tmp_path: Pa
     done = imgtool("pull", reference, "mine.qcow2", "--output", "json")
     assert (done.status, done.error["code"]) == (1, "image-exists")
     assert (tmp_path / "mine.qcow2").read_bytes() == b"mine"
+
+
+def test_a_directory_that_is_not_there_is_not_made_a_file(imgtool: Imgtool, reference: str, tmp_path: Path) -> None:
+    done = imgtool("pull", reference, "disks/")
+    assert done.status == 1
+    assert f"there is no directory {tmp_path / 'disks'}" in done.stderr
+    assert not (tmp_path / "disks").exists()
+
+
+def test_a_disk_with_no_room_is_named_and_what_to_do(reference: str, tmp_path: Path) -> None:
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    argv = [sys.executable, "-m", "imgtool", "pull", reference, "web.qcow2", "--output", "json"]
+    done = subprocess.run(argv, cwd=tmp_path, preexec_fn=small, capture_output=True, check=False)
+    error = json.loads(done.stderr)["error"]
+    assert error["path"].startswith(f"{tmp_path}/")
+    assert "File too large" in error["message"]
+    assert "goes on where it stopped" in error["hint"]
 
 
 def test_what_the_registry_does_not_have_is_said(imgtool: Imgtool, registry: RegistryServer) -> None:

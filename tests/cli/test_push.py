@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Imgtool
 from tests.conftest import Images
+from tests.publish.held import held_for_writing
 from tests.publish.registries import Certificates, RegistryServer, docker_config
 
 
@@ -90,3 +92,52 @@ def test_an_image_that_is_not_there_is_said_before_anything(imgtool: Imgtool, ho
     done = imgtool("push", "gone.qcow2", "registry.invalid/web")
     assert done.status == 1
     assert "gone.qcow2 does not exist" in done.stderr
+
+
+def test_what_an_image_is_flattened_of_may_not_be_written_meanwhile(
+    imgtool: Imgtool, chain: Images, registry: RegistryServer, tmp_path: Path
+) -> None:
+    for name in ("web.qcow2", "base.qcow2"):
+        with held_for_writing(chain / name):
+            pushed = imgtool("push", chain / "web.qcow2", f"{registry.host}/cli/used", "--flatten")
+            exported = imgtool("export", "containerdisk", chain / "web.qcow2", "--layout", tmp_path / "disk")
+        for done in (pushed, exported):
+            assert done.status == 1
+            assert f"{chain / name} is in use for writing" in done.stderr
+
+
+def test_an_encrypted_image_is_said_to_be_one_before_its_disk_is_read(
+    imgtool: Imgtool, images: Images, home: Path, registry: RegistryServer, tmp_path: Path
+) -> None:
+    secret = ["--object", "secret,id=key,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=key"]
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", *secret, str(images / "closed.qcow2"), "1M"]
+    subprocess.run(argv, check=True)
+    closed, reference = images / "closed.qcow2", f"{registry.host}/cli/closed"
+    asked: list[list[str | Path]] = [
+        ["push", closed, reference, "--flatten", "--no-content-digest", "--dry-run"],
+        ["export", "containerdisk", closed, reference, "--dry-run"],
+        ["serve", "--dry-run", closed],
+        ["mount", "--raw", "--dry-run", closed, tmp_path / "disk"],
+        ["push", closed, reference],
+    ]
+    for words in asked:
+        done = imgtool(*words)
+        assert done.status == 1
+        assert "is encrypted: without its secret" in done.stderr
+    assert "--no-content-digest" in done.stderr
+    assert imgtool("push", closed, reference, "--no-content-digest").status == 0
+
+
+def test_only_layers_have_internal_snapshots(imgtool: Imgtool, images: Images, home: Path) -> None:
+    base = images.base("base.qcow2")
+    words: list[str | Path] = ["push", base, "registry.invalid/base", "--dry-run"]
+    for name, said in (("one", "its internal snapshot"), ("two", "its 2 internal snapshots")):
+        subprocess.run(["qemu-img", "snapshot", "-c", name, str(base)], check=True)
+        assert f"is pushed with {said}\n" in imgtool(*words).stdout
+        assert f"is pushed without {said}\n" in imgtool(*words, "--flatten").stdout
+
+
+def test_a_folder_of_certificates_is_there(imgtool: Imgtool, chain: Images) -> None:
+    done = imgtool("push", chain / "web.qcow2", "127.0.0.1:1/web", "--cert-dir", "nowhere")
+    assert done.status == 2
+    assert "nowhere is no directory" in done.stderr

@@ -42,6 +42,8 @@ def test_a_reference_is_taken_apart(text: str, expected: Reference) -> None:
         "localhost:5000/web@sha256:12",
         "localhost:5000/../etc",
         "user@host:5000/web",
+        "localhost:65536/web",
+        "localhost:0/web",
         "localhost:5000/web:1/2",
         "http://localhost:5000/web",
         f"localhost:5000/{'a' * 300}",

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from imgtool.errors import ImageInUseError, RefusedError, UsageError
+from imgtool.errors import CommandError, ImageInUseError, RefusedError, UsageError
 from imgtool.publish.serve import Export, ServeRequest, serve_argv, uri_of
 from imgtool.qemu.img_argv import ImageOpts
 from imgtool.qemu.programs import Programs
@@ -115,6 +115,13 @@ def test_images_in_use_and_those_that_others_stand_on_are_refused(chain: Images)
         ServeRequest(chain / "web.qcow2", Programs(), address="::1")
     with pytest.raises(RefusedError, match="exists already"):
         ServeRequest(chain / "web.qcow2", Programs(), socket=chain / "db.qcow2")
+
+
+def test_a_server_that_did_not_start_leaves_no_socket(chain: Images, tmp_path: Path) -> None:
+    where = tmp_path / "web.sock"
+    with pytest.raises(CommandError, match="nightly"):
+        ServeRequest(chain / "web.qcow2", Programs(), socket=where, bitmap="nightly").start()
+    assert not where.exists()
 
 
 def start(chain: Images, *words: str) -> tuple[subprocess.Popen[str], str]:

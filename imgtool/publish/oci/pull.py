@@ -17,7 +17,7 @@ import msgspec
 
 from imgtool.chain.content import digest_of
 from imgtool.chain.walk import guard
-from imgtool.errors import ImageExistsError, ImageFormatError, ImageNotFoundError, ImgtoolError
+from imgtool.errors import ImageError, ImageExistsError, ImageFormatError, ImageNotFoundError, ImgtoolError
 from imgtool.image.anchor import edited_head, take
 from imgtool.image.header import read_header
 from imgtool.image.names import PathLike, printable
@@ -117,7 +117,8 @@ class PullRequest:
     @staticmethod
     def _place(path: PathLike | None) -> tuple[str, str]:
         given = absolute_path(path) if path is not None else os.getcwd()
-        folder = given if os.path.isdir(given) else os.path.dirname(given)
+        meant = path is not None and os.fsdecode(path).endswith("/")  # a name that ends so is a directory's
+        folder = given if meant or os.path.isdir(given) else os.path.dirname(given)
         if not os.path.isdir(folder):
             raise ImageNotFoundError(
                 f"{printable(given)} cannot be made", hint=f"there is no directory {printable(folder)}", path=given
@@ -217,7 +218,14 @@ class PullRequest:
             item.state = "copied"
             meter.add(item.size)
         else:
-            download(self.registry, item.descriptor, item.fd, meter.add)
+            try:
+                download(self.registry, item.descriptor, item.fd, meter.add)
+            except ImageError as error:
+                raise ImageError(
+                    f"{printable(item.path)}: {error.message}",
+                    hint="when there is room run it again: it goes on where it stopped",
+                    path=item.path,
+                ) from error
             item.state = "fetched"
 
     @staticmethod

@@ -11,16 +11,17 @@ import msgspec
 
 from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.content import layers_of
+from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
-from imgtool.errors import UsageError
+from imgtool.errors import RefusedError, UsageError
 from imgtool.image.names import PathLike, printable
 from imgtool.image.names import absolute as absolute_path
 from imgtool.operations.plan import Plan, Touched
 from imgtool.publish.oci.blob import Blob
 from imgtool.publish.oci.connection import DEFAULT, JOBS, Connection
 from imgtool.publish.oci.known import Known
-from imgtool.publish.oci.layers import Layer, open_layers, refuse_no_layer, with_contents
+from imgtool.publish.oci.layers import Layer, open_layers, opened, refuse_no_layer, with_contents
 from imgtool.publish.oci.parallel import Meter, each
 from imgtool.publish.oci.reference import parse_reference
 from imgtool.publish.oci.registry import Registry
@@ -109,11 +110,24 @@ class PushRequest:
         self.known = known or Known()
         if not flatten:
             refuse_no_layer(self.chain)
+        self._refuse_unreadable()
         for node in self.chain:
-            if node.snapshots:
-                self.notes.append(
-                    f"{printable(node.path)} is pushed with its {len(node.snapshots)} internal snapshots"
-                )
+            if node.snapshots and (not flatten or node is self.chain[0]):
+                count = len(node.snapshots)
+                which = "internal snapshot" if count == 1 else f"{count} internal snapshots"
+                how = "without" if flatten else "with"
+                self.notes.append(f"{printable(node.path)} is pushed {how} its {which}")
+
+    def _refuse_unreadable(self) -> None:
+        """RefusedError when the disk has to be read, and is encrypted; layers go as they are."""
+        if not self.flatten and not self.content:
+            return
+        try:
+            refuse_encrypted(self.chain)
+        except RefusedError as error:
+            if not self.flatten:
+                error.hint = f"--no-content-digest pushes it as it is; {error.hint}"
+            raise
 
     def plan(self, program: str) -> Plan:
         commands = []
@@ -249,9 +263,14 @@ def scratch() -> str:
 def flattened(
     qemu_img: QemuImg, chain: Sequence[Image], *, format: str = "qcow2", compress: bool = False
 ) -> Iterator[list[Image]]:
-    """Within, one image of the disk that `chain` is, in a temporary folder; the chain that it is."""
+    """Within, one image of the disk that `chain` is, in a temporary folder; the chain that it is. Raises as `opened`
+    for an image that a program writes."""
     source, source_format = open_as(layers_of(chain))
-    with tempfile.TemporaryDirectory(prefix="imgtool-", dir=scratch()) as folder:
+    with contextlib.ExitStack() as stack:
+        for image in chain:
+            if image.format is not None:
+                opened(stack, image)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="imgtool-", dir=scratch()))
         path = os.path.join(folder, f"image.{format}")
         qemu_img.convert(
             source, path, output_format=format, format=source_format, compressed=compress, cache="unsafe"

@@ -19,7 +19,7 @@ SCHEMES = ("docker://", "oci://", "oci:")
 _NAME = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::(?P<port>[0-9]{1,5}))?")
 _LONGEST_NAME = 255
 
 _HUB = "docker.io"
@@ -75,7 +75,7 @@ def parse_reference(text: str) -> Reference:
     if at and not _DIGEST.fullmatch(digest):
         raise _wrong(text, f"{printable(digest)!r} is no digest", "sha256: and 64 hexadecimal digits")
     host, slash, rest = rest.partition("/")
-    if not slash or not _HOST.fullmatch(host) or not ("." in host or ":" in host or host == "localhost"):
+    if not slash or not _is_host(host):
         raise _wrong(
             text, "it does not begin with a registry", "HOST[:PORT]/NAME[:TAG], such as localhost:5000/web:1"
         )
@@ -87,6 +87,13 @@ def parse_reference(text: str) -> Reference:
     if colon and not _TAG.fullmatch(tag):
         raise _wrong(text, f"{printable(tag)!r} is no tag", "letters, digits, and _ . -, at most 128 of them")
     return Reference(host, name, (tag or None) if colon or digest else DEFAULT_TAG, digest or None)
+
+
+def _is_host(text: str) -> bool:
+    match = _HOST.fullmatch(text)
+    if match is None or not ("." in text or ":" in text or text == "localhost"):
+        return False
+    return match["port"] is None or 0 < int(match["port"]) < 65536
 
 
 def is_digest(text: str) -> bool:
