@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
-from imgtool.cli.images import emit_command, explained, open_image, qemu_img, touched
+from imgtool.cli.images import emit_command, explained, open_image, qemu_img, touched, warn_of_named_raw
 from imgtool.cli.options import (
     FILE_NAME,
     cache_option,
@@ -131,6 +131,8 @@ def rebase(
             store=stores,
             settle=not dry_run,
         )
+    if request.onto is not None and request.onto.path is not None:
+        warn_of_named_raw(context, request.onto.path, request.onto.format)
     if dry_run:
         show_plan(context, request)
         return

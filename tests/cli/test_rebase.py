@@ -42,6 +42,14 @@ def test_only_the_name_is_changed_with_u(images: Images, imgtool: Imgtool) -> No
     images.run_io(images / "top.qcow2", "read -P 1 0 64k")
 
 
+def test_a_backing_file_that_is_called_raw_and_is_not_is_warned_of(images: Images, imgtool: Imgtool) -> None:
+    two_bases(images)
+    for option in ([], ["-u", "--force"], ["--dry-run"]):
+        done = imgtool("rebase", *option, "-b", "new.qcow2", "-F", "raw", "top.qcow2", cwd=images.directory)
+        assert done.status == 0
+        assert f"{images / 'new.qcow2'} is named raw, but begins like a qcow2" in done.stderr
+
+
 def test_a_new_backing_file_that_cannot_be_right_is_refused(images: Images, imgtool: Imgtool) -> None:
     two_bases(images)
     images.base("small.qcow2", "64k")
