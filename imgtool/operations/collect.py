@@ -67,9 +67,9 @@ class CollectRequest:
             for folder in [self.directory, *_folders(self.directory)]:
                 recover(folder)
         found = Store()
+        found.tree(self.directory)  # first: what is in it goes by the name it has there
         kept = [self._kept(found, path) for path in paths_of(keep)]
         kept += [found.given(absolute(path)) for path in paths_of(needed) if os.path.exists(path)]
-        found.tree(self.directory)
         for other in paths_of(store):
             found.tree(absolute(other))
         found.symlinks()

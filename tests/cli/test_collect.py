@@ -38,6 +38,18 @@ def test_away_back_and_gone(images: Images, imgtool: Imgtool) -> None:
     assert sorted(path.name for path in images.directory.iterdir()) == ["base.qcow2", "web.qcow2"]
 
 
+def test_a_kept_image_counts_by_whatever_name_it_is_kept(images: Images, imgtool: Imgtool) -> None:
+    for name in ("web", "old"):
+        images.base(f"store/{name}.qcow2")
+    (images / "link").symlink_to("store")
+    (images / "web").symlink_to("store/web.qcow2")
+    for directory, keep in (("link", "link/web.qcow2"), ("store", "link/web.qcow2"), ("link", "web")):
+        words = ["chain", "collect", directory, "--keep", keep, "--dry-run", "--output", "json"]
+        plan = imgtool(*words, cwd=images.directory).document
+        assert [image["path"] for image in plan["images"]] == [str(images / "store/old.qcow2")]
+        assert plan["notes"][0] == "1 images are needed and stay"
+
+
 def test_what_makes_no_sense_is_refused(images: Images, imgtool: Imgtool) -> None:
     images.base("base.qcow2")
     assert imgtool("chain", "collect", images.directory).status == 2
