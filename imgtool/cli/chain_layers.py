@@ -128,6 +128,10 @@ def _diff(found: Diff) -> Iterator[str]:
     if not found.bytes:
         yield "no bytes " + ("differ" if found.exact else "were written")
         return
+    longer = abs(found.a_size - found.b_size)
+    if longer and not found.exact:
+        behind = "lie behind the end of the smaller disk"
+        how = behind if found.bytes == longer else f"{how}, or {behind}"
     count = counted(found.clusters, "cluster")
     yield f"{size(found.bytes)} in {count} of {size(found.cluster_size)} {how}"
     if found.table is not None:

@@ -44,6 +44,19 @@ def test_diff_for_people_and_programs(images: Images, imgtool: Imgtool) -> None:
     assert found.document["bytes"] == 2 * MIB + 65536
 
 
+def test_a_disk_that_only_grew_was_not_written(images: Images, imgtool: Imgtool) -> None:
+    images.base("base.qcow2", "1M")
+    images.overlay("top.qcow2", "base.qcow2")
+    images.qemu_img("resize", "-q", "-f", "qcow2", "top.qcow2", "3M")
+    words = ["chain", "diff", "base.qcow2", "top.qcow2"]
+    said = imgtool(*words, cwd=images.directory).stdout.splitlines()[1]
+    assert said.startswith("2 MiB (2097152 bytes) in 32 clusters of 64 KiB (65536 bytes)")
+    assert said.endswith(") lie behind the end of the smaller disk")
+    images.run_io(images / "top.qcow2", "write -P 1 0 64k")
+    said = imgtool(*words, cwd=images.directory).stdout.splitlines()[1]
+    assert said.endswith(" were written since base.qcow2, or lie behind the end of the smaller disk")
+
+
 def test_errors_and_schemas(images: Images, imgtool: Imgtool) -> None:
     assert imgtool("chain", "layers", images / "gone.qcow2").status == 1
     assert imgtool("chain", "diff", images / "gone.qcow2", images / "gone.qcow2").status == 1
