@@ -62,7 +62,9 @@ _ARGUMENTS = "imgtool.cli.boot.arguments"
 )
 @file_argument(required=False, metavar="[IMAGE]")
 @format_option("The format of IMAGE; without it, its header decides.")
-@click.option("--profile", type=FILE_NAME, metavar="FILE", help="A TOML file with any of these settings.")
+@click.option(
+    "--profile", type=FILE_NAME, metavar="FILE", help="A TOML file with any of these settings; see `schema profile`."
+)
 @click.option("--accel", type=click.Choice(["auto", "kvm", "tcg", "hvf"]), help="auto proves kvm before it takes it.")
 @click.option("--ephemeral", is_flag=True, default=None, help="Throw away what the guest writes.")
 @click.option("--new-overlay", type=FILE_NAME, metavar="PATH", help="Make an overlay of IMAGE there, and boot that.")

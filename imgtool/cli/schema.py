@@ -41,9 +41,18 @@ DOCUMENTS = {
     "layers-prune": "imgtool.build.prune:Pruned",
     "lint": "imgtool.build.lint:Lint",
     "machine": "imgtool.machine.config:Machine",
+    "profile": "imgtool.machine.config:Machine",
     "boot-plan": "imgtool.machine.plan:PlanDocument",
     "doctor-check": "imgtool.machine.doctor:Check",
     "vm": "imgtool.machine.control:Status",
+    "vm-kill": "imgtool.machine.ending:Ended",
+    "vm-pause": "imgtool.machine.control:Steered",
+    "vm-reset": "imgtool.machine.control:Steered",
+    "vm-resume": "imgtool.machine.control:Steered",
+    "vm-screenshot": "imgtool.machine.control:Screenshot",
+    "vm-set-cpus": "imgtool.machine.control:CpusSet",
+    "vm-stop": "imgtool.machine.ending:Ended",
+    "vm-wait": "imgtool.machine.readiness:Reached",
     "manifest": "imgtool.build.result:ImageManifest",
     "map": "imgtool.cli.map:Map",
     "measure": "imgtool.image.qapi:BlockMeasureInfo",
@@ -74,8 +83,8 @@ DOCUMENTS = {
 @pass_context
 def schema(_: Context, name: str) -> None:
     """Print the JSON Schema of the document NAME: what a command writes with --output json, under the command's name
-    (`chain` for chain show, `error` for what it writes to stderr when it fails), or what imgtool reads (`machine`,
-    `recipe`)."""
+    (`chain` for chain show, `error` for what it writes to stderr when it fails), or what imgtool reads (`profile`,
+    which `machine` is another name of, and `recipe`)."""
     import msgspec
 
     module, _sep, attribute = DOCUMENTS[name].partition(":")

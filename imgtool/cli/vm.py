@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -15,7 +15,6 @@ from imgtool.cli.options import FILE_NAME
 
 if TYPE_CHECKING:
     from imgtool.machine.control import Status
-    from imgtool.machine.vm import State, Vm
 
 SECTIONS = {
     "Commands": {
@@ -66,6 +65,7 @@ def list_(context: Context, /) -> None:
 
 def _table(found: list[Status]) -> Iterator[str]:
     if not found:
+        yield "no VMs"
         return
     width = max(len(one.name) for one in found)
     for one in found:
@@ -133,8 +133,9 @@ def _description(one: Status) -> Iterator[str]:
     "--for", "what", default="running", metavar="WHAT", help="running, serial:REGEX, ssh, agent, cloud-init, ended."
 )
 @click.option("--timeout", type=click.FloatRange(min=0), default=300, metavar="SECONDS", help="[default: 300]")
+@output_option()
 @pass_context
-def wait(_: Context, /, name: str, what: str, timeout: float) -> None:
+def wait(context: Context, /, name: str, what: str, timeout: float) -> None:
     """Wait until the guest of NAME is ready, or has ended.
 
     Ready is what the guest itself says: that a port opens proves nothing. On a time-out the error tells how far the
@@ -142,19 +143,20 @@ def wait(_: Context, /, name: str, what: str, timeout: float) -> None:
     """
     import time
 
-    from imgtool.machine.readiness import NotReady, parse_wait, wait_until
+    from imgtool.machine.readiness import NotReady, Reached, parse_wait, wait_until
     from imgtool.machine.runtime import find, find_logs
 
     if what != "ended":
         condition = parse_wait(what, "--for")
         wait_until(find(name)[0], condition, seconds=timeout)
-        return
-    one = find_logs(name)  # that it has ended already is what was waited for
-    deadline = time.monotonic() + timeout
-    while one.running:
-        if time.monotonic() >= deadline:
-            raise NotReady(f"{name} still runs after {timeout:g} s")
-        time.sleep(0.05)
+    else:
+        one = find_logs(name)  # that it has ended already is what was waited for
+        deadline = time.monotonic() + timeout
+        while one.running:
+            if time.monotonic() >= deadline:
+                raise NotReady(f"{name} still runs after {timeout:g} s")
+            time.sleep(0.05)
+    _tell(context, Reached(name=name, reached=what))
 
 
 @click.command()
@@ -304,13 +306,14 @@ def log(_: Context, /, name: str, follow: bool, lines: int | None, raw: bool, qe
 @click.command()
 @name_argument
 @click.argument("target", type=FILE_NAME, metavar="FILE")
+@output_option()
 @pass_context
-def screenshot(_: Context, /, name: str, target: str) -> None:
+def screenshot(context: Context, /, name: str, target: str) -> None:
     """Write what the screen of NAME shows to FILE: PNG, or PPM where FILE ends in .ppm."""
     from imgtool.machine import control
     from imgtool.machine.runtime import find
 
-    control.screenshot(find(name)[0], target)
+    _tell(context, control.screenshot(find(name)[0], target))
 
 
 @click.command()
@@ -322,57 +325,67 @@ def screenshot(_: Context, /, name: str, target: str) -> None:
 def stop(context: Context, /, name: str, timeout: float) -> None:
     """Ask the guest of NAME to power off; after SECONDS end the VM all the same."""
     from imgtool.cli.output import emit, warn
-    from imgtool.machine.ending import stop
+    from imgtool.machine.ending import Ended, stop
     from imgtool.machine.runtime import find
 
     one, state = find(name)
     how = stop(one, state, seconds=timeout, on_step=lambda text: warn(context, text))
-    emit(context, {"name": name, "how": how}, [f"{name}: {how.replace('-', ' ')}"])
+    emit(context, Ended(name=name, how=how), [f"{name}: {how.replace('-', ' ')}"])
 
 
 @click.command()
 @name_argument
+@output_option()
 @pass_context
-def kill(_: Context, /, name: str) -> None:
+def kill(context: Context, /, name: str) -> None:
     """End NAME at once, as pulling the plug does. What the guest had not written is lost."""
-    from imgtool.machine.ending import kill
+    from imgtool.machine.ending import Ended, kill
     from imgtool.machine.runtime import find
 
     kill(find(name)[0])
-
-
-def _tell(name: str, command: str) -> tuple[Vm, State]:
-    from imgtool.machine.runtime import find
-    from imgtool.qemu.qmp import Monitor
-
-    one, state = find(name)
-    with Monitor.connect(one.qmp_socket) as monitor:
-        monitor.execute(command)
-    return one, state
+    _tell(context, Ended(name=name, how="killed"))
 
 
 @click.command()
 @name_argument
+@output_option()
 @pass_context
-def reset(_: Context, /, name: str) -> None:
+def reset(context: Context, /, name: str) -> None:
     """Press the reset button of NAME: the guest starts anew, without being asked."""
-    _tell(name, "system_reset")
+    _steer(context, name, "system_reset")
 
 
 @click.command()
 @name_argument
+@output_option()
 @pass_context
-def pause(_: Context, /, name: str) -> None:
+def pause(context: Context, /, name: str) -> None:
     """Stop the CPUs of NAME until it is resumed."""
-    _tell(name, "stop")
+    _steer(context, name, "stop")
 
 
 @click.command()
 @name_argument
+@output_option()
 @pass_context
-def resume(_: Context, /, name: str) -> None:
+def resume(context: Context, /, name: str) -> None:
     """Let NAME, which was paused, go on."""
-    _tell(name, "cont")
+    _steer(context, name, "cont")
+
+
+def _steer(context: Context, name: str, command: Literal["stop", "cont", "system_reset"]) -> None:
+    from imgtool.machine.control import steer
+    from imgtool.machine.runtime import find
+
+    _tell(context, steer(find(name)[0], command))
+
+
+def _tell(context: Context, value: Any) -> None:
+    """The answer of a command that has done what it was told: a document for programs, nothing for people."""
+    from imgtool.cli.output import emit
+
+    if context.json:
+        emit(context, value, ())
 
 
 @click.command("set-cpus")
@@ -387,5 +400,4 @@ def set_cpus(context: Context, /, name: str, number: int) -> None:
     from imgtool.machine.runtime import find
 
     have = control.set_cpus(find(name)[0], number)
-    document: dict[str, Any] = {"name": name, "cpus": have}
-    emit(context, document, [f"{name}: {have} CPUs"])
+    emit(context, control.CpusSet(name=name, cpus=have), [f"{name}: {have} CPUs"])

@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -47,6 +47,36 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     password_file: str | None = None
     """Holds the password that VNC or SPICE asks for."""
     command: tuple[str, ...] = ()
+
+
+class Steered(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What `vm pause`, `resume` and `reset` did."""
+
+    name: str
+    status: str
+    """As in Status, afterwards."""
+
+
+class CpusSet(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What `vm set-cpus` did."""
+
+    name: str
+    cpus: int
+
+
+class Screenshot(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What `vm screenshot` wrote."""
+
+    name: str
+    file: str
+    format: Literal["png", "ppm"]
+
+
+def steer(vm: Vm, command: Literal["stop", "cont", "system_reset"]) -> Steered:
+    """Executes the QMP `command`, which has no arguments and no answer."""
+    with Monitor.connect(vm.qmp_socket) as monitor:
+        monitor.execute(command)
+        return Steered(name=vm.name, status=monitor.execute("query-status")["status"])
 
 
 def status(vm: Vm, state: State) -> Status:
@@ -180,7 +210,7 @@ def _order(place: dict[str, Any]) -> tuple[int, ...]:
     return tuple(place["props"][level] for level in _LEVELS if level in place["props"])
 
 
-def screenshot(vm: Vm, target: str) -> None:
+def screenshot(vm: Vm, target: str) -> Screenshot:
     """Writes what the guest's screen shows to `target`, as PNG, or as PPM where the name ends so."""
     draft = vm.file("screen.ppm")
     with Monitor.connect(vm.qmp_socket) as monitor:
@@ -195,8 +225,10 @@ def screenshot(vm: Vm, target: str) -> None:
             picture = file.read()
     finally:
         os.unlink(draft)
+    format: Literal["png", "ppm"] = "ppm" if target.lower().endswith(".ppm") else "png"
     with open(target, "wb") as file:
-        file.write(picture if target.lower().endswith(".ppm") else png(picture))
+        file.write(picture if format == "ppm" else png(picture))
+    return Screenshot(name=vm.name, file=os.path.abspath(target), format=format)
 
 
 def png(ppm: bytes) -> bytes:

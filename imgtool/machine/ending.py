@@ -7,6 +7,8 @@ from collections.abc import Callable
 from signal import SIGKILL, SIGTERM
 from typing import Literal
 
+import msgspec
+
 from imgtool.errors import MachineError
 from imgtool.machine import agent
 from imgtool.machine.host import AGENT_SOCKET
@@ -16,6 +18,14 @@ from imgtool.machine.vm import State, Vm
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
 
 How = Literal["powered-off", "quit", "terminated", "killed"]
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What `vm stop` and `vm kill` did."""
+
+    name: str
+    how: How
+
 
 _ASK_AGAIN = 5.0
 """Seconds between two presses of the power button: one during the guest's start goes unheard."""

@@ -12,7 +12,7 @@
     type = "user"
     hostfwd = ["tcp::2222-:22"]
 
-Read strictly: whatever is not known, or not of its kind, is an error with its line. `imgtool schema machine` prints
+Read strictly: whatever is not known, or not of its kind, is an error with its line. `imgtool schema profile` prints
 the JSON Schema.
 """
 

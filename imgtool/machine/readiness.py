@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from imgtool.errors import ConfigError, MachineError, UsageError
 from imgtool.image.names import printable
 from imgtool.machine import agent, ssh
@@ -31,6 +33,14 @@ class NotReady(MachineError):  # noqa: N818 - says what is so
     """The guest did not become ready, in time or at all."""
 
     code = "not-ready"
+
+
+class Reached(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What `vm wait` saw."""
+
+    name: str
+    reached: str
+    """What was waited for, in the words of `--for`."""
 
 
 class Wait(NamedTuple):

@@ -82,6 +82,11 @@ def test_every_schema_is_printed(name: str) -> None:
     assert msgspec.json.schema(shape(name))
 
 
+def test_a_profile_is_called_profile_and_machine(imgtool: Imgtool) -> None:
+    assert "drive" in imgtool("schema", "profile").document["$defs"]["Machine"]["properties"]
+    assert imgtool("schema", "profile").stdout == imgtool("schema", "machine").stdout
+
+
 def test_a_name_that_is_none_lists_them(imgtool: Imgtool) -> None:
     for words in ([], ["verify"]):
         done = imgtool("schema", *words)

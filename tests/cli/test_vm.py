@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import signal
@@ -9,9 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pexpect
 import pytest
 
+from imgtool.cli.schema import DOCUMENTS
+from tests.cli.conftest import Imgtool
 from tests.guests import PROMPT, Machines, Shell
 
 
@@ -62,6 +66,33 @@ def test_pause_resume_and_reset_are_seen_in_the_machine(machines: Machines, empt
     assert status(machines, empty_vm) == "running"
     machines("vm", "reset", empty_vm)
     assert status(machines, empty_vm) == "running"
+
+
+def test_what_was_done_is_a_document_of_its_schema_and_silence_for_people(
+    machines: Machines, empty_vm: str, tmp_path: Path
+) -> None:
+    picture = tmp_path / "s.png"
+    for words, said in [
+        (["pause"], {"status": "paused"}),
+        (["resume"], {"status": "running"}),
+        (["reset"], {"status": "running"}),
+        (["wait", "--for", "running"], {"reached": "running"}),
+        (["screenshot", str(picture)], {"file": str(picture), "format": "png"}),
+        (["kill"], {"how": "killed"}),
+        (["wait", "--for", "ended"], {"reached": "ended"}),
+    ]:
+        command, *rest = words
+        if command != "kill" and "ended" not in rest:
+            assert machines("vm", command, empty_vm, *rest).stdout == ""
+        document = json.loads(machines("vm", command, empty_vm, *rest, "--output", "json").stdout)
+        assert document == {"name": empty_vm, **said}
+        module, _, kind = DOCUMENTS[f"vm-{command}"].partition(":")
+        msgspec.convert(document, getattr(importlib.import_module(module), kind))
+
+
+def test_that_there_are_no_vms_is_said(imgtool: Imgtool, tmp_path: Path) -> None:
+    assert imgtool("vm", "list", XDG_RUNTIME_DIR=str(tmp_path)).stdout == "no VMs\n"
+    assert imgtool("vm", "list", "--output", "json", XDG_RUNTIME_DIR=str(tmp_path)).document == []
 
 
 def test_stop_of_a_guest_that_does_not_listen_ends_it_all_the_same(machines: Machines, empty_vm: str) -> None:
