@@ -28,6 +28,7 @@ from imgtool.publish.archive import archive, file_entry, folder_entry
 from imgtool.publish.oci.blob import Blob
 from imgtool.publish.oci.connection import DEFAULT, Connection
 from imgtool.publish.oci.known import Known
+from imgtool.publish.oci.layers import refuse_damaged
 from imgtool.publish.oci.layout import write_layout
 from imgtool.publish.oci.parallel import Meter
 from imgtool.publish.oci.push import flattened, publish, scratch
@@ -126,6 +127,7 @@ class ContainerDiskRequest:
         self.chain: Sequence[Image] = guard(self.path, format=format)
         self.notes = refuse_changed(self.chain, force=force)
         refuse_encrypted(self.chain)
+        self.force = force
         self.disk_format = disk_format
         self.compress = compress
         self.architecture = architecture or _ARCHITECTURES.get(platform.machine(), platform.machine())
@@ -152,6 +154,8 @@ class ContainerDiskRequest:
         return Plan(commands=(tuple(argv),), images=tuple(images), notes=(*self.notes, note))
 
     def make(self, qemu_img: QemuImg, *, progress: Callable[[float], None] | None = None) -> Exported:
+        if not self.force:
+            refuse_damaged(self.chain, qemu_img)
         with contextlib.ExitStack() as stack:
             chain = stack.enter_context(
                 flattened(qemu_img, self.chain, format=self.disk_format, compress=self.compress)
@@ -220,7 +224,8 @@ def export_containerdisk(
     layout `layout` under `tag` (`latest`).
 
     `architecture` is Go's name (`amd64`); None is this machine's. Raises as `guard` does; RefusedError
-    for a chain whose parents changed (not with `force`); RegistryError; ImageError for a folder that is no layout.
+    for a chain that is damaged or whose parents changed (not with `force`); RegistryError; ImageError for a folder
+    that is no layout.
     """
     request = ContainerDiskRequest(
         image,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -141,3 +142,24 @@ def test_a_folder_of_certificates_is_there(imgtool: Imgtool, chain: Images) -> N
     done = imgtool("push", chain / "web.qcow2", "127.0.0.1:1/web", "--cert-dir", "nowhere")
     assert done.status == 2
     assert "nowhere is no directory" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["base.qcow2", "web.qcow2"])
+def test_a_half_copied_image_is_not_published(
+    imgtool: Imgtool, chain: Images, registry: RegistryServer, tmp_path: Path, name: str
+) -> None:
+    chain.run_io(chain / "web.qcow2", "write -P 5 0 256k")
+    os.truncate(chain / name, (chain / name).stat().st_size // 2)
+    web, reference = chain / "web.qcow2", f"{registry.host}/cli/half"
+    asked: list[list[str | Path]] = [
+        ["push", web, reference],
+        ["push", web, reference, "--flatten"],
+        ["export", "containerdisk", web, "--layout", tmp_path / "disk"],
+    ]
+    for words in asked:
+        done = imgtool(*words)
+        assert done.status == 1
+        assert f"{chain / name} is damaged" in done.stderr
+        assert "--force" in done.stderr
+    assert not (tmp_path / "disk").exists()
+    assert imgtool(*asked[0], "--no-content-digest", "--force").status == 0

@@ -13,12 +13,14 @@ from typing import NamedTuple
 import msgspec
 
 from imgtool.chain.anchors import standing
+from imgtool.chain.deep import alone
+from imgtool.chain.encryption import is_encrypted
 from imgtool.chain.graph import Image
 from imgtool.errors import ImageFormatError, ImageInUseError, ImageUnreadableError, RefusedError
 from imgtool.image.anchor import edited_head
 from imgtool.image.header import FORMATS, Header, Qcow2Details, read_header
 from imgtool.image.locks import forbid_writers
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 from imgtool.publish.oci.blob import Blob, Part
 from imgtool.publish.oci.known import Known
 from imgtool.publish.oci.values import (
@@ -31,6 +33,7 @@ from imgtool.publish.oci.values import (
     ConfigLayer,
     Descriptor,
 )
+from imgtool.qemu.qemu_img import QemuImg
 
 _FLATTEN = "--flatten pushes the disk as one image that stands on nothing"
 
@@ -174,6 +177,24 @@ def with_contents(
         known.note_content(layer.digest, content)
         found.append(layer._replace(content=content))
     return found
+
+
+def refuse_damaged(chain: Sequence[Image], qemu_img: QemuImg) -> None:
+    """RefusedError when the tables of a qcow2 in `chain` contradict themselves, as those of a half copied one do:
+    QEMU reads zeros where its data should be. What is encrypted is not looked at, since qemu-img would not open it.
+    Raises as `opened` for an image that a program writes."""
+    for image in chain:
+        if image.format != "qcow2" or is_encrypted(image):
+            continue
+        with contextlib.ExitStack() as stack:
+            opened(stack, image)
+            report = qemu_img.check(alone(image)).report
+        if report is not None and (report.corruptions or report.check_errors):
+            raise RefusedError(
+                f"{printable(image.path)} is damaged: what is read of it may be nonsense",
+                hint=f"`imgtool check {pasted(image.path)}` says how; --force goes on all the same",
+                path=image.path,
+            )
 
 
 def opened(stack: contextlib.ExitStack, image: Image) -> int:

@@ -21,7 +21,7 @@ from imgtool.operations.plan import Plan, Touched
 from imgtool.publish.oci.blob import Blob
 from imgtool.publish.oci.connection import DEFAULT, JOBS, Connection
 from imgtool.publish.oci.known import Known
-from imgtool.publish.oci.layers import Layer, open_layers, opened, refuse_no_layer, with_contents
+from imgtool.publish.oci.layers import Layer, open_layers, opened, refuse_damaged, refuse_no_layer, with_contents
 from imgtool.publish.oci.parallel import Meter, each
 from imgtool.publish.oci.reference import parse_reference
 from imgtool.publish.oci.registry import Registry
@@ -101,6 +101,7 @@ class PushRequest:
             raise UsageError("layers are pushed as they are: nothing compresses them", hint="-c goes with --flatten")
         self.chain = guard(self.path, format=format)
         self.notes = refuse_changed(self.chain, force=force)
+        self.force = force
         self.flatten = flatten
         self.compress = compress
         self.content = content
@@ -153,6 +154,8 @@ class PushRequest:
 
     def make(self, qemu_img: QemuImg, *, progress: Progress | None = None) -> Pushed:
         """Pushes it. The reference names the image only when all of it is there."""
+        if not self.force:
+            refuse_damaged(self.chain, qemu_img)
         with contextlib.ExitStack() as stack:
             chain = (
                 stack.enter_context(flattened(qemu_img, self.chain, compress=self.compress))
@@ -297,9 +300,9 @@ def push(
     (`HOST[:PORT]/NAME[:TAG]`).
 
     With `content` what a guest reads is digested and recorded, which reads the whole disk once. `annotations` are
-    added to the manifest's. Raises as `guard` does; RefusedError for a chain whose parents changed (not
-    with `force`) or whose images cannot be layers; RegistryError when the registry does not take it: run again it
-    goes on where it stopped.
+    added to the manifest's. Raises as `guard` does; RefusedError for a chain that is damaged or whose parents changed
+    (not with `force`), or whose images cannot be layers; RegistryError when the registry does not take it: run again
+    it goes on where it stopped.
     """
     request = PushRequest(
         image,
