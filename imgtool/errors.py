@@ -44,6 +44,9 @@ class ImgtoolError(Exception):
         self.message = message
         self.hint = hint
         self.path = path
+        self.status: int | None = None
+        """The exit status of what ran and failed: a program's (-N when signal N ended it, None when it never
+        started), or a build step's."""
 
 
 class UsageError(ImgtoolError):
@@ -96,14 +99,16 @@ class CommandError(ImgtoolError):
         super().__init__(message, hint=hint, path=path)
         self.argv = tuple(argv)
         self.status = status
-        """The program's exit status, -N when signal N ended it, None when it never started."""
         self.stdout = stdout
         self.stderr = stderr
+        self.comment: str | None = None
+        """What has to be known to run the program again; one line, of printable characters."""
 
     @property
     def command(self) -> str:
-        """The command line, quoted so that it can be pasted into a shell."""
-        return shlex.join(self.argv)
+        """The command line, quoted so that it can be pasted into a shell; behind it the comment, as the shell's."""
+        line = shlex.join(self.argv)
+        return line if self.comment is None else f"{line}  # {self.comment}"
 
 
 class CommandTimeout(CommandError):  # noqa: N818 - a time-out, as in TimeoutExpired

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from imgtool.image.names import printable
 from tests.cli.conftest import Imgtool
 from tests.conftest import Images
 
@@ -158,3 +160,24 @@ def test_what_was_put_away_has_an_id_and_what_will_be_has_none(imgtool: Imgtool,
     done = imgtool("chain", "collect", ".", "--keep", "top", "--id", "x", cwd=store)
     assert done.status == 2
     assert (store / "side").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        pytest.param(["resize", "--shrink", "--preallocation=full", "top", "64k"], "top", id="a copy"),
+        pytest.param(["convert", "-O", "qcow2", "-o", "cluster_size=3", "top", "new"], "new", id="a new image"),
+        pytest.param(["convert", "-O", "vmdk", "-o", "subformat=no", "top", "new"], "new", id="in a directory"),
+    ],
+)
+def test_a_command_that_failed_says_what_its_hidden_files_stood_for(
+    imgtool: Imgtool, store: Path, words: list[str], named: str
+) -> None:
+    done = imgtool(*words, "--output", "json", cwd=store)
+    assert done.status == 1
+    comment = done.error["command"].partition("  # gone by now: ")[2]
+    hidden, _, shown = comment.partition(" stood for ")
+    assert (shown, len(comment.splitlines())) == (printable(str(store / named)), 1)
+    argv = shlex.split(done.error["command"], comments=True)
+    assert hidden in map(printable, argv)
+    assert "#" not in argv
