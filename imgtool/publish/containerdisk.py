@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from imgtool.chain.anchors import refuse_changed
-from imgtool.chain.content import digest_of, layers_of
+from imgtool.chain.content import digest_of
 from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
@@ -34,6 +34,7 @@ from imgtool.publish.oci.parallel import Meter
 from imgtool.publish.oci.push import flattened, publish, scratch
 from imgtool.publish.oci.reference import DEFAULT_TAG, parse_reference
 from imgtool.publish.oci.values import CONTENT_DIGEST, FORMAT, IMAGE_CONFIG, VIRTUAL_SIZE, Descriptor, describe
+from imgtool.publish.serve import local_layers
 from imgtool.qemu import img_argv
 from imgtool.qemu.extents import open_as
 from imgtool.qemu.qemu_img import QemuImg
@@ -136,7 +137,7 @@ class ContainerDiskRequest:
         self.known = known or Known()
 
     def plan(self, program: str) -> Plan:
-        source, format = open_as(layers_of(self.chain))
+        source, format = open_as(local_layers(self.chain))
         argv = img_argv.convert(
             program,
             [source],

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ from imgtool.qemu.qemu_img import QemuImg
 from tests.cli.conftest import Imgtool, imgtool
 from tests.conftest import Images
 from tests.publish.distant import json_name, on_https, on_ssh
-from tests.publish.registries import Certificates
+from tests.publish.registries import Certificates, RegistryServer
 from tests.publish.sshd import SshServer
 from tests.publish.test_serve import nbd_digest, raw_digest, served
 
@@ -116,3 +117,18 @@ def test_a_base_on_ssh_is_read_and_verified(
         done = imgtool("convert", "--trust", "ssh", "-O", "raw", net / "web.qcow2", net / "web.raw")
         assert done.status == 0, done.stderr
     assert hashlib.sha256((net / "web.raw").read_bytes()).hexdigest() == raw_digest(net, "base.qcow2")
+
+
+def test_a_disk_on_nbd_is_published_as_one_image(
+    net: Images, imgtool: Imgtool, registry: RegistryServer, tmp_path: Path
+) -> None:
+    with on_nbd(net):
+        pushed = imgtool("push", "--flatten", "--trust", "nbd", net / "net.qcow2", f"{registry.host}/net")
+        assert (pushed.status, pushed.stderr) == (0, "")
+        exported = imgtool("export", "containerdisk", "--trust", "nbd", net / "net.qcow2", "--layout", tmp_path / "l")
+        assert (exported.status, exported.stderr) == (0, "")
+        layered = imgtool("push", "--trust", "nbd", net / "net.qcow2", f"{registry.host}/net")
+        assert (layered.status, "--flatten" in layered.stderr) == (1, True)
+        assert imgtool("pull", f"{registry.host}/net", tmp_path / "here.qcow2").status == 0
+        same = imgtool("compare", "--trust", "nbd", tmp_path / "here.qcow2", net / "net.qcow2")
+        assert (same.status, same.stderr) == (0, "")

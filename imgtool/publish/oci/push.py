@@ -42,6 +42,7 @@ from imgtool.publish.oci.values import (
     Rootfs,
     describe,
 )
+from imgtool.publish.serve import local_layers
 from imgtool.qemu import img_argv
 from imgtool.qemu.digest import content_digest
 from imgtool.qemu.extents import open_as
@@ -138,7 +139,7 @@ class PushRequest:
             if node.path.startswith("/")
         ]
         if self.flatten:
-            source, format = open_as(layers_of(self.chain))
+            source, format = open_as(local_layers(self.chain))
             argv = img_argv.convert(
                 program,
                 [source],
@@ -268,7 +269,7 @@ def flattened(
 ) -> Iterator[list[Image]]:
     """Within, one image of the disk that `chain` is, in a temporary folder; the chain that it is. Raises as `opened`
     for an image that a program writes."""
-    source, source_format = open_as(layers_of(chain))
+    source, source_format = open_as(local_layers(chain))
     with contextlib.ExitStack() as stack:
         for image in chain:
             if image.format is not None:
