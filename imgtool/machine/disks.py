@@ -13,7 +13,7 @@ from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
 from imgtool.chain.scan import scan
 from imgtool.chain.walk import guard
-from imgtool.errors import ImageInUseError, RefusedError
+from imgtool.errors import ImageError, ImageInUseError, RefusedError
 from imgtool.image.locks import holders
 from imgtool.image.names import printable
 from imgtool.machine.config import Machine
@@ -62,15 +62,16 @@ def uses(machine: Machine) -> Iterator[Use]:
 def learn_disks(wanted: Sequence[Use], *, force: bool = False) -> Learned:
     """Looks at each image and its chain, natively; nothing is opened that could hang.
 
-    ImageError or ChainError when an image or its chain cannot be used; RefusedError, which `force` overrides, when
-    the guest would write an image that others stand on, or one whose format is in doubt, or read one whose parent is
-    not what it was made on.
+    ImageError or ChainError when an image or its chain cannot be used, or the guest would write an image that cannot
+    be written; RefusedError, which `force` overrides, when the guest would write an image that others stand on, or
+    one whose format is in doubt, or read one whose parent is not what it was made on.
     """
     disks: dict[str, Disk] = {}
     held: list[HeldImage] = []
     busy: list[ImageInUseError] = []
     for use in wanted:
         chain = guard(use.path, format=use.format)
+        _check_writable(use, chain[0])
         if not force:
             _check_format(use, chain[0])
             _check_children(use)
@@ -120,6 +121,20 @@ def _check_format(use: Use, image: Image) -> None:
             path=use.path,
             hint=f"say what it is: format=raw or format={image.format}",
         )
+
+
+def _check_writable(use: Use, image: Image) -> None:
+    if not use.writes:
+        return
+    for path in _files(image):
+        if not os.access(path, os.W_OK):
+            fixed = os.statvfs(path).f_flag & os.ST_RDONLY
+            why = "lies on a read-only file system" if fixed else "may not be written by you"
+            raise ImageError(
+                f"{printable(path)} {why}, and the guest is to write it",
+                path=use.path,
+                hint="--ephemeral, or --new-overlay PATH elsewhere, boots it without writing to it",
+            )
 
 
 def _check_children(use: Use) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from imgtool.errors import ConfigError, MachineError, ProgramError
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 from imgtool.machine.accelerator import Choice, choose
 from imgtool.machine.checks.network import SMBD
 from imgtool.machine.config import Machine
@@ -122,7 +122,9 @@ def usual_display(machine: Machine, found: Capabilities, *, foreground: bool) ->
 
 
 def check_files(machine: Machine) -> None:
-    """Raises ConfigError for the first file or folder that the machine is to read and that is not there."""
+    """Raises ConfigError for the first file or folder that the machine is to read and that is not there, or the
+    folder that a port's file or socket is to be made in; and for a user that QEMU is to become and that there is not.
+    """
     named: list[tuple[str, str | None]] = [
         ("--kernel", machine.kernel),
         ("--initrd", machine.initrd),
@@ -141,6 +143,37 @@ def check_files(machine: Machine) -> None:
     for option, path in named:
         if path is not None and path != "no" and not os.path.exists(path):
             raise ConfigError(f"{option}: {printable(path)} does not exist", path=path)
+    for option, ports in (("--serial", machine.serial or ()), ("--parallel", machine.parallel)):
+        for port in ports:
+            if port.type in ("file", "unix") and port.path is not None:
+                _check_folder(f"{option} {port.type}", port.path)
+    if machine.safety.run_as is not None:
+        _check_user(machine.safety.run_as)
+
+
+def _check_folder(option: str, path: str) -> None:
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        what = "is no folder" if os.path.lexists(folder) else "does not exist"
+        raise ConfigError(
+            f"{option}: {printable(path)} cannot be made: {printable(folder)} {what}",
+            hint=f"mkdir -p {pasted(folder)}",
+            path=path,
+        )
+
+
+def _check_user(name: str) -> None:
+    import pwd
+
+    if ":" in name:
+        return  # numbers, which need no entry
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        raise ConfigError(
+            f"--run-as {printable(name)}: this host has no such user",
+            hint="`getent passwd` lists them; uid:gid in numbers is taken as it is",
+        ) from None
 
 
 def machine_properties(machine: Machine, found: Capabilities) -> tuple[str, ...] | None:

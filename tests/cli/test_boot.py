@@ -217,6 +217,25 @@ def test_a_missing_parent_is_one_clear_error(machines: Machines, image: Path) ->
     assert len(done.stderr.splitlines()) == 2
 
 
+READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
+"""A folder on a file system that is read-only, for one command."""
+
+
+def test_an_image_that_cannot_be_written_is_refused_before_qemu_starts(machines: Machines, image: Path) -> None:
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", READ_ONLY, "sh", str(image.parent)]
+    boot = [sys.executable, "-m", "imgtool", "boot", str(image), "--accel", "tcg", "--dry-run"]
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*alone, *boot, *words], env=machines.env, capture_output=True, text=True, check=False)
+
+    done = run()
+    assert done.returncode == 1
+    assert f"{image} lies on a read-only file system, and the guest is to write it" in done.stderr
+    assert "hint: --ephemeral" in done.stderr
+    done = run("--ephemeral")
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_qemu_says_at_a_failed_start_is_the_error(machines: Machines, image: Path) -> None:
     done = machines("boot", image, "--name", "bad", "--", "-device", "flux-capacitor", check=False)
     assert done.returncode == 1

@@ -146,6 +146,12 @@ def test_a_window_is_what_shows_a_machine_without_a_terminal(
         ("--boot menu=on,splash={nothing}", "--boot splash: {nothing} does not exist"),
         ("--network user,tftp={nothing}", "--network user tftp: {nothing} does not exist"),
         ("--rng={nothing}", "--rng: {nothing} does not exist"),
+        (
+            "--serial file:{nothing}/x",
+            "--serial file: {nothing}/x cannot be made: {nothing} does not exist\nhint: mkdir",
+        ),
+        ("--serial unix:{disk0}/x", "--serial unix: {disk0}/x cannot be made: {disk0} is no folder"),
+        ("--run-as no-such-user", "--run-as no-such-user: this host has no such user\nhint: `getent passwd`"),
         ("--drive {disk},cahce=none", "--drive has no 'cahce'\nhint: did you mean cache?\n"),
         ("--nic-model e1001", "has no network card 'e1001'\nhint: did you mean e1000?"),
         ("--memory 90T", "--memory 90T is more than this host has"),
