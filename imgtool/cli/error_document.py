@@ -15,9 +15,11 @@ class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
     hint: str | None
     path: str | None
     command: str | None
-    """The program that failed, with its words, for a shell; and of it, the following two."""
+    """The program that failed, with its words, for a shell."""
     exit_status: int | None
+    """Of that program, or of the step of a build that failed."""
     stderr: str | None
+    """Of that program."""
 
 
 class ErrorDocument(msgspec.Struct, frozen=True):
@@ -35,7 +37,7 @@ def error_document(error: ImgtoolError) -> ErrorDocument:
             hint=error.hint,
             path=error.path,
             command=command.command if command and command.argv else None,
-            exit_status=command.status if command else None,
+            exit_status=error.status,
             stderr=command.stderr.decode(errors="replace") if command else None,
         )
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from imgtool.build.steps import StepFailed
+from imgtool.cli.error_document import error_document
 from tests.build.conftest import Bench
 from tests.cli.conftest import Imgtool
 
@@ -126,6 +128,14 @@ def test_a_secret_comes_from_a_file_or_the_environment(bench: Bench, imgtool: Im
     unset = imgtool("build", "web.toml", "--secret", "OTHER", cwd=bench.folder, IMGTOOL_LAYERS=bench.store.root)
     assert unset.status == 2
     assert "OTHER is not set" in unset.stderr
+
+
+def test_the_document_of_a_failed_step_has_its_status(bench: Bench) -> None:
+    bench.behaviour.fails = lambda command: 42
+    with pytest.raises(StepFailed) as caught:
+        bench.builder().build(bench.recipe(RECIPE.replace("make b", "make c")))
+    details = error_document(caught.value).error
+    assert (details.code, details.exit_status, details.command) == ("step-failed", 42, None)
 
 
 def test_a_secret_without_a_name_is_refused(bench: Bench, imgtool: Imgtool) -> None:
