@@ -80,4 +80,6 @@ def unmount(context: Context, at: str) -> None:
     from imgtool.cli.output import emit
     from imgtool.publish.mount import unmount as end
 
-    emit(context, end(at), [])
+    ended = end(at)
+    if context.json:
+        emit(context, ended, [])

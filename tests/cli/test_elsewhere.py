@@ -144,6 +144,9 @@ def test_a_disk_is_mounted_as_a_file(imgtool: Imgtool, web: Path, tmp_path: Path
         ended = imgtool("unmount", "disk.raw", "--output", "json", XDG_RUNTIME_DIR=env["XDG_RUNTIME_DIR"])
     assert ended.document["image"] == str(web)
     assert imgtool("unmount", "disk.raw", XDG_RUNTIME_DIR=env["XDG_RUNTIME_DIR"]).status == 1
+    assert imgtool("mount", "--raw", web, "disk.raw", XDG_RUNTIME_DIR=env["XDG_RUNTIME_DIR"]).status == 0
+    silent = imgtool("unmount", "disk.raw", XDG_RUNTIME_DIR=env["XDG_RUNTIME_DIR"])
+    assert (silent.status, silent.stdout, silent.stderr) == (0, "", "")
 
 
 def test_what_is_wrong_in_a_domains_file_is_said_of_that_file(imgtool: Imgtool, tmp_path: Path) -> None:
@@ -168,6 +171,12 @@ def test_chains_are_copied_over_ssh(imgtool: Imgtool, web: Path, sshd: SshServer
     closed = imgtool("sync", "--port", "1", web, "127.0.0.1:x")
     assert closed.status == 1
     assert "ssh" in closed.stderr
+    assert closed.stderr.splitlines()[-1].endswith("-p 1 -- 127.0.0.1")
+    assert "\\r" not in closed.stderr
+    (tmp_path / "file").touch()
+    barred = imgtool("sync", *sshd.words, web, f"{getpass.getuser()}@127.0.0.1:{tmp_path / 'file'}")
+    assert (barred.status, "sha256sum" in barred.stderr) == (1, False)
+    assert "goes on where it stopped" in barred.stderr
     assert imgtool("sync", web, "nowhere").status == 2
 
 

@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from imgtool.errors import CommandError, ImgtoolError, UsageError
+from imgtool.errors import ImgtoolError, UsageError
 from imgtool.image.names import printable
 from imgtool.publish.oci.blob import PIECE, Blob
 from imgtool.qemu.process import Completed, Runner, failure, run
 
 _PLACE = re.compile(r"(?P<host>(?:[^@:/]+@)?(?:\[[0-9A-Fa-f:.]+\]|[^:/\[\]]+)):(?P<folder>.*)", re.DOTALL)
-_NO_CONNECTION = 255
-_EXISTS, _OTHER, _CUT = 71, 72, 73
+_EXISTS, _OTHER = 71, 72
 
 _LOOK = """
 command -v sha256sum >/dev/null || { echo 'sha256sum is not installed there' >&2; exit 69; }
@@ -184,10 +183,9 @@ class Far:
     def _checked(self, done: Completed) -> Completed:
         if done.status == 0:
             return done
-        error: CommandError = failure(done)
-        if done.status in (_NO_CONNECTION, _CUT):
-            error.hint = "nothing half sent has a name there: run it again, and it goes on where it stopped"
-        raise error
+        # The script says nothing to a person, and ssh without it shows whether the host lets one in.
+        plain = done._replace(argv=done.argv[:-1], stderr=done.stderr.replace(b"\r\n", b"\n"))
+        raise failure(plain, hint="nothing half sent has a name there: run it again, and it goes on where it stopped")
 
 
 def _run_with(runner: Runner, argv: Sequence[str], stdin: int) -> Completed:
