@@ -159,11 +159,14 @@ def wait(context: Context, /, name: str, what: str, timeout: float) -> None:
     _tell(context, Reached(name=name, reached=what))
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  imgtool vm console web\n  echo 'uname -a' | imgtool vm console web")
 @name_argument
 @pass_context
 def console(context: Context, /, name: str) -> None:
-    """Join the serial console of NAME. Ctrl-A X leaves it; the VM runs on."""
+    """Join the serial console of NAME. Ctrl-A X leaves it; the VM runs on.
+
+    When input ends, what the guest says is still shown until it has said nothing for two seconds.
+    """
     from imgtool.cli.output import remark
     from imgtool.errors import MachineError
     from imgtool.machine.console import attach
@@ -177,7 +180,12 @@ def console(context: Context, /, name: str) -> None:
         raise MachineError(f"someone is at the console of {name} already")
     remark(context, f"at the console of {name}; Ctrl-A X leaves it")
     how = attach(one.file("serial0.sock"))
-    remark(context, f"left the console of {name}" if how == "left" else f"{name} has ended")
+    words = {
+        "left": f"left the console of {name}",
+        "ended": f"{name} has ended",
+        "quiet": f"left the console of {name}: input has ended and the guest is quiet; `imgtool vm log` shows more",
+    }
+    remark(context, words[how])
 
 
 @click.command(

@@ -14,6 +14,10 @@ from imgtool.errors import MachineError
 _CHUNK = 1 << 14
 _CTRL_A = 0x01
 
+How = Literal["left", "ended", "quiet"]
+QUIET = 2.0
+"""Seconds without a word from the guest after which nothing more is expected when all input was sent."""
+
 HELP = b"\r\nC-a x  leave the console, the VM runs on\r\nC-a C-a  send C-a\r\nC-a h  this help\r\n"
 
 
@@ -75,28 +79,34 @@ def raw(fd: int) -> Iterator[None]:
         yield
 
 
-def attach(path: str, *, stdin: int = 0, stdout: int = 1) -> Literal["left", "ended"]:
-    """Joins `stdin` and `stdout` to the serial port whose socket is `path`, until Ctrl-A X is typed (`left`) or the
-    VM ends (`ended`). When stdin ends, output is still shown. MachineError when there is no such port."""
+def attach(path: str, *, stdin: int = 0, stdout: int = 1, quiet: float = QUIET) -> How:
+    """Joins `stdin` and `stdout` to the serial port whose socket is `path`, until Ctrl-A X is typed (`left`), the VM
+    ends (`ended`), or stdin has ended and the port has said nothing for `quiet` seconds since (`quiet`). MachineError
+    when there is no such port."""
     with socket.socket(socket.AF_UNIX) as port:
         try:
             port.connect(path)
         except OSError as error:
             raise MachineError(f"the serial console cannot be reached: {error.strerror}") from None
         with raw(stdin):
-            return _join(port, stdin, stdout)
+            return _join(port, stdin, stdout, quiet)
 
 
-def _join(port: socket.socket, stdin: int, stdout: int) -> Literal["left", "ended"]:
+def _join(port: socket.socket, stdin: int, stdout: int, quiet: float) -> How:
     keys = Keys()
+    patience: float | None = None
     with selectors.DefaultSelector() as selector:
         selector.register(port, selectors.EVENT_READ)
         try:
             selector.register(stdin, selectors.EVENT_READ)
         except PermissionError:
             _feed_file(port, stdin, keys)  # epoll takes no plain files
+            patience = quiet
         while True:
-            for key, _ in selector.select():
+            ready = selector.select(patience)
+            if not ready:
+                return "quiet"
+            for key, _ in ready:
                 if key.fileobj is port:
                     shown = _receive(port)
                     if not shown:
@@ -106,6 +116,7 @@ def _join(port: socket.socket, stdin: int, stdout: int) -> Literal["left", "ende
                 typed = os.read(stdin, _CHUNK)
                 if not typed:
                     selector.unregister(stdin)
+                    patience = quiet
                     continue
                 for_guest, asked = keys.feed(typed)
                 port.sendall(for_guest)

@@ -95,6 +95,12 @@ def test_that_there_are_no_vms_is_said(imgtool: Imgtool, tmp_path: Path) -> None
     assert imgtool("vm", "list", "--output", "json", XDG_RUNTIME_DIR=str(tmp_path)).document == []
 
 
+def test_a_console_without_input_is_left_and_the_vm_runs_on(machines: Machines, empty_vm: str) -> None:
+    done = machines("vm", "console", empty_vm)
+    assert "left the console of small: input has ended and the guest is quiet" in done.stderr
+    assert status(machines, empty_vm) == "running"
+
+
 def test_stop_of_a_guest_that_does_not_listen_ends_it_all_the_same(machines: Machines, empty_vm: str) -> None:
     qemu = machines.qemu(empty_vm)
     done = machines("vm", "stop", empty_vm, "--timeout", "0.2", "--output", "json")

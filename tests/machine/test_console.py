@@ -90,6 +90,25 @@ def test_a_console_ends_with_its_vm_and_takes_a_file_for_a_keyboard(tmp_path: Pa
     port.close()
 
 
+@pytest.mark.parametrize("kind", ["file", "pipe", "nothing"])
+def test_when_input_has_ended_a_console_is_left_once_the_guest_is_quiet(tmp_path: Path, kind: str) -> None:
+    port = Port(tmp_path / "s")
+    shown = tmp_path / "shown"
+    typed = b"" if kind == "nothing" else b"uname\n"
+    if kind == "pipe":
+        stdin, end = os.pipe()
+        os.write(end, typed)
+        os.close(end)
+    else:
+        (tmp_path / "typed").write_bytes(typed)
+        stdin = os.open(tmp_path / "typed", os.O_RDONLY)
+    with shown.open("wb") as stdout:
+        assert attach(port.path, stdin=stdin, stdout=stdout.fileno(), quiet=0.5) == "quiet"
+    os.close(stdin)
+    assert shown.read_bytes() == (b"[uname\n]" if typed else b"")
+    port.close()
+
+
 def test_a_port_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="the serial console cannot be reached: No such file"):
         attach(str(tmp_path / "none"))
