@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
@@ -13,13 +12,10 @@ from imgtool.cli.context import Context, output_option, pass_context, quiet_opti
 from imgtool.cli.lazy import Entry, LazyGroup
 from imgtool.cli.options import FILE_NAME
 
-if TYPE_CHECKING:
-    from imgtool.machine.control import Status
-
 SECTIONS = {
     "Commands": {
-        "list": Entry("imgtool.cli.vm:list_", "List the VMs that run."),
-        "show": Entry("imgtool.cli.vm:show", "Say what a VM is and has."),
+        "list": Entry("imgtool.cli.vm_show:list_", "List the VMs that run."),
+        "show": Entry("imgtool.cli.vm_show:show", "Say what a VM is and has."),
         "wait": Entry("imgtool.cli.vm:wait", "Wait until a guest is ready."),
         "console": Entry("imgtool.cli.vm:console", "Join a VM's serial console."),
         "ssh": Entry("imgtool.cli.vm:ssh", "Log in to a guest, or run a command there."),
@@ -48,79 +44,6 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 
 name_argument = click.argument("name", shell_complete=_complete)
-
-
-@click.command("list")
-@output_option()
-@pass_context
-def list_(context: Context, /) -> None:
-    """List the VMs that run, those of other terminals included."""
-    from imgtool.cli.output import emit
-    from imgtool.machine.control import status
-    from imgtool.machine.runtime import vms
-
-    found = [status(one, state) for one, state in vms()]
-    emit(context, found, _table(found))
-
-
-def _table(found: list[Status]) -> Iterator[str]:
-    if not found:
-        yield "no VMs"
-        return
-    width = max(len(one.name) for one in found)
-    for one in found:
-        yield f"{one.name:{width}}  {one.status:11}  {_summary(one)}".rstrip()
-
-
-def _summary(one: Status) -> str:
-    from imgtool.image.names import printable
-    from imgtool.sizes import format_size
-
-    parts = [f"pid {one.pid}"] if one.pid else []
-    if one.cpus is not None and one.memory is not None:
-        parts += [f"{one.cpus} CPU{'s' if one.cpus > 1 else ''}", format_size(one.memory), str(one.accelerator)]
-    parts += [printable(drive.file) for drive in one.drives[:1] if drive.file]
-    return ", ".join(parts)
-
-
-@click.command()
-@name_argument
-@output_option()
-@pass_context
-def show(context: Context, /, name: str) -> None:
-    """Say what the VM NAME is: its state, its parts, its files, the command it was started with."""
-    from imgtool.cli.output import emit
-    from imgtool.machine.control import status
-    from imgtool.machine.runtime import find
-
-    one, state = find(name)
-    found = status(one, state)
-    emit(context, found, _description(found))
-
-
-def _description(one: Status) -> Iterator[str]:
-    import datetime
-
-    from imgtool.cli.render import shell
-    from imgtool.image.names import printable
-    from imgtool.sizes import format_size
-
-    yield f"name       {one.name}"
-    yield f"status     {one.status}"
-    yield f"pid        {one.pid}"
-    yield f"started    {datetime.datetime.fromtimestamp(one.created).isoformat(' ', 'seconds')}"
-    if one.cpus is not None and one.memory is not None:
-        yield f"cpus       {one.cpus} ({one.accelerator})"
-        yield f"memory     {format_size(one.memory)}"
-    for drive in one.drives:
-        how = ", read-only" if drive.read_only else ", writes are thrown away" if drive.ephemeral else ""
-        yield f"drive      {drive.device}: {printable(drive.file or 'empty')} ({drive.format}{how})"
-    if one.display:
-        yield f"vnc        {one.display}"
-    if one.password_file:
-        yield f"password   in {printable(one.password_file)}"
-    yield f"directory  {one.directory}"
-    yield f"command    {shell(one.command)}"
 
 
 @click.command(

@@ -1,0 +1,87 @@
+"""`imgtool vm list` and `vm show`: what VMs there are, and what one is and has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from imgtool.cli.context import Context, output_option, pass_context
+from imgtool.cli.vm import name_argument
+
+if TYPE_CHECKING:
+    from imgtool.machine.control import Status
+
+
+@click.command("list")
+@output_option()
+@pass_context
+def list_(context: Context, /) -> None:
+    """List the VMs that run, those of other terminals included."""
+    from imgtool.cli.output import emit
+    from imgtool.machine.control import status
+    from imgtool.machine.runtime import vms
+
+    found = [status(one, state) for one, state in vms()]
+    emit(context, found, _table(found))
+
+
+def _table(found: list[Status]) -> Iterator[str]:
+    if not found:
+        yield "no VMs"
+        return
+    width = max(len(one.name) for one in found)
+    for one in found:
+        yield f"{one.name:{width}}  {one.status:11}  {_summary(one)}".rstrip()
+
+
+def _summary(one: Status) -> str:
+    from imgtool.image.names import printable
+    from imgtool.sizes import format_size
+
+    parts = [f"pid {one.pid}"] if one.pid else []
+    if one.cpus is not None and one.memory is not None:
+        parts += [f"{one.cpus} CPU{'s' if one.cpus > 1 else ''}", format_size(one.memory), str(one.accelerator)]
+    parts += [printable(drive.file) for drive in one.drives[:1] if drive.file]
+    return ", ".join(parts)
+
+
+@click.command()
+@name_argument
+@output_option()
+@pass_context
+def show(context: Context, /, name: str) -> None:
+    """Say what the VM NAME is: its state, its parts, its files, the command it was started with."""
+    from imgtool.cli.output import emit
+    from imgtool.machine.control import status
+    from imgtool.machine.runtime import find
+
+    one, state = find(name)
+    found = status(one, state)
+    emit(context, found, _description(found))
+
+
+def _description(one: Status) -> Iterator[str]:
+    import datetime
+
+    from imgtool.cli.render import shell
+    from imgtool.image.names import printable
+    from imgtool.sizes import format_size
+
+    yield f"name       {one.name}"
+    yield f"status     {one.status}"
+    yield f"pid        {one.pid}"
+    yield f"started    {datetime.datetime.fromtimestamp(one.created).isoformat(' ', 'seconds')}"
+    if one.cpus is not None and one.memory is not None:
+        yield f"cpus       {one.cpus} ({one.accelerator})"
+        yield f"memory     {format_size(one.memory)}"
+    for drive in one.drives:
+        how = ", read-only" if drive.read_only else ", writes are thrown away" if drive.ephemeral else ""
+        yield f"drive      {drive.device}: {printable(drive.file or 'empty')} ({drive.format}{how})"
+    if one.display:
+        yield f"vnc        {one.display}"
+    if one.password_file:
+        yield f"password   in {printable(one.password_file)}"
+    yield f"directory  {one.directory}"
+    yield f"command    {shell(one.command)}"
