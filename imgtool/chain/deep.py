@@ -17,6 +17,7 @@ from imgtool.image.names import printable
 from imgtool.image.policy import Policy, approve
 from imgtool.qemu.digest import content_digest
 from imgtool.qemu.img_argv import ImageOpts
+from imgtool.qemu.process import workers
 from imgtool.qemu.qemu_img import QemuImg
 from imgtool.qemu.results import CheckResult
 
@@ -30,23 +31,16 @@ def check_images(graph: Graph, qemu_img: QemuImg, policy: Policy, progress: Prog
     """Has QEMU check the tables of every image that has some, as many at a time as there are processors, and notes
     what it finds. An image is checked by itself: what it stands on is not opened, so no chain can hold it up.
     Returns how many were checked."""
-    from concurrent.futures import ThreadPoolExecutor
-
     wanted = [image for image in graph.images if image.format in CHECKED and image.path.startswith("/")]
     whole = sum(_weight(image) for image in wanted) or 1
     done = 0
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        try:
-            for image, result in zip(
-                wanted, pool.map(lambda image: _check(image, qemu_img, policy), wanted), strict=True
-            ):
-                _tell(image, result)
-                done += _weight(image)
-                if progress is not None:
-                    progress(100 * done / whole)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with workers(os.cpu_count() or 1) as pool:
+        results = pool.map(lambda image: _check(image, qemu_img, policy), wanted)
+        for image, result in zip(wanted, results, strict=True):
+            _tell(image, result)
+            done += _weight(image)
+            if progress is not None:
+                progress(100 * done / whole)
     return len(wanted)
 
 

@@ -26,6 +26,7 @@ from imgtool.qemu import img_argv
 from imgtool.qemu.extents import PLAIN, Extent, Layer, options_of, read_extents
 from imgtool.qemu.img_argv import ImageOpts
 from imgtool.qemu.img_base import ImgBase
+from imgtool.qemu.process import workers
 
 PREFIX = "imgtool1:"
 """Stands before the hexadecimal digits, and changes when the definition does."""
@@ -188,9 +189,7 @@ class _Unpacker:
 
     def slices(self, numbers: Sequence[int], ahead: int) -> Iterator[_Piece]:
         """The data of the slices `numbers`, `ahead` of which are unpacked at the same time."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(ahead) as pool:
+        with workers(ahead) as pool:
             waiting = deque(pool.submit(self._unpack, number) for number in numbers[:ahead])
             for index, number in enumerate(numbers):
                 scratch = waiting.popleft().result()

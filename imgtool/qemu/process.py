@@ -14,13 +14,17 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from imgtool.errors import CommandCrashed, CommandError, CommandTimeout, ProgramError
 from imgtool.image.names import printable_lines
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _CHUNK = 65536
 _STDERR_KEPT = 1 << 20
@@ -89,6 +93,8 @@ def run(
     try:
         with _signals_held(held):
             child = _start(argv, limits, pass_fds, cwd, stdin, tie)
+        if _mine.crew is not None:
+            _mine.crew.add(child)
         for number in held:
             signal.raise_signal(number)
         in_time = _collect(child, limits.seconds, on_stdout or stdout.extend, stderr)
@@ -107,11 +113,61 @@ def run(
             _end(child)
         raise
     finally:
+        if _mine.crew is not None and child is not None:
+            _mine.crew.discard(child)
         for pipe in (child.stdout, child.stderr) if child is not None else ():
             if pipe is not None:
                 pipe.close()
         tie.close()
     return Completed(tuple(argv), child.returncode, bytes(stdout), bytes(stderr))
+
+
+class _Crew:
+    """The programs that the threads of one pool run."""
+
+    def __init__(self) -> None:
+        self._programs: set[subprocess.Popen[bytes]] = set()
+        self._ended = False
+
+    def join(self) -> None:
+        """The current thread is one of them."""
+        _mine.crew = self
+
+    def add(self, child: subprocess.Popen[bytes]) -> None:
+        self._programs.add(child)
+        if self._ended:
+            _signal(child, signal.SIGKILL)
+
+    def discard(self, child: subprocess.Popen[bytes]) -> None:
+        self._programs.discard(child)
+
+    def end(self) -> None:
+        self._ended = True
+        for child in self._programs.copy():
+            _signal(child, signal.SIGKILL)
+
+
+class _Mine(threading.local):
+    crew: _Crew | None = None
+
+
+_mine = _Mine()
+
+
+@contextlib.contextmanager
+def workers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that run programs. What is raised within ends these programs, too: Ctrl-C reaches the thread
+    alone that waits for the others. For programs that may be killed: they only read, or write what is thrown away."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    crew = _Crew()
+    with ThreadPoolExecutor(count, initializer=crew.join) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            crew.end()
+            raise
 
 
 def failure(done: Completed, *, path: str | None = None, hint: str | None = None) -> CommandError:

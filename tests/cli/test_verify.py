@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from imgtool.machine.process import ProcessId
 from imgtool.operations.overlay import new_overlay
 from tests.chain.test_verify import forget_format
 
@@ -25,6 +29,24 @@ def test_a_healthy_store(images: Images, imgtool: Imgtool) -> None:
     assert (done.status, done.stdout, done.stderr) == (0, "2 images: no defects\n", "")
     done = imgtool("chain", "verify", "--deep", "top.qcow2", cwd=images.directory)
     assert done.stdout == "2 images, 2 checked: no defects\n"
+
+
+def test_ctrl_c_ends_the_checks_that_run(images: Images, tmp_path: Path) -> None:
+    for name in ("a.qcow2", "b.qcow2"):
+        images.base(name)
+    slow, pids = tmp_path / "slow-qemu-img", tmp_path / "pids"
+    slow.write_text(f'#!/bin/sh\ncase "$1" in check) echo $$ >>{pids}; exec sleep 600;; esac; exec qemu-img "$@"\n')
+    slow.chmod(0o755)
+    words: list[str | Path] = [sys.executable, "-m", "imgtool", "--qemu-img", slow, "chain", "verify", "--deep"]
+    with subprocess.Popen([*words, images.directory], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        while not pids.exists() or not pids.read_text():
+            assert program.poll() is None
+            time.sleep(0.01)
+        program.send_signal(signal.SIGINT)
+        assert program.wait(60) == 130
+        assert program.stderr is not None
+        assert program.stderr.read() == b"\nimgtool: interrupted\n"
+    assert [pid for pid in pids.read_text().split() if ProcessId.of(int(pid)) is not None] == []
 
 
 def test_an_error_is_status_3_and_says_whom_it_hurts_and_what_to_do(images: Images, imgtool: Imgtool) -> None:
