@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgtool.chain.content import digest_of
-from imgtool.errors import ChainError, CommandError, ImageInUseError
+from imgtool.errors import ChainError, ImageInUseError, RefusedError
 from imgtool.qemu import digest as digest_module
 from imgtool.qemu.digest import CHUNK, PREFIX, chunk_digests
 from imgtool.qemu.extents import Layer
@@ -157,7 +157,7 @@ def test_an_encrypted_disk_without_its_key_is_an_error(images: Images) -> None:
         *("create", "-q", "-f", "qcow2", "-o", "encrypt.format=aes,encrypt.key-secret=s"),
         *("--object", f"secret,id=s,file={secret}", images / "e.qcow2", "1M"),
     )
-    with pytest.raises(CommandError):
+    with pytest.raises(RefusedError, match=r"e\.qcow2 is encrypted"):
         digest_of(images / "e.qcow2")
 
 
