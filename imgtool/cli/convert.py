@@ -106,7 +106,7 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
 @image_opts_option
 @click.option("--target-image-opts", is_flag=True, help="TARGET is driver=…,file.filename=…; needs -n.")
 @object_option
-@force_option("Replace an existing target.")
+@force_option("Replace an existing target; read a source that is damaged or being written.")
 @click.option(
     "--max-size", type=SIZE, metavar="SIZE", help="Refuse when the new image would be larger. A raw one counts whole."
 )
@@ -158,7 +158,7 @@ def convert(
     backing = chosen.pop("backing_file", backing)
     backing_format = chosen.pop("backing_fmt", backing_format)
     sources = [open_image(name, format=format_, image_opts=image_opts) for name in names[:-1]]
-    _check_sources(sources, snapshot, force_share, force)
+    _check_sources(sources, snapshot, force_share, force, salvage=others["salvage"])
     parent = None
     if isinstance(target, str):
         if not others["skip_creation"]:
@@ -231,8 +231,14 @@ def _common_format(sources: list[Opened]) -> str | None:
     return formats.pop()
 
 
-def _check_sources(sources: list[Opened], snapshot: str | None, force_share: bool, force: bool) -> None:
+def _check_sources(
+    sources: list[Opened], snapshot: str | None, force_share: bool, force: bool, *, salvage: bool
+) -> None:
+    from imgtool.chain.truncation import refuse_truncated
+
     for source in sources:
+        if not (force or salvage):
+            refuse_truncated(source.chain)
         if snapshot is not None and isinstance(snapshot_param(snapshot), str):
             snapshot_known(source, snapshot)
         if force_share and not force and source.top is not None and source.top.in_use == "write":

@@ -12,6 +12,7 @@ import msgspec
 from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
 from imgtool.chain.scan import scan
+from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard
 from imgtool.errors import ImageError, ImageInUseError, RefusedError
 from imgtool.image.locks import holders
@@ -64,7 +65,7 @@ def learn_disks(wanted: Sequence[Use], *, force: bool = False) -> Learned:
 
     ImageError or ChainError when an image or its chain cannot be used, or the guest would write an image that cannot
     be written; RefusedError, which `force` overrides, when the guest would write an image that others stand on, or
-    one whose format is in doubt, or read one whose parent is not what it was made on.
+    one whose format is in doubt, or read one whose parent is not what it was made on or whose end is missing.
     """
     disks: dict[str, Disk] = {}
     held: list[HeldImage] = []
@@ -76,6 +77,7 @@ def learn_disks(wanted: Sequence[Use], *, force: bool = False) -> Learned:
             _check_format(use, chain[0])
             _check_children(use)
             refuse_changed(chain)
+            refuse_truncated(chain)
         disks[use.path] = disk(chain)
         for depth, image in enumerate(chain):
             writes = use.writes and depth == 0

@@ -10,6 +10,7 @@ from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH
 from imgtool.chain.scan import absolute, survey
+from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard, walk
 from imgtool.errors import ImageInUseError, RefusedError, UsageError
 from imgtool.image.formats import FORMATS
@@ -130,8 +131,10 @@ class Around:
                 )
 
     def refuse_changed(self, *, force: bool) -> list[str]:
-        """RefusedError when an image of the chain does not stand on what it was made on, unless `force`; what else
-        its anchors say is returned."""
+        """RefusedError when an image of the chain does not stand on what it was made on or lacks its end, unless
+        `force`; what else its anchors say is returned."""
+        if not force:
+            refuse_truncated(self.chain)
         return refuse_changed(self.chain, force=force)
 
 

@@ -12,6 +12,7 @@ from imgtool.chain.link import MAX_DEPTH
 from imgtool.chain.look import FORMAT_NAMES, RAW_NAMES, Looker
 from imgtool.chain.scan import absolute as absolute_path
 from imgtool.chain.scan import check_asked, survey
+from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard
 from imgtool.errors import (
     ImageError,
@@ -77,6 +78,7 @@ class OverlayRequest:
         chain = guard(self.base, format=known, max_depth=FORCED_DEPTH if force else MAX_DEPTH - 1)
         if not force:
             _refuse_written(chain)
+            refuse_truncated(chain)
         self._refuse_smaller(chain[0], allow_smaller)
         self.depth = len(chain)
         self.base_format = base_format or chain[0].format or "raw"

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
+from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard
 from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image.header import read_header
@@ -88,9 +89,12 @@ def replicas(path: str, *, format: str | None = None, name: NameOf, force: bool 
     by the relative way between the two.
 
     Raises as `guard`; RefusedError when an image has no file or cannot be given another name for its parent, or
-    (unless `force`) does not stand on the disk it was made on; ImageInUseError when a program writes one."""
+    (unless `force`) does not stand on the disk it was made on, or lacks its end; ImageInUseError when a program
+    writes one."""
     chain = guard(path, format=format)
     refuse_changed(chain, force=force)
+    if not force:
+        refuse_truncated(chain)
     with contextlib.ExitStack() as stack:
         yield replicate(stack, chain, name)
 

@@ -13,6 +13,7 @@ import msgspec
 from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
 from imgtool.chain.scan import scan
+from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard
 from imgtool.errors import RefusedError
 from imgtool.image.names import PathLike, absolute, printable
@@ -66,7 +67,7 @@ class SyncRequest:
         Images of the directory keep their places below it; what they stand on elsewhere goes to the top.
 
         Raises as `guard`; RefusedError when an image keeps its data in several files, is on no file of this host, or
-        (unless `force`) does not stand on the disk it was made on."""
+        (unless `force`) does not stand on the disk it was made on, or its end is missing."""
         self.source = absolute(source)
         self.place = parse_place(place)
         self.far = Far(self.place, ssh or Ssh(), runner)
@@ -74,6 +75,8 @@ class SyncRequest:
         self.notes: list[str] = []
         for chain in self.chains:
             refuse_portable(chain)
+            if not force:
+                refuse_truncated(chain)
             self.notes += [note for note in refuse_changed(chain, force=force) if note not in self.notes]
         self.names = self._names()
 
