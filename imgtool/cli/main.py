@@ -147,11 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         with deciding(lambda: context.policy):
             status = _run(words, context)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of stdout left; nothing more can be said there, and Python must not try at exit.
         sys.stdout = None
         status = 128 + signal.SIGPIPE
+    except OSError as error:
+        sys.stdout = None
+        _report(context, words, _from_os(error))
+        status = ImgtoolError.exit_status
     if arguments is None:
         _leave(status)
     sys.exit(status)
@@ -207,6 +212,7 @@ def _run(words: list[str], context: Context) -> int:
         raise
     except OSError as error:
         _report(context, words, _from_os(error))
+        _let_go_of_full_stdout()
         return ImgtoolError.exit_status
     except Exception as error:
         if context.debug or "--debug" in words:
@@ -217,6 +223,14 @@ def _run(words: list[str], context: Context) -> int:
         )
         _report(context, words, bug)
         return ImgtoolError.exit_status
+
+
+def _let_go_of_full_stdout() -> None:
+    """Where the error that was just reported is that of stdout, it is not to be met again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = None
 
 
 def _report(context: Context, words: list[str], error: ImgtoolError) -> None:
