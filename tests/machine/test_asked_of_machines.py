@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from imgtool.qemu.capabilities import Capabilities
+from tests.hugepages import reserved
 from tests.machine.paused import Typed
 
 pytestmark = pytest.mark.matrix
@@ -158,8 +159,6 @@ def test_places_in_the_topology_belong_to_nodes_and_a_node_has_an_initiator(type
 
 def test_hugepages(typed: Typed, tmp_path: Path) -> None:
     """In a mount namespace of its own; where no pages can be reserved, the command that does it is named."""
-    reserve = Path("/proc/sys/vm/nr_hugepages")
-    before = reserve.read_text()
     command = [sys.executable, "-m", "imgtool", "boot", "-d", "--accel", "tcg", "--memory", "64M", "--name", "huge"]
     command += ["--network", "none", f"--hugepages={tmp_path}"]
     mounted = 'mount -t hugetlbfs none "$0" && exec "$@"'
@@ -176,22 +175,20 @@ def test_hugepages(typed: Typed, tmp_path: Path) -> None:
         "--",
         "-S",
     ]
-    try:
-        reserve.write_text(str(int(before) + 48))
-        enough = int(reserve.read_text()) >= int(before) + 32
-        done = subprocess.run(inside, capture_output=True, text=True, check=False)
-        if enough:
-            assert done.returncode == 0, done.stderr
-            vm = typed.connect("huge")
-            (backend,) = vm.ask("query-memdev")
-            assert (backend["size"], backend["prealloc"]) == (64 << 20, True)
-            assert str(tmp_path) in Path(f"/proc/{typed.status('huge')['Pid']}/maps").read_text()
-            assert int(Path("/proc/meminfo").read_text().partition("HugePages_Free:")[2].split()[0]) <= 48 - 32
-        else:
-            assert "sysctl vm.nr_hugepages=" in done.stderr
-    finally:
-        typed.close()
-        reserve.write_text(before)
+    with reserved(48) as enough:
+        try:
+            done = subprocess.run(inside, capture_output=True, text=True, check=False)
+            if enough:
+                assert done.returncode == 0, done.stderr
+                vm = typed.connect("huge")
+                (backend,) = vm.ask("query-memdev")
+                assert (backend["size"], backend["prealloc"]) == (64 << 20, True)
+                assert str(tmp_path) in Path(f"/proc/{typed.status('huge')['Pid']}/maps").read_text()
+                assert int(Path("/proc/meminfo").read_text().partition("HugePages_Free:")[2].split()[0]) <= 48 - 32
+            else:
+                assert "sysctl vm.nr_hugepages=" in done.stderr
+        finally:
+            typed.close()
     assert "is no hugetlbfs mount" in typed.refused(f"--hugepages={tmp_path}")
 
 
