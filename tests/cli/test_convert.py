@@ -261,7 +261,7 @@ def gone(pid: int) -> bool:
     """Whether the process has ended; a zombie that nobody waits for has."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

@@ -20,7 +20,7 @@ def alive(pid: int) -> bool:
     """Whether `pid` runs; one that has ended and only waits to be reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -270,7 +270,7 @@ def _settled(link: dict[str, Any]) -> bool:
 def _child(pid: int, *, missing_ok: bool = False) -> int | None:
     try:
         words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         words = []
     if not words:
         assert missing_ok
