@@ -29,8 +29,8 @@ group = "root"
 hugetlbfs_mount = "{folder}/huge"
 """
 _IN_NAMESPACES = """
-mkdir -p /run/libvirt
 for place in /etc /run /var/lib /var/cache /var/log; do
+    mkdir -p $place/libvirt
     mount --bind "$0/${place##*/}" $place/libvirt
 done
 mount -t hugetlbfs none "$0/huge"
