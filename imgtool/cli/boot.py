@@ -30,14 +30,26 @@ if TYPE_CHECKING:
 
 
 class BootCommand(click.Command):
-    """What stands after `--` is QEMU's, whether or not an IMAGE stands before it."""
+    """What stands after `--` is QEMU's, whether or not an IMAGE stands before it. Who writes QEMU's words elsewhere
+    is told imgtool's."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" in args:
             at = args.index("--")
             ctx.meta[_ARGUMENTS] = tuple(args[at + 1 :])
             args = args[:at]
-        return super().parse_args(ctx, args)
+        words = tuple(args)
+        try:
+            if any(word[:2] in ("-f", "-h") and len(word) > 3 for word in words):
+                from imgtool.cli.qemu_words import refuse_mistaken_word
+
+                refuse_mistaken_word(self, words)
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from imgtool.cli.qemu_words import refuse_qemu_word
+
+            refuse_qemu_word(self, words, error.option_name)
+            raise
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "[-- QEMU ARGUMENTS…]"]
