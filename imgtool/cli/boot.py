@@ -234,7 +234,7 @@ def _show_overlay(context: Context, image: str, format_: str | None, target: str
     from imgtool.cli.plan import emit_plan
     from imgtool.operations.overlay import OverlayRequest
 
-    request = OverlayRequest(image, target, base_format=format_, force=force)
+    request = OverlayRequest(image, target, base_format=format_, force=force, settle=False)
     emit_plan(context, request.plan(context.programs.find("qemu-img")))
     remark(context, "the machine is shown with the base in place of the overlay that is still to be made")
 

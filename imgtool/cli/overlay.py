@@ -89,6 +89,7 @@ def new(
         "allow_smaller": allow_smaller,
         "anchor": not no_anchor,
         "force": force,
+        "settle": not dry_run,
     }
     if count is not None:
         _several(context, base, path, count, given, dry_run=dry_run)

@@ -18,7 +18,7 @@ from imgtool.image.header import Header, Qcow2Details, read_header
 from imgtool.image.locks import holders
 from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
 from imgtool.operations.journal import recover
-from imgtool.operations.transaction import check_replaceable
+from imgtool.operations.replaceable import check_replaceable
 
 FORCED_DEPTH = 1000
 """Images in a chain that qemu-img still opens: at 1,200 version 7.2 crashes."""

@@ -20,6 +20,7 @@ from imgtool.chain.scan import Store, absolute
 from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.names import PathLike, Paths, paths_of, printable
 from imgtool.operations.journal import recover
+from imgtool.operations.moving import allow_open_files
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.quarantine import (
     MANIFEST,
@@ -31,7 +32,7 @@ from imgtool.operations.quarantine import (
     remove_empty,
     rename_all,
 )
-from imgtool.operations.transaction import Transaction, allow_open_files
+from imgtool.operations.transaction import Transaction
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):

@@ -11,7 +11,8 @@ from imgtool.errors import RefusedError
 from imgtool.image.names import PathLike, Paths, pasted, printable
 from imgtool.operations.around import Around, listed, names, refuse_in_use, refuse_sealed
 from imgtool.operations.plan import Plan, Touched
-from imgtool.operations.transaction import Transaction, check_removable, remove_one
+from imgtool.operations.replaceable import check_removable
+from imgtool.operations.transaction import Transaction, remove_one
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):

@@ -25,7 +25,8 @@ from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.proof import Progress, ProofError, prove_same, prove_sound, same
 from imgtool.operations.refit import MOVABLE, refit, refuse_not_movable
-from imgtool.operations.transaction import Transaction, check_replaceable
+from imgtool.operations.replaceable import check_replaceable
+from imgtool.operations.transaction import Transaction
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import OptionValue
 from imgtool.qemu.qemu_img import QemuImg

@@ -15,11 +15,13 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from imgtool.errors import ImageError
 from imgtool.image.locks import lock_state
+from imgtool.operations.syncing import sync
 
 _SECTOR = 512
 
@@ -145,12 +147,25 @@ def first_line(inode: int) -> bytes:
     return json.dumps({"inode": inode}).encode()
 
 
+def relative_to(directory: str) -> Callable[[str], str]:
+    """What makes a path relative to `directory`, and leaves an empty one as it is. Quick for thousands."""
+
+    @cache
+    def folder_of(folder: str) -> str:
+        relative = os.path.relpath(folder, directory)
+        return "" if relative == os.curdir else relative
+
+    def relative(path: str) -> str:
+        folder, name = os.path.split(path)
+        return os.path.join(folder_of(folder), name) if path else ""
+
+    return relative
+
+
 def steps_record(steps: Sequence[Step], directory: str) -> dict[str, Any]:
     """The record that decides a change. Paths are relative to the journal's directory, which may be moved."""
 
-    def relative(path: str) -> str:
-        return os.path.relpath(path, directory) if path else ""
-
+    relative = relative_to(directory)
     return {
         "steps": [
             {
@@ -210,21 +225,58 @@ def finish(journal: str, steps: list[Step], staged: list[str]) -> bool:
     """
     whole = True
     try:
-        for number, step in enumerate(steps):
-            after = steps[number + 1 :]
-            _do(step, [later.data for later in after if later.verb == "patch" and later.inode == step.inode])
-            with contextlib.suppress(FileNotFoundError):  # a folder that went with its last file
-                sync(os.path.dirname(step.target))
-    except _OvertakenError:
+        do_all(steps)
+    except (OvertakenError, FileExistsError):
         whole = False
     except OSError as error:
-        raise ImageError(
-            f"the change was decided but not finished: {error.strerror}",
-            hint="the next imgtool command that changes an image here finishes it",
-            path=steps[0].target,
-        ) from error
+        raise unfinished(error, steps) from error
     clear(journal, staged, done=bool(steps))
     return whole
+
+
+def unfinished(error: OSError, steps: Sequence[Step]) -> ImageError:
+    """The error for a change that was decided, and stopped at one of its steps."""
+    return ImageError(
+        f"the change was decided but not finished: {error.strerror}",
+        hint="the next imgtool command that changes an image here finishes it",
+        path=steps[0].target,
+    )
+
+
+def adds_only(steps: Sequence[Step]) -> bool:
+    """Whether all that the steps do is to give new files their names, in whatever order."""
+    return all(step.verb == "place" for step in steps)
+
+
+def do_all(steps: Sequence[Step]) -> None:
+    """Does the steps not done yet, and brings each to the disk before the next, or all at once where their order does
+    not matter. FileExistsError when somebody else has taken a new name."""
+    patches = [(number, step.inode, step.data) for number, step in enumerate(steps) if step.verb == "patch"]
+    at_once = adds_only(steps)
+    for number, step in enumerate(steps):
+        _do(step, [data for later, inode, data in patches if later > number and inode == step.inode])
+        if not at_once:
+            _sync_names([step])
+    if at_once:
+        _sync_names(steps)
+
+
+def withdraw(steps: Sequence[Step]) -> None:
+    """Takes away the names again that the steps, which only add, have given."""
+    for step in reversed(steps):
+        if _inode(step.target) != step.inode:
+            continue
+        if _inode(step.source) == step.inode:
+            os.unlink(step.target)
+        else:
+            os.rename(step.target, step.source)
+    _sync_names(steps)
+
+
+def _sync_names(steps: Iterable[Step]) -> None:
+    for directory in sorted({os.path.dirname(step.target) for step in steps}):
+        with contextlib.suppress(FileNotFoundError):  # a folder that went with its last file
+            sync(directory)
 
 
 def clear(journal: str, staged: list[str], *, done: bool = False) -> None:
@@ -256,7 +308,7 @@ def _noted(journal: str) -> bool:
     return True
 
 
-class _OvertakenError(Exception):
+class OvertakenError(Exception):
     """The files are not what they were when the change was decided: somebody else had his hands on them."""
 
 
@@ -275,19 +327,19 @@ def _do(step: Step, later: list[bytes]) -> None:
         else:
             _link(step)
     elif _inode(step.target) != step.inode:
-        raise _OvertakenError
+        raise OvertakenError
 
 
 def _check_untouched(step: Step) -> None:
-    """_OvertakenError when the target is not what it was, or a program is writing it."""
+    """OvertakenError when the target is not what it was, or a program is writing it."""
     status = os.lstat(step.target)
     if identity(status) != step.was:
-        raise _OvertakenError
+        raise OvertakenError
     if stat.S_ISREG(status.st_mode):
         fd = os.open(step.target, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if lock_state(fd) == "write":
-                raise _OvertakenError
+                raise OvertakenError
         finally:
             os.close(fd)
 
@@ -320,7 +372,7 @@ def _patch(step: Step, later: list[bytes]) -> None:
         if now != step.old and any(now[: len(data)] == data[: len(now)] for data in later):
             return  # the run before was further on
         if lock_state(fd) == "write" or not _between(step.old, now, step.data):
-            raise _OvertakenError
+            raise OvertakenError
         if os.pwrite(fd, step.data, 0) != len(step.data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.utime(fd, ns=(os.fstat(fd).st_atime_ns, step.mtime_ns))
@@ -340,11 +392,3 @@ def _inode(path: str) -> int | None:
         return os.lstat(path).st_ino
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

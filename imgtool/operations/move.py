@@ -23,7 +23,7 @@ from imgtool.image.remembered import remember
 from imgtool.operations.around import header_of, refuse_in_use, refuse_sealed
 from imgtool.operations.copying import copy_file
 from imgtool.operations.journal import can_be_linked, recover
-from imgtool.operations.moving import Names, Reference, around_of, place_of, renamed
+from imgtool.operations.moving import Names, Reference, allow_open_files, around_of, place_of, renamed
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.relink import (
     can_be_patched,
@@ -32,7 +32,8 @@ from imgtool.operations.relink import (
     refuse_not_renamable,
     rename_backing,
 )
-from imgtool.operations.transaction import Transaction, allow_open_files, check_removable
+from imgtool.operations.replaceable import check_removable
+from imgtool.operations.transaction import Transaction
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Verbatim
 from imgtool.qemu.qemu_img import QemuImg

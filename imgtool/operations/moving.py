@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -226,3 +227,13 @@ def _refuse_options(image: Image) -> None:
             hint=f"`imgtool rebase -u -b FILE -F FORMAT {pasted(image.path)}` gives it a plain name first",
             path=image.path,
         )
+
+
+def allow_open_files(wanted: int) -> None:
+    """Raises the limit on open files, where it may be: a change keeps every image open that it holds."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted + 256:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted + 256), hard))

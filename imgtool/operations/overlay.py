@@ -63,8 +63,9 @@ class OverlayRequest:
         allow_smaller: bool = False,
         anchor: bool = True,
         force: bool = False,
+        settle: bool = True,
     ) -> None:
-        """See `new_overlay`."""
+        """See `new_overlay`. With `settle`, changes that were broken off here are finished first."""
         self.base = absolute_path(base)
         self.anchor = anchor
         self.options = dict(options or {})
@@ -73,7 +74,8 @@ class OverlayRequest:
                 raise UsageError(f"-o {name} cannot be given for an overlay", hint=f"{instead} says it")
         self.data_file = self.options.pop("data_file", None)
         self.size = size
-        check_input(self.base, what="base")
+        if settle:
+            check_input(self.base, what="base")
         known = base_format if base_format in FORMATS else None  # QEMU has formats that are not read natively
         chain = guard(self.base, format=known, max_depth=FORCED_DEPTH if force else MAX_DEPTH - 1)
         if not force:
@@ -82,11 +84,11 @@ class OverlayRequest:
         self._refuse_smaller(chain[0], allow_smaller)
         self.depth = len(chain)
         self.base_format = base_format or chain[0].format or "raw"
-        self._place(overlay)
+        self._place(overlay, settle=settle)
         absolute = absolute or stat.S_ISBLK(os.stat(self.base).st_mode)  # /dev is nowhere near
         self.reference = reference_to(self.base, self.directory, absolute=absolute)
 
-    def _place(self, overlay: PathLike | None) -> None:
+    def _place(self, overlay: PathLike | None, *, settle: bool) -> None:
         """Where the overlay goes: `path`, None where a name is still to be made up in `directory`."""
         self.path = None if overlay is None else absolute_path(overlay)
         if overlay is None or self.path is None:
@@ -99,12 +101,14 @@ class OverlayRequest:
                     f"there is no directory {printable(self.path)}", hint="make it first", path=self.path
                 )
             self.directory = os.path.dirname(self.path)
-            if os.path.lexists(self.path):
-                raise ImageExistsError(
-                    f"{printable(self.path)} exists already",
-                    hint="choose another name, or none to have one made up",
-                    path=self.path,
-                )
+        if settle:
+            recover(os.path.realpath(self.directory))
+        if self.path is not None and os.path.lexists(self.path):
+            raise ImageExistsError(
+                f"{printable(self.path)} exists already",
+                hint="choose another name, or none to have one made up",
+                path=self.path,
+            )
         if not os.path.isdir(self.directory):
             raise ImageError(
                 f"{printable(self.path or self.directory)} cannot be made",
@@ -159,7 +163,6 @@ class OverlayRequest:
 
     def make(self, qemu_img: QemuImg) -> Image:
         """Makes the overlay, whole or not at all, and never over an existing file."""
-        recover(os.path.dirname(os.path.realpath(self.base)))  # else that might change the base later
         for path in self.names():
             try:
                 qemu_img.create(

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
 from msgspec.structs import replace
 
 from imgtool.chain.graph import Image
+from imgtool.chain.look import Looker
 from imgtool.chain.scan import absolute as absolute_path
 from imgtool.errors import ImageError, ImageExistsError, UsageError
 from imgtool.image.names import PathLike, printable
-from imgtool.operations.overlay import OverlayRequest
+from imgtool.operations.anchoring import add_anchor_if_room
+from imgtool.operations.overlay import FORMAT, OverlayRequest
 from imgtool.operations.plan import Plan, Touched
+from imgtool.operations.transaction import Transaction
 from imgtool.qemu.img_argv import OptionValue
 from imgtool.qemu.qemu_img import QemuImg
 
@@ -88,14 +88,32 @@ class OverlaysRequest:
         return replace(plan, images=(*plan.images, *images), notes=(*plan.notes, *notes))
 
     def make(self, qemu_img: QemuImg) -> list[Image]:
-        """Makes them, all or, should anything fail, none. Killed half-way there may be some, each of them whole."""
-        first = self._first.make(qemu_img)
-        try:
-            _copy(first.path, self.paths[1:])
-        except BaseException:
-            os.unlink(first.path)
-            raise
-        return [replace(first, path=path, actual_size=os.stat(path).st_blocks * 512) for path in self.paths]
+        """Makes them, all or, should anything fail, none. Killed half-way there are none, or some and a journal from
+        which the next run in that directory makes the others."""
+        first = self._first
+        with Transaction(self.paths[0]) as change:
+            staged = [change.stage(self.paths[0]), *change.stage_all(self.paths[1:])]
+            qemu_img.create_over(
+                staged[0],
+                first.size,
+                format=FORMAT,
+                backing=first.reference,
+                backing_format=first.base_format,
+                opens_backing=True,
+                options=first.options,
+            )
+            try:
+                if first.anchor:
+                    add_anchor_if_room(staged[0], first.base)
+                _copy(staged[0], staged[1:])
+            except OSError as error:
+                raise ImageError(f"the overlays cannot be made: {error.strerror}", path=first.directory) from error
+            for path, made in zip(self.paths, staged, strict=True):
+                change.place(path, made)
+            change.commit()
+        image, _ = Looker().at(self.paths[0])
+        image.parent, image.depth = first.base, first.depth
+        return [replace(image, path=path, actual_size=os.stat(path).st_blocks * 512) for path in self.paths]
 
 
 def new_overlays(
@@ -107,32 +125,10 @@ def new_overlays(
 
 
 def _copy(path: str, copies: list[str]) -> None:
-    """Makes files with the bytes of the one at `path`, in its directory, on disk before they appear there. All or,
-    when that fails, none."""
-    if not copies:
-        return
-    directory = os.path.dirname(path)
-    hidden: str | None = None
-    made: list[tuple[str, str]] = []
-    try:
-        hidden = tempfile.mkdtemp(prefix=".imgtool-", dir=directory)
-        write = _writer(path)
-        for number in range(len(copies)):
-            write(os.path.join(hidden, str(number)))
-        _sync(hidden)
-        for number, place in enumerate(copies):
-            source = os.path.join(hidden, str(number))
-            made.append((source, place))
-            _appear(source, place)
-        _sync_file(directory)
-    except BaseException as error:
-        _undo(made)
-        if isinstance(error, OSError):
-            raise ImageError(f"the overlays cannot be made: {error.strerror}", path=directory) from error
-        raise
-    finally:
-        if hidden is not None:
-            shutil.rmtree(hidden, ignore_errors=True)
+    """Makes files with the bytes of the one at `path`."""
+    write = _writer(path)
+    for place in copies:
+        write(place)
 
 
 def _writer(path: str) -> Callable[[str], None]:
@@ -155,52 +151,3 @@ def _writer(path: str) -> Callable[[str], None]:
             os.close(fd)
 
     return write
-
-
-def _appear(source: str, place: str) -> None:
-    """The file `source` gets the name `place` too, which nobody else may have."""
-    try:
-        os.link(source, place, follow_symlinks=False)
-    except FileExistsError:
-        raise ImageExistsError(f"{printable(place)} was made by somebody else meanwhile", path=place) from None
-    except PermissionError:  # a file system without hard links
-        if os.path.lexists(place):
-            raise
-        os.rename(source, place)
-
-
-def _undo(made: Iterable[tuple[str, str]]) -> None:
-    for source, place in made:
-        try:
-            ours = not os.path.lexists(source) or os.path.samestat(os.lstat(source), os.lstat(place))
-            if ours:
-                os.unlink(place)
-        except OSError:
-            continue
-
-
-def _sync(directory: str) -> None:
-    """Brings the files in the directory to disk, with all else that was written to their file system: a thousand, one
-    by one, take a hundred times as long."""
-    if not sys.platform.startswith("linux"):
-        for name in os.listdir(directory):
-            _sync_file(os.path.join(directory, name))
-        return
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), directory)
-    finally:
-        os.close(fd)
-
-
-def _sync_file(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

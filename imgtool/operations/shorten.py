@@ -25,7 +25,8 @@ from imgtool.operations.overlay import reference_to
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.proof import Progress
 from imgtool.operations.refit import refit, refuse_not_movable
-from imgtool.operations.transaction import Transaction, check_removable
+from imgtool.operations.replaceable import check_removable
+from imgtool.operations.transaction import Transaction
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Verbatim
 from imgtool.qemu.qemu_img import QemuImg

@@ -14,9 +14,8 @@ import fcntl
 import json
 import os
 import secrets
-import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -34,14 +33,21 @@ from imgtool.operations.copying import copy_file
 from imgtool.operations.journal import (
     PREFIX,
     SUFFIX,
+    OvertakenError,
     Step,
+    adds_only,
     clear,
+    do_all,
     finish,
     first_line,
     identity,
+    relative_to,
     steps_record,
-    sync,
+    unfinished,
+    withdraw,
 )
+from imgtool.operations.replaceable import check_removable, check_replaceable, take_attributes
+from imgtool.operations.syncing import sync, sync_all
 from imgtool.qemu.img_base import renamed_error
 
 _PATIENCE = 60.0
@@ -131,6 +137,21 @@ class Transaction:
             raise _os_error(error, target, what) from error
         return staged
 
+    def stage_all(self, targets: Sequence[str]) -> list[str]:
+        """Names of hidden files, none of which is there yet, that the new files `targets` can be made under."""
+        folders = {folder: os.path.realpath(folder) for folder in {*map(os.path.dirname, targets)}}
+        first = len(self._staged)
+        staged = [
+            os.path.join(folders[os.path.dirname(target)], f"{PREFIX}{self._token}-{number}.tmp")
+            for number, target in enumerate(targets, first)
+        ]
+        relative = relative_to(self.directory)
+        if staged:
+            self._record(*({"stage": relative(path)} for path in staged))
+        self._staged += staged
+        self._shown.update(zip(staged, targets, strict=True))
+        return staged
+
     @staticmethod
     def _create(staged: str, copy_of: str | None) -> None:
         fd = os.open(staged, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
@@ -202,17 +223,39 @@ class Transaction:
         try:
             for step in self._steps:
                 if step.verb == "replace":
-                    _take_attributes(step.source, step.target)
-            for staged in self._staged:
-                with contextlib.suppress(FileNotFoundError):
-                    sync(staged)
-            for directory in {os.path.dirname(staged) for staged in self._staged}:
-                sync(directory)
+                    take_attributes(step.source, step.target)
+            sync_all(self._staged)
         except OSError as error:
             raise _os_error(error, self.directory, "cannot be written to") from error
         with self.alone(confirm):
-            self._decide()
-            finish(self.journal, self._steps, self._staged)
+            undecided = self._decide()
+            if adds_only(self._steps):
+                self._add(undecided)
+            else:
+                finish(self.journal, self._steps, self._staged)
+
+    def _add(self, undecided: int) -> None:
+        """Does the steps, which only add names. When that fails none is left: unlike what replaces or removes, it can
+        be taken back. `undecided` is how long the journal was before they were decided."""
+        try:
+            do_all(self._steps)
+        except BaseException as error:
+            try:
+                withdraw(self._steps)
+                os.ftruncate(self._journal_fd, undecided)
+            except OSError as worse:
+                raise unfinished(worse, self._steps) from error
+            self._decided = False
+            if isinstance(error, (OvertakenError, FileExistsError)):
+                raise self._taken() from error
+            if isinstance(error, OSError):
+                raise _os_error(error, self._steps[0].target, "cannot be made") from error
+            raise
+        clear(self.journal, self._staged, done=True)
+
+    def _taken(self) -> ImageExistsError:
+        taken = next((step.target for step in self._steps if os.path.lexists(step.target)), self.directory)
+        return ImageExistsError(f"{printable(taken)} was made by somebody else meanwhile", path=taken)
 
     @contextlib.contextmanager
     def alone(self, confirm: Callable[[], None] | None = None) -> Iterator[None]:
@@ -224,8 +267,8 @@ class Transaction:
                 confirm()
             yield
 
-    def _decide(self) -> None:
-        """From when this record is on disk the change will happen."""
+    def _decide(self) -> int:
+        """From when this record is on disk the change will happen. Returns how long the journal was before it."""
         size = os.fstat(self._journal_fd).st_size
         try:
             self._record(steps_record(self._steps, self.directory))
@@ -238,10 +281,18 @@ class Transaction:
                 raise _os_error(error, self.directory, "cannot be written to") from error
             raise
         self._decided = True
+        return size
 
     def _directories(self) -> list[str]:
-        targets = [*self._held, *(step.target for step in self._steps)]
-        return sorted({self.directory, *(os.path.dirname(os.path.realpath(target)) for target in targets)})
+        others = [*self._held, *(step.target for step in self._steps if step.verb != "place")]
+        folders = {os.path.dirname(step.target) for step in self._steps if step.verb == "place"}
+        return sorted(
+            {
+                self.directory,
+                *(os.path.dirname(os.path.realpath(path)) for path in others),
+                *map(os.path.realpath, folders),
+            }
+        )
 
     def _check_unchanged(self, held: _Held) -> None:
         try:
@@ -255,9 +306,9 @@ class Transaction:
                 path=held.path,
             )
 
-    def _record(self, line: dict[str, Any]) -> None:
+    def _record(self, *lines: dict[str, Any]) -> None:
         try:
-            self._write(json.dumps(line).encode())
+            self._write("\n".join(map(json.dumps, lines)).encode())
         except OSError as error:
             raise _os_error(error, self.directory, "cannot be written to") from error
 
@@ -290,16 +341,6 @@ def remove_one(path: str, confirm: Callable[[], None]) -> None:
                 raise _os_error(error, path, "cannot be removed") from error
     finally:
         change.close()
-
-
-def allow_open_files(wanted: int) -> None:
-    """Raises the limit on open files, where it may be: a change keeps every image open that it holds."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted + 256:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted + 256), hard))
 
 
 @contextlib.contextmanager
@@ -348,45 +389,6 @@ def _locked(fd: int) -> bool:
     except OSError:  # no locks on this file system, or not on directories
         return True
     return True
-
-
-def check_replaceable(path: str) -> None:
-    """RefusedError when the file at `path` cannot be replaced in one step: it is none, has further names, which would
-    go on showing the old one, or is another user's in a directory where that protects it."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise RefusedError(
-            f"{printable(path)} is no regular file: it cannot be changed whole or not at all",
-            hint="`imgtool convert` copies it into a file",
-            path=path,
-        )
-    if status.st_nlink > 1:
-        raise RefusedError(
-            f"{printable(path)} has {status.st_nlink} names (hard links), of which only one would change",
-            hint="remove the other names, or make copies of them, first",
-            path=path,
-        )
-    if not os.access(path, os.W_OK):
-        raise RefusedError(f"{printable(path)} may not be written", hint="its permissions forbid it", path=path)
-    check_removable(os.path.realpath(path))
-
-
-def check_removable(path: str) -> None:
-    """RefusedError when the name `path` may not be taken away though its directory may be written."""
-    folder = os.stat(os.path.dirname(path))
-    mine = os.geteuid()
-    if folder.st_mode & stat.S_ISVTX and mine not in (0, folder.st_uid, os.lstat(path).st_uid):
-        raise RefusedError(f"{printable(path)} is another user's, and may not be replaced", path=path)
-
-
-def _take_attributes(staged: str, target: str) -> None:
-    status = os.stat(target)
-    with contextlib.suppress(PermissionError):
-        os.chown(staged, status.st_uid, status.st_gid)
-    os.chmod(staged, stat.S_IMODE(status.st_mode))
-    with contextlib.suppress(OSError):
-        for name in os.listxattr(target):
-            os.setxattr(staged, name, os.getxattr(target, name))
 
 
 def _os_error(error: OSError, path: str, what: str) -> ImageError:

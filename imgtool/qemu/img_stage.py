@@ -17,14 +17,16 @@ class Staging(ImgBase):
     def create_over(
         self,
         staged: str,
-        size: int,
+        size: int | None,
         *,
         format: str,
         backing: Backing | None = None,
         backing_format: str | None = None,
+        opens_backing: bool = False,
         options: Mapping[str, OptionValue] = {},
     ) -> None:
-        """Makes the file `staged` an empty image of `size` bytes. `backing` is written as it is, and not opened."""
+        """Makes the file `staged` an empty image of `size` bytes. `backing` is written as it is, and not opened; with
+        `opens_backing` it is, and has the size when that is None."""
         argv = img_argv.create(
             self.program,
             staged,
@@ -32,10 +34,11 @@ class Staging(ImgBase):
             format=format,
             backing=backing,
             backing_format=backing_format,
-            unsafe_backing=backing is not None,
+            unsafe_backing=backing is not None and not opens_backing,
             options=options,
         )
-        self._change(argv, staged)
+        cwd = self._approve_parent(staged, backing, backing_format) if opens_backing else None
+        self._change(argv, staged, cwd=cwd)
         place = place_named(staged, backing)
         if place is not None:
             remember(staged, place)

@@ -136,6 +136,12 @@ OPERATIONS = (
         lambda store: ["chain", "shorten", store / "5.qcow2", "--keep", store / "2.qcow2", "--delete"],
         done="no layer to merge",
     ),
+    Operation(
+        "overlay new --count 4",
+        _two_bases,
+        lambda store: ["overlay", "new", "--count", "4", store / "new.qcow2", store / "web-{n}.qcow2"],
+        done="exists already",
+    ),
     Operation("overlay reset", _line, lambda store: ["overlay", "reset", store / "5.qcow2"]),
     Operation("overlay delete", _line, lambda store: ["overlay", "delete", store / "5.qcow2"], done="does not exist"),
     Operation("resize", _snapshots, lambda store: ["resize", store / "top.qcow2", "3M"]),

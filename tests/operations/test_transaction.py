@@ -100,6 +100,45 @@ def test_a_new_name_must_be_free(tmp_path: Path) -> None:
     assert Path(a).read_text() == "mine"
 
 
+def test_where_one_new_name_was_taken_at_the_last_moment_none_is_given(tmp_path: Path) -> None:
+    a, b = (str(tmp_path / name) for name in "ab")
+    with Transaction(a) as change:
+        for path, staged in zip((a, b), [change.stage(a), change.stage(b)], strict=True):
+            change.place(path, staged)
+        write(b, "theirs")
+        with pytest.raises(ImageExistsError) as caught:
+            change.commit()
+    assert caught.value.path == b
+    assert Path(b).read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+ADDING = """
+import os
+from imgtool.operations import journal, transaction
+real = journal._do
+def stopping(step, later):
+    if step.target.endswith("b"):
+        os._exit(9)
+    real(step, later)
+journal._do = stopping
+paths = [os.path.abspath(name) for name in "abc"]
+with transaction.Transaction(paths[0]) as change:
+    for path in paths:
+        change.place(path, change.stage(path))
+    change.commit()
+"""
+
+
+def test_a_new_name_taken_since_the_change_broke_off_ends_it_there(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ADDING], cwd=tmp_path, check=False)
+    assert done.returncode == 9
+    write(str(tmp_path / "b"), "theirs")
+    assert recover(str(tmp_path)) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert (tmp_path / "b").read_text() == "theirs"
+
+
 def test_a_held_image_cannot_be_written_by_qemu(tmp_path: Path) -> None:
     a = str(tmp_path / "a")
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", a, "1M"], check=True)
