@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -25,11 +26,15 @@ Sections = Mapping[str, Mapping[str, Entry]]
 
 
 class LazyGroup(click.Group):
-    """`sections`: title → command name → Entry, in the order they are shown."""
+    """`sections`: title → command name → Entry, in the order they are shown. `elsewhere`: what other programs call
+    their commands → the whole of imgtool's own."""
 
-    def __init__(self, *args: Any, sections: Sections, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, sections: Sections, elsewhere: Mapping[str, str] = MappingProxyType({}), **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.sections = sections
+        self._elsewhere = elsewhere
         self._entries = {name: entry for section in sections.values() for name, entry in section.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -53,6 +58,8 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def _suggest(self, ctx: click.Context, name: str) -> str:
+        if name in self._elsewhere:
+            return f"did you mean `{self._elsewhere[name]}`?"
         import difflib
 
         near = difflib.get_close_matches(name, self._entries, n=1)

@@ -65,9 +65,24 @@ SECTIONS = {
 }
 
 
+ELSEWHERE = {
+    "run": "imgtool boot",
+    "start": "imgtool boot",
+    "ps": "imgtool vm list",
+    "ls": "imgtool chain show",
+    "list": "imgtool chain show",
+    "tree": "imgtool chain show",
+    "clone": "imgtool overlay new",
+    "copy": "imgtool convert",
+    "dd": "imgtool convert",
+}
+"""What other programs say."""
+
+
 @click.group(
     cls=LazyGroup,
     sections=SECTIONS,
+    elsewhere=ELSEWHERE,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="`imgtool COMMAND --help` explains a command and shows examples.",
 )

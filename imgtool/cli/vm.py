@@ -32,7 +32,27 @@ SECTIONS = {
 }
 
 
-@click.group(cls=LazyGroup, sections=SECTIONS)
+ELSEWHERE = {
+    "ps": "imgtool vm list",
+    "ls": "imgtool vm list",
+    "start": "imgtool boot -d IMAGE",
+    "run": "imgtool boot IMAGE",
+    "create": "imgtool boot -d IMAGE",
+    "dominfo": "imgtool vm show",
+    "shutdown": "imgtool vm stop",
+    "poweroff": "imgtool vm stop",
+    "destroy": "imgtool vm kill",
+    "delete": "imgtool vm kill",
+    "reboot": "imgtool vm reset",
+    "suspend": "imgtool vm pause",
+    "logs": "imgtool vm log",
+    "attach": "imgtool vm console",
+    "setvcpus": "imgtool vm set-cpus",
+}
+"""What virsh and docker say."""
+
+
+@click.group(cls=LazyGroup, sections=SECTIONS, elsewhere=ELSEWHERE)
 def vm() -> None:
     """See and steer the VMs that run."""
 

@@ -151,13 +151,18 @@ def session(path: str, *, seconds: float = SYNC_SECONDS) -> Iterator[Agent]:
             connection.settimeout(seconds)
             connection.connect(path)
         except OSError as error:
-            raise AgentUnavailable(
-                f"there is no channel to a guest agent: {error.strerror or error}",
-                hint="boot with --agent, and qemu-guest-agent running in the guest",
-            ) from None
+            raise _no_channel(error) from None
         agent = Agent(connection)
         agent.sync(seconds=max(0.05, deadline - time.monotonic()))
         yield agent
+
+
+def _no_channel(error: OSError) -> AgentUnavailable:
+    why = "" if isinstance(error, FileNotFoundError) else f": {error.strerror or error}"
+    return AgentUnavailable(
+        f"there is no channel to a guest agent{why}",
+        hint="boot it with --agent, and with qemu-guest-agent running in the guest",
+    )
 
 
 @contextmanager
@@ -167,7 +172,7 @@ def _alone(path: str, deadline: float) -> Iterator[None]:
     try:
         fd = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise AgentUnavailable(f"there is no channel to a guest agent: {error.strerror}") from None
+        raise _no_channel(error) from None
     try:
         while True:
             try:

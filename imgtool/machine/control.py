@@ -185,12 +185,12 @@ def set_cpus(vm: Vm, wanted: int) -> int:
         most = sum(place["vcpus-count"] for place in places)
         if wanted < have:
             raise RefusedError(
-                f"{vm.name} has {have} CPUs, and they are not taken away while it runs",
+                f"{vm.name} has {_cpus(have)}, and none is taken away while it runs",
                 hint="in the guest: echo 0 > /sys/devices/system/cpu/cpuN/online",
             )
         if wanted > most:
             raise MachineError(
-                f"{vm.name} has room for {most} CPUs, not {wanted}",
+                f"{vm.name} has room for {_cpus(most)}, not {wanted}",
                 hint=f"boot it with --smp {have},maxcpus={wanted}",
             )
         free = sorted((place for place in places if "qom-path" not in place), key=_order)
@@ -253,3 +253,7 @@ def console_is_free(vm: Vm, port: str) -> bool:
             if item["label"] == port:
                 return str(item["filename"]).startswith("disconnected:")
     raise MachineError(f"{vm.name} has no serial port {port} that could be joined")
+
+
+def _cpus(count: int) -> str:
+    return f"{count} CPU{'' if count == 1 else 's'}"

@@ -194,7 +194,11 @@ def _nat() -> Check:
 def _hugepages() -> Check:
     mounts = outside.hugepage_mounts() if os.path.exists("/proc/self/mounts") else []
     if not mounts:
-        return _no("hugepages", "no hugetlbfs is mounted", "mount -t hugetlbfs none /dev/hugepages")
+        return _no(
+            "hugepages",
+            "no hugetlbfs is mounted",
+            "mkdir -p /dev/hugepages && mount -t hugetlbfs none /dev/hugepages",
+        )
     usable = [mount for mount in mounts if mount.free]
     if not usable:
         fix = "sysctl vm.nr_hugepages=512 reserves 1 GiB in pages of 2 MiB"

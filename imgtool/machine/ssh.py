@@ -146,16 +146,18 @@ def ssh_argv(
     command: Sequence[str] = (),
 ) -> list[str]:
     """OpenSSH's command line. The guest's host key is taken at first sight and kept for the life of the VM alone: the
-    next VM behind this port is another host."""
+    next VM behind this port is another host. Of two values OpenSSH takes the first, so `options` win. A user network
+    answers for a guest that does not, for ever: hence the time-out."""
     return [
         program,
         *("-p", str(place.port)),
         *(("-l", user) if user else ()),
         *(word for identity in identities for word in ("-i", identity)),
+        *options,
         *("-o", f"UserKnownHostsFile={known_hosts}"),
         *("-o", "StrictHostKeyChecking=accept-new"),
         *("-o", "LogLevel=ERROR"),
-        *options,
+        *("-o", "ConnectTimeout=60"),
         place.host,
         *command,
     ]

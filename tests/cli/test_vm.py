@@ -216,7 +216,7 @@ def test_an_agent_that_does_not_answer_is_not_waited_for_for_ever(machines: Mach
 def test_set_cpus_refuses_what_the_machine_has_no_room_for(machines: Machines, empty_vm: str) -> None:
     done = machines("vm", "set-cpus", empty_vm, "2", check=False)
     assert done.returncode == 1
-    assert "has room for 1 CPUs, not 2" in done.stderr
+    assert "has room for 1 CPU, not 2" in done.stderr
     assert "--smp 1,maxcpus=2" in done.stderr
 
 

@@ -102,5 +102,9 @@ def test_silence_and_nonsense_are_no_agent() -> None:
 
 
 def test_a_channel_that_is_not_there_is_unavailable() -> None:
-    with pytest.raises(AgentUnavailable, match="no channel to a guest agent"), session("/nonexistent/agent.sock"):
+    with pytest.raises(AgentUnavailable) as caught, session("/nonexistent/agent.sock"):
         pass
+    assert (caught.value.message, caught.value.hint) == (
+        "there is no channel to a guest agent",
+        "boot it with --agent, and with qemu-guest-agent running in the guest",
+    )

@@ -31,14 +31,14 @@ def test_a_hostfwd_that_leads_to_ssh_is_known(text: str, found: Endpoint | None)
     assert forward_of(text) == found
 
 
-def test_the_command_line_keeps_the_host_key_for_this_vm_alone() -> None:
+def test_the_command_line_keeps_the_host_key_for_this_vm_alone_and_lets_the_users_options_win() -> None:
     argv = ssh_argv(
         "/usr/bin/ssh",
         Endpoint("127.0.0.1", 2222),
         known_hosts="/run/vm/web/known_hosts",
         user="ann",
         identities=["/home/ann/.ssh/id"],
-        options=["-o", "ConnectTimeout=5"],
+        options=["-o", "LogLevel=DEBUG"],
         command=["uname", "-a"],
     )
     assert argv == [
@@ -50,13 +50,15 @@ def test_the_command_line_keeps_the_host_key_for_this_vm_alone() -> None:
         "-i",
         "/home/ann/.ssh/id",
         "-o",
+        "LogLevel=DEBUG",
+        "-o",
         "UserKnownHostsFile=/run/vm/web/known_hosts",
         "-o",
         "StrictHostKeyChecking=accept-new",
         "-o",
         "LogLevel=ERROR",
         "-o",
-        "ConnectTimeout=5",
+        "ConnectTimeout=60",
         "127.0.0.1",
         "uname",
         "-a",

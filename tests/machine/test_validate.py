@@ -269,6 +269,22 @@ def test_nearly_every_error_says_what_to_do(host: Host) -> None:
     assert len(bare) < len(NONSENSE) // 6, bare
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ({"display": "vnc,port=5901"}, "--display spice can have one"),
+        (
+            {"hugepages": True},
+            "`mkdir -p /dev/hugepages && mount -t hugetlbfs none /dev/hugepages` mounts one; "
+            "`sysctl vm.nr_hugepages=512` reserves pages",
+        ),
+    ],
+)
+def test_what_a_hint_says_to_do(words: dict[str, Any], hint: str, make_host: MakeHost) -> None:
+    [error] = complaints(words, make_host(hugepages=None))
+    assert error.hint == hint
+
+
 GOOD: list[dict[str, Any]] = [
     {},
     {"hda": A, "cdrom": B, "boot": "dc"},

@@ -74,7 +74,7 @@ def check_display(context: Context) -> Problems:
         ("password-file", display.password_file, ("vnc", "spice")),
     ):
         if value is not None and kind not in where:
-            yield ConfigError(f"--display {kind} has no {key}", hint=f"{' and '.join(where)} have")
+            yield ConfigError(f"--display {kind} has no {key}", hint=f"--display {' and '.join(where)} can have one")
     if display.password is False and display.password_file is not None:
         yield ConfigError("--display: a password file, but no password", hint="leave password=off out")
     if display.path is not None:

@@ -69,7 +69,8 @@ def check_hugepages(context: Context) -> Problems:
             f"--hugepages: {where} is no hugetlbfs mount{with_pages}"
             if pages.path
             else f"--hugepages: this host has no hugetlbfs mount{with_pages}",
-            hint=f"mount -t hugetlbfs {option}none {where} mounts one; sysctl vm.nr_hugepages=512 reserves pages",
+            hint=f"`mkdir -p {where} && mount -t hugetlbfs {option}none {where}` mounts one; "
+            "`sysctl vm.nr_hugepages=512` reserves pages",
         )
         return
     page_size = pages.page_size or mount.page_size
@@ -79,7 +80,8 @@ def check_hugepages(context: Context) -> Problems:
     if pages.page_size not in (None, mount.page_size):
         yield ConfigError(
             f"the pages of {mount.path} are {format_size(mount.page_size)}, not {format_size(pages.page_size or 0)}",
-            hint=f"mount another: mount -t hugetlbfs -o pagesize={format_size(pages.page_size or 0)} none /mnt/huge",
+            hint="mount another: mkdir -p /mnt/huge && mount -t hugetlbfs "
+            f"-o pagesize={format_size(pages.page_size or 0)} none /mnt/huge",
         )
     for size in _parts(context):
         if size % page_size:

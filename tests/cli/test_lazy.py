@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import click
+import pytest
+
+from imgtool.cli import main, vm
+from imgtool.cli.lazy import LazyGroup
+from tests.cli.conftest import Imgtool
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("vm shutdown web", "did you mean `imgtool vm stop`?"),
+        ("vm destroy web", "did you mean `imgtool vm kill`?"),
+        ("vm start web", "did you mean `imgtool boot -d IMAGE`?"),
+        ("vm lst", "did you mean `imgtool vm list`?"),
+        ("vm frobnicate", "`imgtool vm --help` lists them"),
+        ("ps", "did you mean `imgtool vm list`?"),
+        ("clone a b", "did you mean `imgtool overlay new`?"),
+    ],
+)
+def test_a_command_of_another_program_is_answered_with_imgtools_own(imgtool: Imgtool, typed: str, hint: str) -> None:
+    done = imgtool(*typed.split(), "--output", "json")
+    assert (done.status, done.error["hint"]) == (2, hint)
+
+
+@pytest.mark.parametrize("elsewhere", [main.ELSEWHERE, vm.ELSEWHERE])
+def test_what_is_proposed_for_them_are_commands(elsewhere: dict[str, str]) -> None:
+    for name, command in elsewhere.items():
+        group: click.Command | None = main.cli
+        context = click.Context(main.cli, info_name="imgtool")
+        for word in command.split()[1:]:
+            if isinstance(group, LazyGroup):
+                group = group.get_command(context, word)
+                assert group is not None, (name, command)
+        assert not isinstance(group, LazyGroup), (name, command)
