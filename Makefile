@@ -62,7 +62,7 @@ clean:
 
 $(INSTALLED): pyproject.toml | packages-demo
 	python3 -m venv .venv
-	.venv/bin/pip install --quiet --editable '.[test]'
+	.venv/bin/pip install --quiet --config-settings editable_mode=compat --editable '.[test]'
 	touch $@
 
 # Asks dpkg first: where everything is there, no root and no network are needed.

@@ -6,7 +6,6 @@ Source: `qemu_strtosz` in QEMU's util/cutils.c, which every size option of qemu-
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from imgtool.errors import UsageError
 
@@ -30,10 +29,11 @@ def parse_size(text: str) -> int:
                 f"{text!r} is not a size",
                 hint="write a number of bytes, or one with a suffix of 1024: 64k, 512M, 10G, 1.5T",
             )
-        exact = Fraction(match["number"]) * 1024 ** _EXPONENTS[match["unit"].lower()]
-        if exact.denominator != 1 and match["unit"].lower() in ("", "b"):
+        whole, _, decimals = match["number"].partition(".")
+        unit = match["unit"].lower()
+        size, rest = divmod(int(whole + decimals) * 1024 ** _EXPONENTS[unit], 10 ** len(decimals))
+        if rest and unit in ("", "b"):
             raise UsageError(f"{text!r} is not a size: bytes cannot be split")
-        size = int(exact)
     if size > MAX_SIZE:
         raise UsageError(f"{text!r} is larger than the largest image (8 EiB - 1)")
     return size

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
+from imgtool.image.userdirs import user_dir
 
 _TICK_NS = 20_000_000
 """Linux stamps files by the tick of its timer, 10 ms at the coarsest."""
@@ -33,9 +34,7 @@ class Memory:
     @property
     def directory(self) -> str:
         if self._directory is None:
-            from platformdirs import user_cache_dir
-
-            self._directory = os.path.join(user_cache_dir("imgtool", appauthor=False), "digests")
+            self._directory = os.path.join(user_dir("cache"), "digests")
         return self._directory
 
     def digest(self, kind: str, paths: Sequence[str], compute: Callable[[], str]) -> str:

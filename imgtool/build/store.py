@@ -34,6 +34,7 @@ import msgspec
 
 from imgtool.errors import ImageError, ImageInUseError
 from imgtool.image.names import absolute, printable
+from imgtool.image.userdirs import user_dir
 
 T = TypeVar("T")
 
@@ -110,9 +111,7 @@ def default_root() -> str:
     given = os.environ.get("IMGTOOL_LAYERS")
     if given:
         return absolute(given)
-    from platformdirs import user_data_dir
-
-    return os.path.join(user_data_dir("imgtool", appauthor=False), "layers")
+    return os.path.join(user_dir("data"), "layers")
 
 
 class Store:

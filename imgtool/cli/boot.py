@@ -23,10 +23,11 @@ from imgtool.errors import UsageError
 
 if TYPE_CHECKING:
     from imgtool.machine.config import Machine
-    from imgtool.machine.launch import Started
+    from imgtool.machine.launch import Ended, Started
     from imgtool.machine.plan import Plan
     from imgtool.machine.readiness import Wait
     from imgtool.machine.serial import Follower, Timeline
+    from imgtool.qemu.programs import Programs
 
 
 class BootCommand(click.Command):
@@ -269,27 +270,33 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
 
 
 def _foreground(context: Context, machine: Machine, *, timeline: bool, force: bool) -> int:
-    import time
-
     from imgtool.cli.output import remark
     from imgtool.machine.launch import run
     from imgtool.machine.plan import prepare
-    from imgtool.machine.serial import Follower, Timeline
 
     plan = prepare(machine, context.programs, detached=False, force=force)
     _say(context, plan)
+    ended = _run_with_timeline(plan, context.programs) if timeline else run(plan, context.programs)
+    if ended.said:
+        remark(context, ended.said, label="QEMU")
+    return ended.status
+
+
+def _run_with_timeline(plan: Plan, programs: Programs) -> Ended:
+    import time
+
+    from imgtool.machine.launch import run
+    from imgtool.machine.serial import Follower, Timeline
+
     marks = Timeline()
     follower = Follower(plan.vm.serial_log)
 
     def look(started: Started) -> None:
         _feed(marks, follower, time.monotonic() - started.begun)
 
-    ended = run(plan, context.programs, while_running=look if timeline else None)
-    if ended.said:
-        remark(context, ended.said, label="QEMU")
-    if timeline:
-        _echo_timeline(marks)
-    return ended.status
+    ended = run(plan, programs, while_running=look)
+    _echo_timeline(marks)
+    return ended
 
 
 def _feed(marks: Timeline, follower: Follower, seconds: float) -> None:

@@ -17,13 +17,13 @@ Read strictly, when it is needed: an unknown key is an error.
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated
 
 from msgspec import Meta
 
 from imgtool.errors import ConfigError
 from imgtool.image.names import absolute, printable
+from imgtool.image.userdirs import user_dir
 from imgtool.machine.values.base import Config, Count, Size
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -59,15 +59,7 @@ def config_path() -> str | None:
         if given and not os.path.exists(given):
             raise ConfigError(f"IMGTOOL_CONFIG names {printable(given)}, which does not exist", path=absolute(given))
         return given or None
-    if sys.platform.startswith("linux"):
-        # As platformdirs has it, whose import takes as long as qemu-img takes to answer.
-        base = os.environ.get("XDG_CONFIG_HOME") or ""
-        folder = os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.config"), "imgtool")
-    else:
-        from platformdirs import user_config_dir
-
-        folder = user_config_dir("imgtool", appauthor=False)
-    path = os.path.join(folder, "config.toml")
+    path = os.path.join(user_dir("config"), "config.toml")
     return path if os.path.exists(path) else None
 
 

@@ -7,10 +7,10 @@ One line of JSON a pair in the user's state directory. Only what a user asked fo
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 
 from imgtool.image.links import is_below
+from imgtool.image.userdirs import user_dir
 
 Pair = tuple[str, str]
 """A directory, and a file outside of it that images in it may refer to; both without symlinks."""
@@ -24,12 +24,7 @@ _MOST = 4 << 20
 
 def path() -> str:
     """Where it is kept."""
-    if sys.platform.startswith("linux"):  # as platformdirs has it, which is slow to import
-        state = os.environ.get("XDG_STATE_HOME", "").strip() or os.path.expanduser("~/.local/state")
-        return os.path.join(state, "imgtool", "references")
-    from platformdirs import user_state_dir
-
-    return os.path.join(user_state_dir("imgtool", appauthor=False), "references")
+    return os.path.join(user_dir("state"), "references")
 
 
 _here: set[Pair] = set()

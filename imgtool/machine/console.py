@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import selectors
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from imgtool.errors import MachineError
+
+if TYPE_CHECKING:
+    import socket
 
 _CHUNK = 1 << 14
 _CTRL_A = 0x01
@@ -83,6 +84,8 @@ def attach(path: str, *, stdin: int = 0, stdout: int = 1, quiet: float = QUIET) 
     """Joins `stdin` and `stdout` to the serial port whose socket is `path`, until Ctrl-A X is typed (`left`), the VM
     ends (`ended`), or stdin has ended and the port has said nothing for `quiet` seconds since (`quiet`). MachineError
     when there is no such port."""
+    import socket
+
     with socket.socket(socket.AF_UNIX) as port:
         try:
             port.connect(path)
@@ -93,6 +96,8 @@ def attach(path: str, *, stdin: int = 0, stdout: int = 1, quiet: float = QUIET) 
 
 
 def _join(port: socket.socket, stdin: int, stdout: int, quiet: float) -> How:
+    import selectors
+
     keys = Keys()
     patience: float | None = None
     with selectors.DefaultSelector() as selector:

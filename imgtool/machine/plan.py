@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from imgtool.errors import ConfigError, ImageInUseError
+from imgtool.image.userdirs import user_dir
 from imgtool.machine.accelerator import Choice
 from imgtool.machine.argv import compile_argv
 from imgtool.machine.compile.start import wants_uefi
@@ -161,9 +162,7 @@ def scratch_dir(vm: Vm) -> str:
 
 def data_dir(name: str) -> str:
     """What is kept for the VM `name` from one start to the next: UEFI variables, TPM state."""
-    from platformdirs import user_data_dir
-
-    return os.path.join(user_data_dir("imgtool", appauthor=False), "vm", name)
+    return os.path.join(user_dir("data"), "vm", name)
 
 
 def _lasting_name(machine: Machine) -> str:

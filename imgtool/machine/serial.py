@@ -39,7 +39,6 @@ _STAGES = (
     ("login", r"login: *$"),
     ("cloud-init", r"[Cc]loud-init v\. ?\S+ finished at"),
 )
-STAGES = tuple((name, re.compile(pattern)) for name, pattern in _STAGES)
 """What a guest prints at each stage of its start, in their usual order."""
 
 
@@ -100,8 +99,8 @@ class Timeline:
 
     def see(self, line: str, seconds: float) -> None:
         """Notes the stages that `line` shows."""
-        for name, pattern in STAGES:
-            if pattern.search(line):
+        for name, pattern in _STAGES:
+            if re.search(pattern, line):
                 self.mark(name, seconds)
 
     def mark(self, stage: str, seconds: float) -> None:
@@ -115,7 +114,7 @@ class Timeline:
     def last(self) -> str | None:
         """The furthest stage of a guest's start that was seen, in the usual order and not by the clock."""
         seen = {mark.stage for mark in self.marks}
-        return next((name for name, _ in reversed(STAGES) if name in seen), None)
+        return next((name for name, _ in reversed(_STAGES) if name in seen), None)
 
 
 def tail(path: str, lines: int, *, most: int = _CHUNK) -> list[str]:

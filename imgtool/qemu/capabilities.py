@@ -18,6 +18,7 @@ import msgspec
 
 from imgtool.errors import DecodeError, MachineError, ProgramError
 from imgtool.image.names import printable
+from imgtool.image.userdirs import user_dir
 from imgtool.qemu.process import Limits, Runner, run
 from imgtool.qemu.programs import Version, parse_version
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
@@ -156,9 +157,7 @@ def binary_identity(program: str) -> str:
 
 
 def cache_folder() -> str:
-    from platformdirs import user_cache_dir
-
-    return os.path.join(user_cache_dir("imgtool", appauthor=False), "qemu")
+    return os.path.join(user_dir("cache"), "qemu")
 
 
 def write_cache(place: str, content: bytes) -> None:

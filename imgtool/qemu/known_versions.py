@@ -8,7 +8,8 @@ reason.
 from __future__ import annotations
 
 import os
-import sys
+
+from imgtool.image.userdirs import user_dir
 
 _MOST = 1 << 16
 """Bytes that are read."""
@@ -44,12 +45,7 @@ def keep(program: str, said: str) -> None:
 
 def path() -> str:
     """Where it is kept."""
-    if sys.platform.startswith("linux"):  # as platformdirs has it, which is slow to import
-        cache = os.environ.get("XDG_CACHE_HOME", "").strip() or os.path.expanduser("~/.cache")
-        return os.path.join(cache, "imgtool", "qemu", "versions")
-    from platformdirs import user_cache_dir
-
-    return os.path.join(user_cache_dir("imgtool", appauthor=False), "qemu", "versions")
+    return os.path.join(user_dir("cache"), "qemu", "versions")
 
 
 def _identity(program: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network, ip_address, ip_network
 from itertools import pairwise
 
 from imgtool.errors import ConfigError
@@ -157,11 +156,19 @@ def _forwards(name: str, rules: tuple[str, ...]) -> Problems:
 
 
 def _is_address(text: str) -> bool:
+    from ipaddress import ip_address
+
     try:
         ip_address(text.removeprefix("[").removesuffix("]"))
     except ValueError:
         return False
     return True
+
+
+def _is_multicast(text: str) -> bool:
+    from ipaddress import ip_address
+
+    return _is_address(text) and ip_address(text).is_multicast
 
 
 def _user(name: str, network: User) -> Problems:
@@ -174,10 +181,13 @@ def _user(name: str, network: User) -> Problems:
         yield ConfigError(f"{name}: bootfile is fetched over TFTP", hint="tftp=FOLDER says where it lies")
     if network.smbserver is not None and network.smb is None:
         yield ConfigError(f"{name}: smbserver is the address of smb=", hint="smb=FOLDER says what it serves")
-    yield from _subnet(name, network)
+    if (network.net, network.host, network.dns, network.dhcpstart) != (None, None, None, None):
+        yield from _subnet(name, network)
 
 
 def _subnet(name: str, network: User) -> Problems:
+    from ipaddress import IPv4Network, ip_address, ip_network
+
     text = network.net or "10.0.2.0/24"
     try:
         found = ip_network(text if "/" in text else f"{text}/24", strict=False)
@@ -235,7 +245,7 @@ def _socket(name: str, network: Socket) -> Problems:
     lowest = 0 if ways[0] == "listen" else 1
     if not colon or not port.isdecimal() or not lowest <= int(port) <= 65535:
         yield ConfigError(f"{name}: {ways[0]}={printable(where)} has no port", hint=f"write {ways[0]}=127.0.0.1:4444")
-    elif ways[0] == "mcast" and not (_is_address(host) and ip_address(host).is_multicast):
+    elif ways[0] == "mcast" and not _is_multicast(host):
         yield ConfigError(f"{name}: {printable(host)} is no multicast address", hint="write mcast=230.0.0.1:4444")
     if ways[0] == "udp" and network.localaddr is None:
         yield ConfigError(

@@ -8,6 +8,7 @@ import msgspec
 
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
+from imgtool.image.userdirs import user_dir
 from imgtool.publish.oci.connection import DEFAULT, Connection
 from imgtool.publish.oci.pull import PullRequest
 from imgtool.publish.oci.reference import is_digest, parse_reference
@@ -22,9 +23,7 @@ class _Fetched(msgspec.Struct, frozen=True):
 
 
 def default_folder() -> str:
-    from platformdirs import user_cache_dir
-
-    return os.path.join(user_cache_dir("imgtool", appauthor=False), "images")
+    return os.path.join(user_dir("cache"), "images")
 
 
 def fetch(

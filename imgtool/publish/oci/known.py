@@ -23,6 +23,8 @@ from typing import TypeVar
 
 import msgspec
 
+from imgtool.image.userdirs import user_dir
+
 T = TypeVar("T")
 
 _MOST = 64
@@ -49,9 +51,7 @@ class Known:
 
     def __init__(self, folder: str | None = None) -> None:
         if folder is None:
-            from platformdirs import user_cache_dir
-
-            folder = os.path.join(user_cache_dir("imgtool", appauthor=False), "oci")
+            folder = os.path.join(user_dir("cache"), "oci")
         self._folder = folder
 
     def digest(self, status: os.stat_result, parent: str | None) -> str | None:
