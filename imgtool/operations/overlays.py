@@ -84,7 +84,8 @@ class OverlaysRequest:
     def plan(self, program: str) -> Plan:
         plan = self._first.plan(program)
         images = [Touched(path=path, action="create") for path in self.paths[1:]]
-        notes = [f"the other {len(images)} have the same bytes"] if images else []
+        others = "the other one has" if len(images) == 1 else f"the other {len(images)} have"
+        notes = [f"{others} the same bytes"] if images else []
         return replace(plan, images=(*plan.images, *images), notes=(*plan.notes, *notes))
 
     def make(self, qemu_img: QemuImg) -> list[Image]:

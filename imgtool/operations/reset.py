@@ -75,9 +75,10 @@ class ResetRequest:
                 "all the same",
                 path=self.image.path,
             )
-        if self.image.snapshots and not force:
+        kept = len(self.image.snapshots)
+        if kept and not force:
             raise RefusedError(
-                f"{shown} has {len(self.image.snapshots)} internal snapshots, which would be lost",
+                f"{shown} has {kept} internal {'snapshot' if kept == 1 else 'snapshots'}, which would be lost",
                 hint="`imgtool snapshot -d` deletes them; --force resets all the same",
                 path=self.image.path,
             )

@@ -20,11 +20,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from imgtool.errors import (
-    CommandError,
     ImageError,
     ImageExistsError,
     ImageInUseError,
     ImageNotFoundError,
+    ImgtoolError,
     RefusedError,
 )
 from imgtool.image.locks import forbid_writers, holders
@@ -48,7 +48,7 @@ from imgtool.operations.journal import (
 )
 from imgtool.operations.replaceable import check_removable, check_replaceable, take_attributes
 from imgtool.operations.syncing import sync, sync_all
-from imgtool.qemu.img_base import renamed_error
+from imgtool.qemu.img_base import rename_in
 
 _PATIENCE = 60.0
 """Seconds to wait for another imgtool to put its change into the same directory, which takes milliseconds."""
@@ -96,8 +96,8 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, CommandError):
-            renamed_error(error, self._shown)
+        if isinstance(error, ImgtoolError):
+            rename_in(error, self._shown)
             error.path = self._shown.get(error.path or "", error.path)
         try:
             if not self._decided:

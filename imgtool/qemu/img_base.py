@@ -310,14 +310,22 @@ def _change_failure(done: Completed, image: Source) -> ImgtoolError:
 
 
 def renamed_error(error: CommandError, names: Mapping[str, str]) -> CommandError:
-    """`error` with the names of hidden files in its message replaced by those of the files they stand for. Its
-    command line keeps them and says what they were: run on the files themselves, it may destroy them."""
-    stood = []
+    """`error`, with names as `rename_in` makes them."""
+    rename_in(error, names)
+    return error
+
+
+def rename_in(error: ImgtoolError, names: Mapping[str, str]) -> None:
+    """Replaces the names of hidden files in the message of `error` by those of the files they stand for. A command
+    line keeps them and says what they were: run on the files themselves, it may destroy them."""
     for hidden, shown in names.items():
         error.message = error.message.replace(printable(hidden), printable(shown))
-        if any(os.path.basename(hidden) in word for word in error.argv):
-            stood.append(f"{printable(hidden)} stood for {printable(shown)}")
     error.args = (error.message,)
-    if stood:
-        error.comment = f"gone by now: {', '.join(stood)}"
-    return error
+    if isinstance(error, CommandError):
+        stood = [
+            f"{printable(hidden)} stood for {printable(shown)}"
+            for hidden, shown in names.items()
+            if any(os.path.basename(hidden) in word for word in error.argv)
+        ]
+        if stood:
+            error.comment = f"gone by now: {', '.join(stood)}"

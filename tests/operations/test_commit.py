@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,9 @@ import pytest
 
 from imgtool.chain.anchors import standings
 from imgtool.chain.walk import walk
-from imgtool.errors import ImageInUseError, ImgtoolError, RefusedError
+from imgtool.errors import ImageInUseError, ImgtoolError, PolicyError, RefusedError
 from imgtool.operations.commit import CommitRequest, commit
+from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QemuImg
 
 if TYPE_CHECKING:
@@ -117,6 +119,21 @@ def test_siblings_keep_what_they_read(store: Store) -> None:
         assert set(states(store / name)) == {"same"}
     assert os.path.samefile(walk(store / "vms/sibling-1.qcow2")[1].path, store / "base.qcow2")
     assert QemuImg().info(store / "vms/sibling-1.qcow2").backing_filename == "../base.qcow2"
+
+
+def test_a_sibling_that_may_not_refer_to_the_base_is_named(store: Store) -> None:
+    """And not the hidden copy of it that was worked on."""
+    chain(store)
+    sibling = store / "vms/sibling.qcow2"
+    sibling.parent.mkdir(exist_ok=True)
+    words = ["create", "-q", "-f", "qcow2", "-b", "../base.qcow2", "-F", "qcow2", str(sibling)]
+    subprocess.run([Programs().find("qemu-img"), *words], check=True)
+    before = store.bytes()
+    with pytest.raises(PolicyError) as caught:
+        commit(store / "mid.qcow2", preserve_siblings=True, store=[store / "vms"])
+    assert caught.value.path == str(sibling)
+    assert caught.value.message.startswith(str(sibling))
+    assert store.bytes() == before
 
 
 def test_a_siblings_snapshots_keep_what_they_read(store: Store, img: QemuImg) -> None:
