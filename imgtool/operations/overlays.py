@@ -66,10 +66,10 @@ class OverlaysRequest:
         self._first = OverlayRequest(base, overlay, options=given, **others)
         self.base = self._first.base
         self.paths = self._names(count)
-        self._first.path = self.paths[0]
 
     def _names(self, count: int) -> list[str]:
         if self._pattern is None:
+            self._first.path = None
             return list(islice(self._first.names(), count))
         folder, name = os.path.split(self._pattern)
         paths = [os.path.join(folder, name.replace(NUMBER, str(number))) for number in range(1, count + 1)]
@@ -82,6 +82,7 @@ class OverlaysRequest:
         return paths
 
     def plan(self, program: str) -> Plan:
+        self._first.path = self.paths[0]
         plan = self._first.plan(program)
         images = [Touched(path=path, action="create") for path in self.paths[1:]]
         others = "the other one has" if len(images) == 1 else f"the other {len(images)} have"
@@ -91,6 +92,15 @@ class OverlaysRequest:
     def make(self, qemu_img: QemuImg) -> list[Image]:
         """Makes them, all or, should anything fail, none. Killed half-way there are none, or some and a journal from
         which the next run in that directory makes the others."""
+        while True:
+            try:
+                return self._make(qemu_img)
+            except ImageExistsError:
+                if self._pattern is not None:
+                    raise
+                self.paths = self._names(len(self.paths))  # another process was faster
+
+    def _make(self, qemu_img: QemuImg) -> list[Image]:
         first = self._first
         with Transaction(self.paths[0]) as change:
             staged = [change.stage(self.paths[0]), *change.stage_all(self.paths[1:])]

@@ -70,6 +70,16 @@ def test_made_up_names_go_round_those_that_are_there(images: Images) -> None:
     assert [Path(image.path).name for image in made] == ["base-overlay-1.qcow2", "base-overlay-3.qcow2"]
 
 
+def test_made_up_names_go_round_those_that_somebody_else_took_meanwhile(images: Images) -> None:
+    base = images.base("base.qcow2")
+    request = OverlaysRequest(base, 2)
+    (images / "base-overlay-2.qcow2").write_text("theirs")
+    made = request.make(QemuImg())
+    assert [Path(image.path).name for image in made] == ["base-overlay-1.qcow2", "base-overlay-3.qcow2"]
+    assert listing(images.directory) == {"base.qcow2", *(f"base-overlay-{number}.qcow2" for number in (1, 2, 3))}
+    assert (images / "base-overlay-2.qcow2").read_text() == "theirs"
+
+
 def test_where_one_name_is_taken_none_is_made(images: Images) -> None:
     base = images.base("base.qcow2")
     (images / "top-3.qcow2").write_text("mine")
