@@ -33,7 +33,8 @@ def check_input(path: str, *, what: str = "image", write: bool = False) -> None:
         raise _unreachable(error, path, what) from error
     kind = stat.S_IFMT(status.st_mode)
     if kind not in (stat.S_IFREG, stat.S_IFBLK):
-        hint = f"give the {what} in it" if kind == stat.S_IFDIR else f"an {what} is a regular file or a block device"
+        one = f"an {what}" if what[0] in "aeiou" else f"a {what}"
+        hint = f"give the {what} in it" if kind == stat.S_IFDIR else f"{one} is a regular file or a block device"
         raise ImageUnreadableError(f"{shown} is {_KINDS.get(kind, 'no file')}", hint=hint, path=path)
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))

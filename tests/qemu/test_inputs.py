@@ -63,6 +63,9 @@ def test_a_directory_is_no_image(tmp_path: Path) -> None:
 def test_a_fifo_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a")
     assert "FIFO" in refusal(tmp_path / "a").message
+    with pytest.raises(ImageUnreadableError) as caught:
+        check_input(str(tmp_path / "a"), what="base")
+    assert caught.value.hint == "a base is a regular file or a block device"
 
 
 def test_a_socket_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
