@@ -16,6 +16,8 @@ from imgtool.errors import ConfigError, ImageNotFoundError
 from imgtool.image.names import printable
 from imgtool.qemu.qemu_img import QemuImg
 
+_SOURCES = "`from` is an image's file, another recipe (.toml), or oci:REGISTRY/NAME@sha256:HEX"
+
 Fetch = Callable[[str, str], str]
 """(reference in a registry, digest of its manifest) → the path of a local image, the same for the same digest."""
 
@@ -93,10 +95,11 @@ def find_base(loaded: Loaded, memory: Memory, qemu_img: QemuImg) -> Base:
         chain = guard(path, format=image.format)
     except ImageNotFoundError as error:
         where = f"{printable(loaded.path)}:{loaded.line('image', 'from')}"
-        raise ImageNotFoundError(f"{where}: {error.message}", hint=error.hint, path=error.path) from None
+        raise ImageNotFoundError(f"{where}: {error.message}", hint=error.hint or _SOURCES, path=error.path) from None
     in_registry = image.from_.startswith(OCI)  # there the digest is the manifest's
     if image.sha256 is not None and not in_registry and memory.sha256(path) != image.sha256.lower():
-        raise _wrong(loaded, f"{printable(path)} is not the file that sha256 pins", None, "sha256")
+        message = f"{printable(path)} is not the file that sha256 pins"
+        raise _wrong(loaded, message, f"its sha256 is {memory.sha256(path)}", "sha256")
     size = chain[0].virtual_size
     format = chain[0].format
     assert size is not None

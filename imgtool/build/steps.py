@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from imgtool.build import copying
-from imgtool.build.executor import SHELL, Executor, ExecutorError, StepTimeout
+from imgtool.build.executor import SHELL, Executor, ExecutorError, GuestLost, StepTimeout
 from imgtool.build.guest import Guest
 from imgtool.build.inputs import files_of
 from imgtool.build.memory import Memory
@@ -20,6 +20,8 @@ from imgtool.image.names import printable
 
 _WAIT_PAUSE = 1.0
 _SHOWN = 200
+_MORE_TIME = '`timeout = "30m"` in the layer or the check gives it more'
+_LEFT_RUNNING = "a step leaves its guest running; `reboot = true` in a layer restarts it"
 
 
 class StepFailed(MachineError):  # noqa: N818 - says what is so
@@ -28,10 +30,18 @@ class StepFailed(MachineError):  # noqa: N818 - says what is so
     code = "step-failed"
 
     def __init__(
-        self, message: str, *, step: str, status: int | None, line: int, tail: Sequence[str], path: str
+        self,
+        message: str,
+        *,
+        step: str,
+        status: int | None,
+        line: int,
+        tail: Sequence[str],
+        path: str,
+        hint: str | None = None,
     ) -> None:
         shown = "".join(f"\n  | {line}" for line in tail)
-        super().__init__(f"{printable(path)}:{line}: {message}{shown}", path=path)
+        super().__init__(f"{printable(path)}:{line}: {message}{shown}", path=path, hint=hint)
         self.step = step
         self.status = status
         """Its exit status; None when it came to none."""
@@ -118,13 +128,21 @@ class Steps:
                 on_output=self._log.feed,
             )
         except StepTimeout:
-            raise self._failed(shown, f"took longer than {self._timeout:g} s", None, place) from None
+            how = f"took longer than {self._timeout:g} s"
+            raise self._failed(shown, how, None, place, hint=_MORE_TIME) from None
         except ExecutorError as error:
-            raise self._failed(shown, error.message, None, place) from error
+            raise self._broken(shown, error, place) from error
         finally:
             self._log.end_step()
 
-    def _failed(self, shown: str, how: str, status: int | None, place: tuple[str | int, ...]) -> StepFailed:
+    def _broken(self, shown: str, error: ExecutorError, place: tuple[str | int, ...]) -> StepFailed:
+        """Of a step that could not be done, or whose end nobody knows."""
+        hint = error.hint or (_LEFT_RUNNING if isinstance(error, GuestLost) else None)
+        return self._failed(shown, f"failed: {error.message}", None, place, hint=hint)
+
+    def _failed(
+        self, shown: str, how: str, status: int | None, place: tuple[str | int, ...], *, hint: str | None = None
+    ) -> StepFailed:
         short = printable(shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…")
         name = f"the layer {self._step.name}" if isinstance(self._step, Layer) else "a check"
         return StepFailed(
@@ -134,6 +152,7 @@ class Steps:
             line=self._loaded.line(*self._place, *place),
             tail=self._log.tail(),
             path=self._loaded.path,
+            hint=hint,
         )
 
     def _copy(self, layer: Layer, memory: Memory, scratch: str) -> None:
@@ -144,7 +163,7 @@ class Steps:
             try:
                 copying.put(self._executor, copy, files, scratch)
             except ExecutorError as error:
-                raise self._failed(shown, f"failed: {error.message}", None, ("copy", number)) from error
+                raise self._broken(shown, error, ("copy", number)) from error
 
     def check_unchanged(self, layer: Layer, memory: Memory, before: Sequence[object]) -> None:
         """ConfigError when what is copied is no longer what the layer's key was made of."""
@@ -171,7 +190,7 @@ class Steps:
         try:
             self._guest.reboot(self._kind, seconds_of(self._loaded.recipe.machine.boot_timeout))
         except ExecutorError as error:
-            raise self._failed("reboot", f"failed: {error.message}", None, ("reboot",)) from error
+            raise self._broken("reboot", error, ("reboot",)) from error
 
     def _wait(self, layer: Layer) -> None:
         for number, line in enumerate(layer.wait):
@@ -194,7 +213,7 @@ class Steps:
             try:
                 copying.fetch(self._executor, wanted.from_, kept)
             except ExecutorError as error:
-                raise self._failed(shown, f"failed: {error.message}", None, ("fetch", number)) from error
+                raise self._broken(shown, error, ("fetch", number)) from error
 
 
 def deliver(layer: Layer, folder: str) -> None:

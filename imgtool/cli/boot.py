@@ -178,6 +178,8 @@ def _machine(words: dict[str, Any], image: str | None, format_: str | None) -> M
     from imgtool.machine.options.words import from_words, typed
 
     if image is not None:
+        if format_ is None and image.endswith(".toml"):
+            raise _no_disk(image)
         disk = {"file": image, "if": "virtio", **({"format": format_} if format_ else {})}
         words = {**words, "drive": [disk, *typed("drive", words.get("drive", []))]}
     elif format_ is not None:
@@ -187,6 +189,17 @@ def _machine(words: dict[str, Any], image: str | None, format_: str | None) -> M
     model = words.pop("nic-model", None)
     machine = from_words(words)
     return machine if model is None else _with_nic(machine, model)
+
+
+def _no_disk(image: str) -> UsageError:
+    """A text file has no header, and QEMU would take it for a raw disk."""
+    from imgtool.image.names import printable
+
+    name = printable(image)
+    hint = (
+        f"a layer of a recipe is {name}@LAYER, a machine's settings are read by --profile; --format raw makes it one"
+    )
+    return UsageError(f"{name} is no disk", hint=hint)
 
 
 def _taken(words: Mapping[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from imgtool.build.engine import Built
+from imgtool.build.executor import ExecutorError, GuestLost
 from imgtool.build.plan import Choice
 from imgtool.build.prune import verify
 from imgtool.build.recipe import load_recipe
@@ -234,6 +235,27 @@ def test_a_failing_step_says_where_and_leaves_what_was_built(bench: Bench) -> No
     assert bench.behaviour.commands[3:] == ["make c", "make d"]
 
 
+@pytest.mark.parametrize(
+    ("error", "said", "hint"),
+    [
+        (GuestLost("web has ended"), "`make c` failed: web has ended", "a step leaves its guest running"),
+        (ExecutorError("its end was not seen", hint="look there"), "`make c` failed: its end was not seen", "look"),
+    ],
+)
+def test_a_step_whose_guest_is_lost_says_what_happened_and_what_to_do(
+    bench: Bench, error: ExecutorError, said: str, hint: str
+) -> None:
+    def before(command: str) -> None:
+        if command == "make c":
+            raise error
+
+    bench.behaviour.before = before
+    with pytest.raises(StepFailed) as caught:
+        bench.builder().build(bench.recipe(RECIPE))
+    assert said in caught.value.message
+    assert str(caught.value.hint).startswith(hint)
+
+
 def test_a_guest_that_its_disk_ended_says_so_and_where_room_is_needed(bench: Bench) -> None:
     bench.behaviour.fails = lambda command: 1 if command == "make c" else None
     bench.behaviour.trouble = "there is no space left for what it writes"
@@ -351,13 +373,15 @@ def test_a_base_whose_pin_does_not_fit_is_refused(bench: Bench) -> None:
     pinned = RECIPE.replace('from = "base.qcow2"', f'from = "base.qcow2"\nsha256 = "{digest}"')
     assert bench.builder().build(bench.recipe(pinned)).boots == 1
     wrong = pinned.replace(digest, digest[::-1])
-    with pytest.raises(ConfigError, match=r"web\.toml:4: .* is not the file that sha256 pins"):
+    with pytest.raises(ConfigError, match=r"web\.toml:4: .* is not the file that sha256 pins") as caught:
         bench.builder().build(bench.recipe(wrong))
+    assert caught.value.hint == f"its sha256 is {digest}"
 
 
 def test_a_missing_base_is_said_with_its_line(bench: Bench) -> None:
-    with pytest.raises(ImageNotFoundError, match=r"web\.toml:3: .*nothing\.qcow2"):
+    with pytest.raises(ImageNotFoundError, match=r"web\.toml:3: .*nothing\.qcow2") as caught:
         bench.builder().build(bench.recipe(RECIPE.replace("base.qcow2", "nothing.qcow2")))
+    assert str(caught.value.hint).startswith("`from` is an image's file")
 
 
 def test_a_disk_is_made_larger_and_never_smaller(bench: Bench) -> None:

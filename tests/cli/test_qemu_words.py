@@ -53,6 +53,13 @@ def test_a_word_that_is_nobodys_is_answered_as_before(imgtool: Imgtool) -> None:
     assert (done.status, "--memory" in done.stderr, "imgtool boot --help" in done.stderr) == (2, True, True)
 
 
+def test_a_recipe_is_not_taken_for_a_raw_disk(imgtool: Imgtool, tmp_path: Path) -> None:
+    (tmp_path / "web.toml").write_text("[image]\n")
+    done = imgtool("boot", "web.toml", "--dry-run", "--output", "json")
+    assert (done.status, done.error["message"]) == (2, "web.toml is no disk")
+    assert "web.toml@LAYER" in done.error["hint"]
+
+
 def test_a_format_may_stand_right_behind_its_letter(imgtool: Imgtool, tmp_path: Path) -> None:
     (tmp_path / "a.img").write_bytes(bytes(512))
     assert "'qcow9' is no image format" in imgtool("boot", "-fqcow9", "a.img").stderr

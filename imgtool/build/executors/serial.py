@@ -35,6 +35,7 @@ _ALL_BYTES: Final = bytes(range(256))
 _PATIENCE: Final = 2.0
 """After so many seconds without output it is asked whether the step still runs."""
 _CONNECT_SECONDS: Final = 10.0
+_DISTURBED: Final = "did a step end this shell, or restart the guest? `reboot = true` in a layer restarts it"
 _LEVEL: Final = 6
 _TRIES: Final = 3
 _LOG_PIECE: Final = 1 << 20
@@ -207,7 +208,7 @@ class SerialWay(Way):
             self._console = None
             with contextlib.suppress(ExecutorError):
                 self.wait_ready(seconds=SHORT)
-            raise ExecutorError(error.message) from None
+            raise ExecutorError(error.message, hint=_DISTURBED) from None
 
     def _learn(self) -> None:
         """What the line and the guest are capable of."""
