@@ -176,16 +176,16 @@ class FlattenRequest:
         """Flattens. Whatever happens, the image afterwards reads as before, and `to` is there whole or not at all."""
         if self.to is None:
             self._in_place(qemu_img, progress)
+            written: tuple[str, ...] = (self.image.path,)
         else:
-            self._to_new(qemu_img, self.to, progress)
+            written = self._to_new(qemu_img, self.to, progress)
         path = self.to or self.image.path
-        status = os.stat(path)
         return Flattened(
             path=path,
             source=self.image.path,
             format=self.output_format,
             virtual_size=self.image.virtual_size or 0,
-            actual_size=status.st_blocks * 512,
+            actual_size=sum(os.stat(file).st_blocks * 512 for file in written),
             stood_on=self.stood_on,
             notes=tuple(self.notes),
         )
@@ -212,10 +212,10 @@ class FlattenRequest:
             take_place(change, image, copy, self.children)
             change.commit(self.around.confirm)
 
-    def _to_new(self, qemu_img: QemuImg, to: str, progress: Progress | None) -> None:
+    def _to_new(self, qemu_img: QemuImg, to: str, progress: Progress | None) -> tuple[str, ...]:
+        """Returns the files it made."""
         if self.output_format == "vmdk":
-            self._by_convert(qemu_img, to, progress)
-            return
+            return self._by_convert(qemu_img, to, progress)
         image = self.image
         with Transaction(to) as change:
             self._hold(change)
@@ -236,13 +236,14 @@ class FlattenRequest:
             else:
                 change.place(to, staged)
             change.commit()
+        return (to,)
 
-    def _by_convert(self, qemu_img: QemuImg, to: str, progress: Progress | None) -> None:
+    def _by_convert(self, qemu_img: QemuImg, to: str, progress: Progress | None) -> tuple[str, ...]:
         """A VMDK may be several files, which have their names from its own."""
         image = self.image
         with Transaction(image.path) as change:
             self._hold(change)
-            qemu_img.convert(
+            made = qemu_img.convert(
                 image.path,
                 to,
                 format=image.format,
@@ -253,6 +254,7 @@ class FlattenRequest:
                 progress=progress,
                 finish=lambda hidden: self._prove(qemu_img, hidden, to),
             )
+        return made.written
 
     def _prove(self, qemu_img: QemuImg, made: str, to: str) -> None:
         if not same(qemu_img, made, self.image.path, formats=(self.output_format, self.image.format)):

@@ -110,6 +110,14 @@ def test_a_new_file_is_made_and_nothing_else_changes(store: Store) -> None:
     assert after == before
 
 
+def test_a_new_image_of_several_files_is_as_large_as_all_of_them(store: Store) -> None:
+    chain(store)
+    options = {"subformat": "twoGbMaxExtentSparse"}
+    done = flatten(store / "top.qcow2", to=store / "new.vmdk", output_format="vmdk", options=options)
+    files = [store / "new.vmdk", store / "new-s001.vmdk"]
+    assert done.actual_size == sum(file.stat().st_blocks * 512 for file in files)
+
+
 def test_a_new_file_may_be_compressed_and_have_options(store: Store, img: QemuImg) -> None:
     chain(store)
     flatten(store / "top.qcow2", to=store / "new.qcow2", compressed=True, options={"cluster_size": "128k"})
