@@ -2,9 +2,9 @@
 the guard of what boots, commits and rebases.
 
 Judged from metadata alone, so that it costs a few system calls. A parent that was written in place is refused,
-whether or not its bytes changed: that takes reading them (`imgtool chain anchor --deep`). One that looks the same but
-is another file is a copy (`cp -r`, `scp` and archives lose the time of last change), and a store that was copied is
-to be as good as the one it came from: that is worth a word and no more.
+whether or not its bytes changed: to know that, they must be read (`imgtool chain anchor --deep`). One that looks the
+same but is another file is a copy (`cp -r`, `scp` and archives lose the modification time). A copied store must be as
+good as the original, so this is reported but never refused.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def state_of(anchor: Anchor, reference: bytes, parent: str, *, parent_format: st
         if verdict != "touched":
             return verdict
         status = os.fstat(fd)
-        # whoever copies a file keeps its size, and the copy has a number of its own
+        # a copy has the size of the original, and an inode number of its own
         return "written" if status.st_size != anchor.size or status.st_ino == anchor.inode else "copied"
     except (ImageFormatError, OSError):
         return "changed"

@@ -89,7 +89,7 @@ def _tell(image: Image, result: CheckResult | ImgtoolError) -> None:
 
 
 def compare_contents(by_path: Mapping[str, Image], health: Health, qemu_img: QemuImg, policy: Policy) -> None:
-    """Reads every parent whose content an overlay remembers. What was only suspected of it is then known."""
+    """Reads every parent whose content an overlay remembers. What was only suspected is then known."""
     digests: dict[str, str | None] = {}
     for one in health.anchored:
         parent = one.image.parent

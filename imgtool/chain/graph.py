@@ -19,7 +19,7 @@ BackingKind = Literal["file", "json", "protocol"]
 
 
 class Backing(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
-    """What an image says of its backing file."""
+    """What an image records of its backing file."""
 
     reference: str
     """The name as it stands in the image."""
@@ -41,7 +41,7 @@ class DataFile(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
 
 
 class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
-    """A node: an image that was found, or one that something names and that could not be looked at.
+    """A node: an image that was found, or one that is referred to but could not be looked at.
 
     `path` is absolute; where a parent is no plain file, it is the reference itself (`nbd://host/disk`). A node that
     is missing, unusable or remote has no format and no sizes, and says why in its findings.

@@ -1,4 +1,4 @@
-"""What a qcow2 says of its own state, gathered while a scan has it open: marks of damage, a missing end, anchors."""
+"""What a qcow2 tells about its own state, gathered while a scan has it open: damage marks, a missing end, anchors."""
 
 from __future__ import annotations
 

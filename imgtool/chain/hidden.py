@@ -1,4 +1,4 @@
-"""Hidden files that imgtool left among the images: of changes that were broken off, and of runs that were killed."""
+"""Hidden files that imgtool left among the images, by interrupted changes and killed runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From images that were looked at to a graph: who stands on whom, how deep, and what is wrong between them.
+"""From scanned images to a graph: which stands on which, how deep, and what is wrong between them.
 
 Pure: opens nothing. Every walk is a loop, never a recursion, so that chains may be of any length.
 """
@@ -52,7 +52,7 @@ def link(
 
 
 def _join(nodes: list[Image], node_of: NodeOf) -> tuple[dict[str, str | None], dict[str, list[str]]]:
-    """Ties overlays to their backing files. Answers both directions: node → parent, node → children."""
+    """Ties overlays to their backing files. Returns both directions: node → parent, node → children."""
     parents: dict[str, str | None] = {}
     children: dict[str, list[str]] = {}
     for image in nodes:
@@ -104,7 +104,7 @@ def _judge(image: Image, parent: Image) -> None:
 
 
 def _join_data_files(nodes: list[Image], node_of: NodeOf) -> dict[str, list[str]]:
-    """Ties qcow2 images to their external data files. Answers data file → the images whose it is."""
+    """Ties qcow2 images to their external data files. Returns data file → the images that it belongs to."""
     owners: dict[str, list[str]] = {}
     held: dict[str, Image] = {}
     for image in nodes:
@@ -143,7 +143,7 @@ def _tell_ring(ring: list[str], by_path: dict[str, Image]) -> None:
 def _tell_broken(
     nodes: list[Image], children: dict[str, list[str]], by_path: dict[str, Image], rings: list[list[str]]
 ) -> None:
-    """Marks every image that cannot be read because of something beneath it."""
+    """Marks every image that cannot be read because of something below it."""
     culprits = [image.path for image in nodes if image.findings and any(image.has(code) for code in UNUSABLE)]
     culprits += [path for ring in rings for path in ring]
     own = set(culprits)

@@ -1,6 +1,6 @@
 """Looking at one file: one stat, one open, one read of its header. Never raises for what it finds there.
 
-What is no regular file and no block device is never opened: a FIFO would block, a tape would rewind.
+Only regular files and block devices are ever opened: a FIFO would block, a tape would rewind.
 """
 
 from __future__ import annotations

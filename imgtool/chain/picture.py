@@ -1,4 +1,4 @@
-"""The disk as a bar: letters for a terminal, an SVG drawing. Pure text."""
+"""The disk as a bar: of letters for a terminal, or as an SVG drawing. Pure text."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Remedy(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A file that may be a backing file that is missing."""
+    """A file that may be the missing backing file."""
 
     path: str
     format: str

@@ -1,5 +1,5 @@
 """Parents that are reached by a protocol (nbd, https, ssh, …) or named by QEMU's options: asked of QEMU, where the
-policy lets the image have them. Without being asked for nothing is connected to."""
+policy allows the image to refer to them. Nothing is connected to unless asked for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def look_at_remote(graph: Graph, qemu_img: QemuImg, policy: Policy) -> None:
         except PolicyError:
             continue
         except ImgtoolError:
-            continue  # what is wrong with the image itself is told elsewhere
+            continue  # what is wrong with the image itself is reported elsewhere
         _look(image, nodes[image.parent], qemu_img)
 
 

@@ -1,6 +1,6 @@
-"""Looking at many images at once, natively: directories, chains, and all that hangs together with an image.
+"""Scanning many images natively: directories, chains, and everything connected with an image.
 
-One open, one read and one fstat a file, no process: 10,000 overlays take a fifth of a second.
+One open, one read and one fstat per file, no process: 10,000 overlays take a fifth of a second.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def scan(paths: Paths, *, store: Paths = (), format: str | None = None) -> Graph
     followed, neither are devices, FIFOs and sockets opened, unless an image names a block device. A file without any
     format's magic number counts as a raw image when its name ends in one of `RAW_NAMES` or an image refers to it.
 
-    `format` is that of the images among `paths`, where it should not be found out from their bytes.
+    `format` is that of the images among `paths`, where it should not be probed from their bytes.
     """
     return survey(paths, store=store, format=format).graph
 
@@ -72,7 +72,7 @@ def survey(
     for image in asked:
         for directory in found.directories_of_chain(image):
             found.directory(directory)
-    # everything found so far in those directories is there only for what it has to do with the images asked for
+    # what was found in those directories so far matters only where it is connected with the images asked for
     narrow = not trees
     for directory in trees:
         found.tree(directory)
@@ -166,7 +166,7 @@ class Store:
         try:
             status = os.stat(path)
         except (OSError, ValueError):
-            self.named(path)  # which does not exist, and says so
+            self.named(path)  # which does not exist, and is reported
             return
         known = self._files.get(identity(status))
         if known is None:
@@ -263,7 +263,7 @@ class Store:
         self._add(image, file)
 
     def _closed(self, path: str, name: str) -> None:
-        """A listed file that does not open: gone meanwhile, or not ours to read."""
+        """A listed file that cannot be opened: gone in the meantime, or not readable by us."""
         if not os.path.lexists(path):
             return
         if is_image_name(name):
@@ -319,7 +319,7 @@ class Store:
         if backing is not None and backing.path is not None:
             there = self._looker.backing(os.fsencode(backing.reference), backing.format, os.path.dirname(name))
         if name < image.path and there is backing and image.path not in self._given and not os.path.islink(name):
-            image.path, name = name, image.path  # directories list names in any order
+            image.path, name = name, image.path  # directories list their names in no particular order
         others = image.other_names or ()
         image.other_names = tuple(sorted((*others, name)))
         how = "what is linked to by" if os.path.islink(image.path) else "another name of"

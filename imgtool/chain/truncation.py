@@ -1,4 +1,4 @@
-"""Images whose end is missing, as a copy that broke off leaves them: QEMU reads zeros there, without a word."""
+"""Images whose end is missing, as an interrupted copy leaves them: QEMU silently reads zeros there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is only looked at, not given to QEMU: the policy has a say there too."""
+"""The policy for files that are only looked at, not given to QEMU: it applies there too."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _ORDER: dict[str, int] = {"error": 0, "warning": 1, "info": 2}
 
 
 class Defect(msgspec.Struct, frozen=True, kw_only=True, gc=False, rename="kebab"):
-    """One thing wrong, or worth knowing."""
+    """One thing that is wrong, or worth knowing."""
 
     code: str
     """A key of `imgtool.chain.findings.KINDS`, which says what it means."""
@@ -47,7 +47,7 @@ class Defect(msgspec.Struct, frozen=True, kw_only=True, gc=False, rename="kebab"
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What a look at a store found, the gravest first."""
+    """What verifying a store found, the gravest first."""
 
     images: int
     """How many were looked at."""
@@ -59,7 +59,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Verified:
-    """A store as it was looked at: the answer, and the graph behind it for whoever goes on to repair."""
+    """A verified store: the answer, and the graph behind it for the repair that may follow."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Verified:
                 if found.code == "broken-chain" or (
                     found.code == "missing" and (image.children or image.data_file_of)
                 ):
-                    continue  # told where it comes from
+                    continue  # reported where it comes from
                 hurt: tuple[str, ...] = ()
                 if found.severity == "error":
                     hurt = tuple(sorted(descendants(children, [image.path])))

@@ -1,7 +1,7 @@
-"""One chain, from an image down to its base, as QEMU would open it; and the guard that stands before every program
-that would.
+"""One chain, from an image down to its base, as QEMU would open it; and the guard in front of every program that
+opens one.
 
-qemu-img does not end, or eats gigabytes, on a backing cycle (check, convert, map, compare), blocks on a FIFO, and
+qemu-img hangs, or eats gigabytes, on a backing cycle (check, convert, map, compare), blocks on a FIFO, and
 crashes on chains of over a thousand images. Headers are read natively here, and nothing is started.
 """
 
@@ -103,7 +103,7 @@ def guard(
     try:
         approve(path, policy, format=format, parents=opens_parents)
     except (ChainError, ImageFormatError) as error:
-        refused = error  # what follows may say it better
+        refused = error  # what follows may have a better message
     last = chain[-1]
     for found in last.findings:
         if found.code in ("cycle", "self-reference"):

@@ -71,7 +71,7 @@ def take(fd: int, reference: bytes, header: Header | None = None, *, content: st
 
 
 def _sample_offsets(fd: int, size: int) -> tuple[int, ...]:
-    """Up to `_SAMPLES` places all over the file, moved to where there is data; never its header, which changes."""
+    """Up to `_SAMPLES` places spread over the file, moved to where there is data; never its header, which changes."""
     found: dict[int, None] = {}
     for number in range(1, _SAMPLES + 1):
         offset = number * size // (_SAMPLES + 1)
@@ -210,7 +210,7 @@ def _compose(
     if len(whole) > details.cluster_size:
         raise ImageFormatError("its first cluster has no room for that")
     whole[8:20] = _BACKING.pack(len(body) if name else 0, len(name))
-    # What was used before is cleared, so that no half of an old name is left behind.
+    # What was in use before is cleared, so that no part of an old name is left behind.
     used = max((one.offset + one.length for one in details.extensions), default=0)
     used = max(used, details.backing_offset + old_name_bytes)
     return bytes(whole) + bytes(max(0, used - len(whole)))

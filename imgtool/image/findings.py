@@ -1,8 +1,8 @@
 """What can be suspicious about an image before anyone opens it: one table of stable codes.
 
-A code keeps its meaning for ever, since scripts match on it. The severity belongs to the code: an `error` is what an
-honest image has no reason for, or what reads or writes something else of the host; a `warning` what deserves a look;
-`info` is good to know. Some codes decide the verdict.
+A code keeps its meaning for ever, since scripts match on it. The severity belongs to the code: an `error` is what no
+honest image has a reason for, or that reads or writes something else on the host; a `warning` deserves a
+look; `info` is good to know. Some codes decide the verdict.
 """
 
 from __future__ import annotations
@@ -105,6 +105,6 @@ def finding(code: str, message: str) -> Finding:
 
 
 def verdict_of(findings: Iterable[Finding]) -> Verdict:
-    """The worst that the findings say, `safe` when none says anything."""
+    """The worst verdict of the findings; `safe` when there is none."""
     said = {KINDS[found.code].verdict for found in findings}
     return next((verdict for verdict in _WORST_FIRST if verdict in said), "safe")

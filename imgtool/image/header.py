@@ -1,4 +1,4 @@
-"""Reading an image's header natively: which format it is in, and what it says of itself.
+"""Reading an image's header natively: which format it is in, and what it says about itself.
 
 Bounded (`READ_LIMIT` bytes, whatever the header claims), without any process, and in agreement with `qemu-img info`.
 """
@@ -31,7 +31,7 @@ _SNAPSHOT_LIMIT = 8 << 20
 
 _VDI_SIGNATURE = b"\x7f\x10\xda\xbe"
 
-# the usual two are at hand; the others' modules are imported when an image needs them
+# the two usual formats are imported up front; the others' modules when an image needs them
 _parsers: dict[str, Callable[[Source], Header]] = {"qcow2": qcow2.parse, "raw": raw.parse}
 
 

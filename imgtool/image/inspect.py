@@ -1,4 +1,4 @@
-"""Looking at an image that nobody trusts before any program gets it: natively, bounded, opening nothing else."""
+"""Inspecting an untrusted image before any program gets it: natively, within bounds, opening nothing else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class NamedImage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What an image is and what is suspicious about it."""
+    """What an image is, and what is suspicious about it."""
 
     path: str | None
     format: str | None

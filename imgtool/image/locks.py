@@ -1,4 +1,4 @@
-"""Who holds an image: QEMU's own locks, asked for without taking any.
+"""Who holds an image: QEMU's own locks, queried without taking any.
 
 QEMU locks single bytes of the image file with open file description locks: byte 100 + n says that it uses permission
 n, byte 200 + n that it allows no one else permission n (block/file-posix.c). Linux only; elsewhere nothing is seen.
@@ -76,7 +76,7 @@ def forbid_writers(fd: int) -> bool:
             return False
         except OSError:
             return True
-    # as QEMU does: first say what is not allowed, then look whether somebody does it
+    # as QEMU does: first declare what is not allowed, then look whether somebody does it
     return lock_state(fd) != "write"
 
 
@@ -130,7 +130,7 @@ def _open_files(pid: int, wanted: Container[tuple[int, int]]) -> Iterator[tuple[
     try:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
-        return  # it ended meanwhile, or belongs to another user
+        return  # it has ended in the meantime, or belongs to another user
     for name in names:
         try:
             status = os.stat(f"/proc/{pid}/fd/{name}")

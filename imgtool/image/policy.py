@@ -53,7 +53,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     max_depth: int = MAX_DEPTH
 
     def trusting(self, words: Iterable[str]) -> Policy:
-        """This policy widened by words of `--trust`: a protocol, a directory (with a slash in it), or
+        """This policy widened by values of `--trust`: a protocol, a directory (with a slash in it), or
         `guessed-formats`. UsageError for anything else."""
         directories, protocols, guessed = list(self.directories), set(self.protocols), self.guessed_formats
         for word in words:
@@ -97,7 +97,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def current() -> Policy:
-    """The policy in force, where a caller names none: the strict one, unless `in_force` says otherwise."""
+    """The policy in force where a caller names none: the strict one, unless set by `in_force`."""
     return Policy(own_references=True) if policy_source.source is None else policy_source.source()
 
 

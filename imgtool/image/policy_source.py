@@ -1,5 +1,5 @@
-"""Where the policy comes from that counts when a caller names none. Apart from `imgtool.image.policy`, so that
-whoever sets it does not import what only a look at an image needs."""
+"""Where the policy comes from when a caller names none. Apart from `imgtool.image.policy`, so that setting it does
+not import what only looking at an image needs."""
 
 from __future__ import annotations
 

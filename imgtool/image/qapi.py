@@ -1,4 +1,4 @@
-"""What qemu-img answers in JSON, as typed values: a frozen struct for each QAPI type, QAPI's names in snake case.
+"""qemu-img's JSON output as typed values: a frozen struct for each QAPI type, QAPI's names in snake case.
 
 Source: qapi/block-core.json and qapi/crypto.json of QEMU. A field is required here when every QEMU from 5.2 on gives
 it, and None when this one did not. A field no struct knows is kept in `unknown` of the struct it stood in, and
@@ -198,7 +198,7 @@ class BlockChildInfo(QapiStruct, frozen=True, kw_only=True):
 
 
 class ImageInfo(BlockNodeInfo, frozen=True, kw_only=True):
-    """What `qemu-img info` says of an image."""
+    """What `qemu-img info` says about an image."""
 
     backing_image: ImageInfo | None = None
 

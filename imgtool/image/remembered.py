@@ -1,7 +1,7 @@
 """References that imgtool itself made for this user and that lead out of an image's directory: `overlay new BASE
-elsewhere/OVERLAY` said that images of `elsewhere` may stand on BASE, and nobody shall be asked again.
+elsewhere/OVERLAY` said that images of `elsewhere` may stand on BASE, and nobody should be asked again.
 
-One line of JSON a pair in the user's state directory. Only what a user asked for gets here; what images say does not.
+One line of JSON a pair in the user's state directory. Only what a user asked for is kept here, never what images say.
 """
 
 from __future__ import annotations

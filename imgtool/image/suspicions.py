@@ -40,7 +40,7 @@ _COMPRESSED = 1 << 62
 
 
 def in_raw(details: RawDetails, source: Source) -> Iterator[Finding]:
-    """For a disk without a header: what its first sectors say."""
+    """For a disk without a header: what its first sectors show."""
     if "luks2" in details.contents:
         yield finding("luks2", "the disk is encrypted by LUKS version 2, which QEMU cannot read")
     if details.partitions is None and not details.contents and source.at(510, 2) == b"\x55\xaa":
@@ -145,7 +145,7 @@ def _in_tables(details: Qcow2Details, source: Source) -> Iterator[Finding]:
     try:
         yield from _mapped(details, source.again(2 * TABLES_LIMIT), size)
     except CutShortError:
-        return  # a stream was cut: the tables that were there are in order
+        return  # the stream was cut short: the tables that were there are in order
     except ImageFormatError as error:
         yield finding("tables-outside", error.message)
 

@@ -1,4 +1,4 @@
-"""Anchoring overlays again: to their parents as these are now, by order, or after a proof that nothing changed."""
+"""Re-anchoring overlays to their parents as they are now: on request, or after proof that nothing changed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Pair(NamedTuple):
 
 
 class AnchorRequest:
-    """Overlays that may be anchored: everything about them was looked at and allowed, nothing was changed."""
+    """Overlays that may be anchored: every check has passed, and nothing has been changed yet."""
 
     def __init__(self, overlays: Paths, *, deep: bool = False, force: bool = False, settle: bool = True) -> None:
         """See `anchor`."""
@@ -106,7 +106,7 @@ class AnchorRequest:
         return Plan(commands=(), images=tuple(images), notes=("only the headers of the overlays are written",))
 
     def make(self, qemu_img: QemuImg, *, progress: Progress | None = None) -> list[Anchored]:
-        """Anchors them, all or none."""
+        """Anchors all of them or none."""
         if not self.pairs:
             return []
         contents = self._contents(qemu_img, progress)

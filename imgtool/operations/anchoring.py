@@ -28,7 +28,7 @@ def follow(
     same_content: bool = True,
     accept: bool = False,
 ) -> None:
-    """Anchors `overlay` to the new version of its `parent`, which is the file `becomes` for now, as part of `change`:
+    """Anchors `overlay` to the new version of its `parent`, for now the file `becomes`, as part of `change`:
     in the overlay's own new version `staged`, else in place. With `same_content` a guest reads from the new parent
     what it read from the old.
 

@@ -1,4 +1,4 @@
-"""What an operation has to know of the images around the one it changes, and the refusals all operations share."""
+"""What an operation must know about the images around the one it changes, and the refusals all operations share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Around:
         whole: bool = True,
         max_depth: int = MAX_DEPTH,
     ) -> None:
-        """Looks; with `settle`, first finishes changes that were broken off here.
+        """Scans; with `settle`, first finishes changes that were interrupted here.
 
         Raises as `chain.guard` does; without `whole` only for the image itself: its chain may be broken. An image
         named by a symlink is looked at where it lies.

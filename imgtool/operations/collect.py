@@ -1,4 +1,4 @@
-"""Collect: images that nobody needs go into a quarantine (operations/quarantine.py).
+"""Collect: images that nothing needs go into a quarantine (operations/quarantine.py).
 
 Needed is what is on the keep list, what a program has open, what images outside of the directory stand on, and all
 that these stand on.
@@ -46,7 +46,7 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class CollectRequest:
-    """What may be put away of a directory. Nothing was changed."""
+    """The files of a directory that may be quarantined. Nothing has been changed yet."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class CollectRequest:
         )
 
     def make(self) -> Collected:
-        """Puts it away, all or nothing."""
+        """Quarantines them, all or none."""
         files = self.files()
         if not files:
             return Collected(id=None, files=(), kept=self.kept)
@@ -202,7 +202,7 @@ def collect(
 
 
 def _refuse_unseen(graph: Graph) -> None:
-    """RefusedError when there may be images whose backing files are not known: they would be thought of no use."""
+    """RefusedError when some images may have unknown backing files, which would then be taken for unneeded."""
     for problem in (*graph.findings, *(found for image in graph.images for found in image.findings)):
         if problem.code in ("unreadable-directory", "unreadable-files", "unreadable"):
             raise RefusedError(

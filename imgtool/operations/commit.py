@@ -1,5 +1,5 @@
-"""Commit: an overlay's data goes into its backing file, or one further down, and whoever else stands on that is not
-hurt.
+"""Commit: an overlay's data goes into its backing file, or one further down, without hurting the other images that
+stand on it.
 
 qemu-img writes the base in place: killed half-way, the base reads neither as before nor as after, and every sibling
 of the overlay silently reads something else. Here a copy of the base takes the data and then the base's place; where
@@ -55,7 +55,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class CommitRequest:
-    """A commit that may be made: everything about it was looked at and allowed, nothing was changed."""
+    """A commit that may be made: every check has passed, and nothing has been changed yet."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class CommitRequest:
         store: Paths = (),
         settle: bool = True,
     ) -> None:
-        """See `commit`. What qemu-img writes with `cache` is brought to the disk in any case."""
+        """See `commit`. Whatever `cache` is, what qemu-img writes is flushed to disk."""
         self.around = around = Around(overlay, format=format, store=store, settle=settle)
         self.overlay = around.image
         self.below = self._path_to(around, base)
@@ -209,7 +209,7 @@ class CommitRequest:
                 progress=progress,
             )
             prove_sound(qemu_img, base, format=self.base.format, image=self.base.path)
-            # First those who would lose something, so that at no moment anybody reads what is not his.
+            # First the images that would lose something, so that none reads wrong data at any moment.
             for sibling in self.siblings:
                 copy = self._preserved(change, qemu_img, sibling, base)
                 take_place(change, sibling, copy, self.around.children(sibling))
@@ -235,7 +235,7 @@ class CommitRequest:
         return above
 
     def _settle_overlay(self, change: Transaction, emptied: str | None, base: str) -> None:
-        """The emptied overlay takes its place, and everyone above it remembers what he stands on now."""
+        """The emptied overlay takes its place, and the images above it are anchored to what they stand on now."""
         nearest = self.below[-2] if len(self.below) > 1 else self.overlay
         follow(
             change,

@@ -10,7 +10,7 @@ _PIECE = 64 << 20
 
 
 def copy_file(source: int, target: int) -> None:
-    """Makes the empty file open at `target` the same as the file open at `source`. OSError as the system says it."""
+    """Copies the file open at `source` into the empty file open at `target`. OSError as raised by the system."""
     size = os.fstat(source).st_size
     if _share(source, target):
         return
@@ -31,7 +31,7 @@ def _share(source: int, target: int) -> bool:
 
 
 def _data(fd: int, size: int) -> list[tuple[int, int]]:
-    """The parts of the file that are no holes."""
+    """The parts of the file that are not holes."""
     parts = []
     at = 0
     while at < size:

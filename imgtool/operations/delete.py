@@ -1,4 +1,4 @@
-"""Delete: an overlay that nobody needs any more goes, with the file that holds its data if it has one."""
+"""Delete: removes an overlay that nothing needs any more, with its external data file if it has one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Deleted(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class DeleteRequest:
-    """A deletion that may be made: everything about it was looked at and allowed, nothing was changed."""
+    """A deletion that may be made: every check has passed, and nothing has been changed yet."""
 
     def __init__(self, overlay: PathLike, *, force: bool = False, store: Paths = (), settle: bool = True) -> None:
         """See `delete`."""
@@ -119,7 +119,7 @@ class DeleteRequest:
     def _remove_all(self) -> None:
         with Transaction(self.image.path) as change:
             change.hold(self.image.path)
-            for file in self.files:  # the image before its data: there is no moment at which it lacks that
+            for file in self.files:  # the image before its data, so that it never exists without them
                 change.remove(file)
             change.commit(self.around.confirm)
 

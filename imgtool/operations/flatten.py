@@ -1,4 +1,4 @@
-"""Flatten: an image that stands on others becomes one that stands on nothing, and a guest reads the same."""
+"""Flatten: an image that stands on others becomes one that stands on nothing, and a guest reads the same data."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Flattened(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class FlattenRequest:
-    """A flattening that may be made: everything about it was looked at and allowed, nothing was changed."""
+    """A flattening that may be made: every check has passed, and nothing has been changed yet."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class FlattenRequest:
         return (to,)
 
     def _by_convert(self, qemu_img: QemuImg, to: str, progress: Progress | None) -> tuple[str, ...]:
-        """A VMDK may be several files, which have their names from its own."""
+        """A VMDK may be several files, whose names derive from its own."""
         image = self.image
         with Transaction(image.path) as change:
             self._hold(change)

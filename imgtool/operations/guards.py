@@ -26,7 +26,7 @@ _ONLY_GROW = frozenset(("qed",))
 
 
 class Layout(NamedTuple):
-    """What a disk holds, as far as it can be seen from outside."""
+    """What a disk holds, as far as can be seen from outside the guest."""
 
     size: int
     table: Table | None
@@ -62,7 +62,7 @@ def refuse_fixed(path: str, format: str | None, current: int, wanted: int) -> No
 
 
 def refuse_cut(layout: Layout, wanted: int, *, path: str) -> None:
-    """RefusedError when a disk of `wanted` bytes would be without a part that is in use."""
+    """RefusedError when a disk of `wanted` bytes would cut off a part that is in use."""
     shown = printable(path)
     if layout.table is not None and layout.table.partitions:
         last = _last(layout.table)
@@ -81,7 +81,7 @@ def refuse_cut(layout: Layout, wanted: int, *, path: str) -> None:
 
 
 def after_resize(layout: Layout, wanted: int) -> list[str]:
-    """What is still to be done in the guest when its disk has `wanted` bytes."""
+    """What remains to be done in the guest once its disk has `wanted` bytes."""
     table = layout.table
     if table is None or not table.partitions:
         if wanted > layout.size and layout.data_end:

@@ -1,7 +1,7 @@
 """qemu-img's verbs that change one image in place, done on a copy that then takes its place.
 
-`snapshot -c` and `amend` that are killed half-way leave an image that needs `check -r`, and a full disk has gone
-unnoticed by both: a copy that is damaged is simply thrown away.
+`snapshot -c` and `amend`, killed half-way, leave an image that needs `check -r`, and both have been seen to miss a
+full disk. A damaged copy is simply thrown away.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Verb = Callable[[str], Changed]
 
 
 def settle(image: PathLike, *, again: str | None = None) -> None:
-    """Finishes changes that were broken off in the directory of `image`. With `again`, RefusedError when one of them
+    """Finishes changes that were interrupted in the directory of `image`. With `again`, RefusedError when one of them
     was of the image itself: the words say what would be done to it a second time."""
     path = os.path.realpath(image)
     finished = {os.path.realpath(done) for done in recover(os.path.dirname(os.fsdecode(path)))}

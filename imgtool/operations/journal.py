@@ -1,4 +1,4 @@
-"""Journals of changes that are decided: what `imgtool.operations.transaction` writes, and who finishes it.
+"""Journals of decided changes: what `imgtool.operations.transaction` writes, and who finishes it.
 
 A journal is `.imgtool-TOKEN.journal` beside the first file of its change, its lines JSON; the process that works on
 it holds flock(2) on it. It names its own inode, so that one that came in an archive is no journal. A step is a
@@ -62,7 +62,7 @@ def identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 def journals(directory: str) -> list[str]:
-    """The journals in `directory`, of running and of broken-off changes."""
+    """The journals in `directory`, of running and of interrupted changes."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -87,7 +87,7 @@ def recover(directory: str) -> list[str]:
 
 
 def _trial_name(path: str) -> str:
-    """A hidden second name for the file `path`, to see whether it may have one."""
+    """A hidden second name for the file `path`, to find out whether it can have one."""
     return os.path.join(os.path.dirname(path), f"{PREFIX}{os.getpid()}-{os.lstat(path).st_ino}{_TRIAL}")
 
 
@@ -104,7 +104,7 @@ def can_be_linked(path: str) -> bool:
 
 
 def _clear_trials(directory: str) -> None:
-    """Takes away the trial names of processes that are gone; the files have their own names still."""
+    """Removes the trial names of processes that are gone; the files still have their own names."""
     with contextlib.suppress(OSError):
         for name in os.listdir(directory):
             if name.startswith(PREFIX) and name.endswith(_TRIAL):
@@ -117,7 +117,7 @@ def _clear_trials(directory: str) -> None:
 
 @contextlib.contextmanager
 def _adopted(journal: str) -> Iterator[bool]:
-    """Whether the journal is ours now: its process is gone, and nobody else is recovering it."""
+    """Whether we hold the journal now: its process is gone, and nobody else is recovering it."""
     try:
         fd = os.open(journal, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -139,7 +139,9 @@ def _is_ours(fd: int) -> bool:
     status = os.fstat(fd)
     line, newline, _ = os.pread(fd, 4096, 0).partition(b"\n")
     expected = first_line(status.st_ino)
-    made_here = line == expected if newline else expected.startswith(line)  # it may have died in its first line
+    made_here = (
+        line == expected if newline else expected.startswith(line)
+    )  # its process may have died in the first line
     return made_here and status.st_nlink == 1 and status.st_uid == os.geteuid()
 
 
@@ -196,7 +198,7 @@ def _read(journal: str) -> tuple[list[Step], list[str]]:
         for line in lines:
             try:
                 record = json.loads(line)
-            except ValueError:  # the line it died in
+            except ValueError:  # the line during which the process died
                 break
             if "stage" in record:
                 staged.append(whole(record["stage"]))
@@ -217,7 +219,7 @@ def _read(journal: str) -> tuple[list[Step], list[str]]:
 
 
 def finish(journal: str, steps: list[Step], staged: list[str]) -> bool:
-    """Does the steps not done yet, then takes away what is left over and the journal, in this order.
+    """Does the remaining steps, then removes the leftovers and the journal, in this order.
 
     False when a step could not be done any more, because somebody has moved or written the files meanwhile, or is
     about to: a machine was started on one of them. The steps end there then; between any two of them every image
@@ -262,7 +264,7 @@ def do_all(steps: Sequence[Step]) -> None:
 
 
 def withdraw(steps: Sequence[Step]) -> None:
-    """Takes away the names again that the steps, which only add, have given."""
+    """Removes the names that the steps, which only add names, have given."""
     for step in reversed(steps):
         if _inode(step.target) != step.inode:
             continue
@@ -300,7 +302,7 @@ def _removed(path: str) -> bool:
 
 
 def _noted(journal: str) -> bool:
-    """By its name, which takes no space on a full disk."""
+    """Noted in the file name, which takes no space on a full disk."""
     try:
         os.rename(journal, journal.removesuffix(SUFFIX) + _DONE)
     except OSError:
@@ -309,7 +311,7 @@ def _noted(journal: str) -> bool:
 
 
 class OvertakenError(Exception):
-    """The files are not what they were when the change was decided: somebody else had his hands on them."""
+    """The files are not what they were when the change was decided: another program has changed them."""
 
 
 def _do(step: Step, later: list[bytes]) -> None:
@@ -345,9 +347,9 @@ def _check_untouched(step: Step) -> None:
 
 
 def _link(step: Step) -> None:
-    """`link` and `place`: unlike rename(2), link(2) never replaces what somebody else made meanwhile."""
+    """`link` and `place`: unlike rename(2), link(2) never replaces what another process has created."""
     if _inode(step.target) != step.inode:
-        os.makedirs(os.path.dirname(step.target), exist_ok=True)  # the run that broke off may have taken it away
+        os.makedirs(os.path.dirname(step.target), exist_ok=True)  # the interrupted run may have removed it
         try:
             os.link(step.source, step.target, follow_symlinks=False)
         except OSError as error:
@@ -364,13 +366,13 @@ def _patch(step: Step, later: list[bytes]) -> None:
     try:
         fd = os.open(step.target, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return  # moved on by a later step, which the run before did
+        return  # moved on by a later step, which the earlier run did
     try:
         if os.fstat(fd).st_ino != step.inode:
             return
         now = os.pread(fd, len(step.data), 0).ljust(len(step.data), b"\0")
         if now != step.old and any(now[: len(data)] == data[: len(now)] for data in later):
-            return  # the run before was further on
+            return  # the earlier run got further
         if lock_state(fd) == "write" or not _between(step.old, now, step.data):
             raise OvertakenError
         if os.pwrite(fd, step.data, 0) != len(step.data):

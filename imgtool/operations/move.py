@@ -1,4 +1,4 @@
-"""Move: an image, several, or whole directories get other names, and every reference to them follows.
+"""Move: images or whole directories get new names, and every reference to them follows.
 
 At every moment every image reads right. Where it can be, a moved file has both names for a while: the new one is made
 first, then the headers of its overlays are written, then the old one goes. An image whose own reference has to change
@@ -65,7 +65,7 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class MoveRequest:
-    """A move that may be made: everything about it was looked at and allowed, nothing was changed."""
+    """A move that may be made: every check has passed, and nothing has been changed yet."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class MoveRequest:
 
     def _find_trusted(self) -> list[tuple[str, str]]:
         """(image, file it refers to), as they will be called, of those whose references the policy allows as they
-        are. What it did not allow is not allowed for having been moved."""
+        are. Moving an image does not make a forbidden reference allowed."""
         policy = current()
         changed = [one.image for one in self.references]
         wanted = {image.path: image for image in (*self.images, *changed)}
@@ -247,7 +247,7 @@ class MoveRequest:
         for image, file in self._trusted:
             remember(image, file)
         for directory in reversed(self.renamed.directories):
-            with contextlib.suppress(OSError):  # something was put there meanwhile
+            with contextlib.suppress(OSError):  # something was put there in the meantime
                 os.rmdir(directory)
         return self._answer()
 
@@ -268,7 +268,7 @@ class MoveRequest:
         )
 
     def _make_directories(self, made: list[str]) -> None:
-        """As late as can be: until here a run that dies leaves nothing that can be seen."""
+        """As late as possible: until here a run that dies leaves nothing visible."""
         for old, new in self.renamed.directories.items():
             try:
                 os.mkdir(new)
@@ -306,12 +306,12 @@ class MoveRequest:
                 change.patch(path, finals[path], by_then=self.files[path])
 
     def _ordered(self) -> list[str]:
-        """The files, whatever stands on another one after it."""
+        """The files, each after the ones it stands on."""
         depth = {place_of(image.path): image.depth or 0 for image in self.images}
         return sorted(self.files, key=lambda path: depth.get(place_of(path), -1))
 
     def _put_on_the_way(self, change: Transaction, path: str, reference: Reference) -> bytes:
-        """Has the image name its parent absolutely for now, and returns the head it gets at the end."""
+        """Makes the image name its parent absolutely for now, and returns the header it gets at the end."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             between = head_of(fd, reference.on_the_way, data_file=reference.data_file_on_the_way)
@@ -368,7 +368,7 @@ def _files_of(image: Image) -> Iterator[str]:
 
 
 def _existing(path: str) -> str:
-    """The nearest directory above `path` that there is."""
+    """The nearest existing directory above `path`."""
     folder = os.path.dirname(path)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)

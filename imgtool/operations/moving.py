@@ -20,7 +20,7 @@ from imgtool.operations.relink import Link
 
 
 class Renamed(NamedTuple):
-    """What gets another name, old → new."""
+    """What is renamed, old → new."""
 
     files: dict[str, str]
     directories: dict[str, str]
@@ -30,7 +30,7 @@ class Renamed(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What an image's header is to say: None where that stays."""
+    """What an image's header is to say; None where it stays as it is."""
 
     image: Image
     backing: Link | None
@@ -186,7 +186,7 @@ class Names:
             _refuse_options(image)
         format = backing.format or (parent.format if parent is not None else None) or "raw"
         named = relative and backing.kind == "file" and not self._is_elsewhere(image)
-        # the way there must not depend on the current directory, nor on the name an image is opened by
+        # the path must depend neither on the current directory nor on the name an image is opened by
         return Link(reference_to(new_parent, os.path.dirname(new_image), absolute=not named), format)
 
     def _is_elsewhere(self, image: Image) -> bool:
@@ -230,7 +230,7 @@ def _refuse_options(image: Image) -> None:
 
 
 def allow_open_files(wanted: int) -> None:
-    """Raises the limit on open files, where it may be: a change keeps every image open that it holds."""
+    """Raises the limit on open files where possible: a change keeps open every image that it holds."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

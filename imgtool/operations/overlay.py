@@ -1,4 +1,4 @@
-"""Making overlays, and listing those of a base."""
+"""Making overlays, and listing the overlays of a base."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _OWN_OPTIONS = {"backing_file": "BASE", "backing_fmt": "--backing-format", "size
 
 
 class OverlayRequest:
-    """An overlay that may be made: everything about it was looked at and allowed, nothing was changed."""
+    """An overlay that may be made: every check has passed, and nothing has been changed yet."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class OverlayRequest:
         self.size = size
         if settle:
             check_input(self.base, what="base")
-        known = base_format if base_format in FORMATS else None  # QEMU has formats that are not read natively
+        known = base_format if base_format in FORMATS else None  # imgtool does not read all of QEMU's formats
         chain = guard(self.base, format=known, max_depth=FORCED_DEPTH if force else MAX_DEPTH - 1)
         if not force:
             _refuse_written(chain)
@@ -89,7 +89,7 @@ class OverlayRequest:
         self.reference = reference_to(self.base, self.directory, absolute=absolute)
 
     def _place(self, overlay: PathLike | None, *, settle: bool) -> None:
-        """Where the overlay goes: `path`, None where a name is still to be made up in `directory`."""
+        """Where the overlay goes: `path`, or None where a name is yet to be chosen in `directory`."""
         self.path = None if overlay is None else absolute_path(overlay)
         if overlay is None or self.path is None:
             self.directory = os.path.dirname(self.base)
@@ -126,7 +126,7 @@ class OverlayRequest:
             )
 
     def names(self) -> Iterator[str]:
-        """The path to try first, and those after it when somebody else took it meanwhile."""
+        """The path to try first, then those to try when another process took it in the meantime."""
         if self.path is not None:
             yield self.path
             return

@@ -1,7 +1,7 @@
 """Making many overlays of one base at once.
 
-They differ in nothing but their names, so qemu-img makes the first, and the others have its bytes: exactly what
-qemu-img would have made, at a fraction of the time.
+They differ only in their names, so qemu-img makes the first and the others get its bytes: exactly what qemu-img
+would have made, in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BLOCK = 4096
 
 
 class OverlaysRequest:
-    """`count` overlays that may be made: everything about them was looked at and allowed, nothing was changed."""
+    """`count` overlays that may be made: every check has passed, and nothing has been changed yet."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ def _copy(path: str, copies: list[str]) -> None:
 
 
 def _writer(path: str) -> Callable[[str], None]:
-    """What writes the bytes of the file at `path` into a new one. Blocks of zeros are left out."""
+    """What writes the bytes of the file at `path` into a new one. Blocks of zeros are skipped."""
     with open(path, "rb") as file:
         content = file.read()
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)

@@ -1,4 +1,4 @@
-"""Looking at a changed copy before it takes an image's place: it is sound, and a guest reads from it what it must."""
+"""Checks on a changed copy before it takes an image's place: it is sound, and a guest reads the right data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ProofError(ImgtoolError):
 
 
 def prove_sound(qemu_img: QemuImg, copy: str, *, format: str | None, image: str) -> None:
-    """ProofError when `check` finds damage in `copy`, the new version of `image`. Leaked clusters are none."""
+    """ProofError when `check` finds damage in `copy`, the new version of `image`. Leaked clusters do not count."""
     if format not in _CHECKED:
         return
     found = qemu_img.check(copy, format=format)

@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 
 
 class Garbage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """One file that nobody needs."""
+    """One file that nothing needs."""
 
     path: str
     format: str | None
@@ -137,7 +137,7 @@ class PurgeRequest:
         return Plan(commands=(), images=tuple(images))
 
     def make(self) -> list[Quarantined]:
-        """Deletes them. A manifest goes last, so that a run that dies can be repeated."""
+        """Deletes them. The manifest goes last, so that an interrupted run can be repeated."""
         for box, _ in self.batches:
             for folder, names, files in os.walk(box, topdown=False):
                 for name in files:
@@ -188,7 +188,7 @@ def _chosen(directory: PathLike, name: str | None) -> tuple[str, Quarantined]:
 
 
 def _settle(top: str) -> None:
-    """Finishes what was broken off, and takes away the empty folders of batches that are gone."""
+    """Finishes what was interrupted, and removes the empty folders of batches that are gone."""
     recover(top)
     place = os.path.join(top, KEPT)
     with if_alone_in(top) as alone, contextlib.suppress(OSError):
@@ -200,7 +200,7 @@ def _settle(top: str) -> None:
 
 
 def _depth(file: Garbage, files: Sequence[Garbage]) -> int:
-    """How many of `files` lie beneath."""
+    """How many of `files` lie below it."""
     parents = {one.path: one.parent for one in files}
     here, count = file.parent, 0
     while here in parents and count < len(files):
@@ -228,7 +228,7 @@ def _clear_box(box: str) -> None:
 
 
 def rename_all(change: Transaction, places: dict[str, str], order: Sequence[str]) -> None:
-    """Each file gets its new name before any loses its old one, and loses it before what it stands on does."""
+    """Every file gets its new name before any loses its old one, and loses it before the file it stands on does."""
     for old in reversed(order):
         change.link(old, places[old])
     for old in order:

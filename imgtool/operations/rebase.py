@@ -1,4 +1,4 @@
-"""Rebase: an image is put on another backing file, or on none, and a guest reads the same.
+"""Rebase: an image is put on another backing file, or on none, and a guest reads the same data.
 
 qemu-img's own rebase names the new backing file in the header before the tables of the copied clusters are on disk:
 killed at the end, or with a full disk, it leaves an image that reads something else, at times with exit status 0.
@@ -82,7 +82,7 @@ class _Onto(NamedTuple):
 
 
 class RebaseRequest:
-    """A rebase that may be made: everything about it was looked at and allowed, nothing was changed."""
+    """A rebase that may be made: every check has passed, and nothing has been changed yet."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class RebaseRequest:
         store: Paths = (),
         settle: bool = True,
     ) -> None:
-        """See `rebase`. What qemu-img writes with `cache` is brought to the disk in any case."""
+        """See `rebase`. Whatever `cache` is, what qemu-img writes is flushed to disk."""
         self.around = around = Around(image, format=format, store=store, settle=settle, whole=not unsafe)
         self.image = around.image
         check_format(backing_format)
@@ -166,7 +166,7 @@ class RebaseRequest:
             raise
 
     def _look_at_reference(self, text: str, format: str | None, directory: str) -> _Onto:
-        """A reference in QEMU's own words. Whatever files it leads to, none may stand on the image."""
+        """A reference in QEMU's own syntax. None of the files it leads to may stand on the image."""
         found = parse(os.fsencode(text), directory=directory)
         format = format or found.format
         for leaf in (found, *found.leaves):

@@ -98,7 +98,7 @@ class _Work:
         self.format = image.format or "qcow2"
 
     def fill(self, progress: Progress | None = None) -> None:
-        """Copies whatever reads otherwise on the new backing file."""
+        """Copies whatever would read differently on the new backing file."""
         self.qemu_img.rebase(
             self.copy,
             backing=self.onto,

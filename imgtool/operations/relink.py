@@ -1,4 +1,4 @@
-"""Giving an image another name for what it stands on, while what that is stays the same."""
+"""Changing the name by which an image refers to its backing file, while the file itself stays the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repair: of what `chain verify` found, that is mended which can be without losing anything; the rest is said."""
+"""Repair: mends those defects found by `chain verify` that can be mended without loss, and reports the rest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEEP = ("leaks", "damaged", "check-failed")
 
 
 class Mended(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """One defect that was to be mended."""
+    """The outcome for one defect."""
 
     code: str
     path: str
@@ -54,7 +54,7 @@ class Repaired(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class RepairRequest:
-    """A store that was looked at, and what can be mended in it. Nothing was changed."""
+    """A store that was verified, and what can be mended in it. Nothing has been changed yet."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class RepairRequest:
         return Plan(commands=tuple(commands), images=tuple(images), notes=tuple(notes))
 
     def make(self, qemu_img: QemuImg) -> Repaired:
-        """Mends what can be, one defect after the other; what cannot is said, and the next one tried."""
+        """Mends the defects one after the other; one that cannot be mended is reported, and the next is tried."""
         mended = []
         for defect in self.wanted:
             assert defect.path is not None
@@ -189,7 +189,7 @@ def _anchor_by(reference: str, parent: str, image: Image) -> Anchor | None:
 
 
 def _clear(path: str) -> str:
-    """Takes away a hidden file or directory, if it still is what nobody works on."""
+    """Removes a hidden file or directory, if still no process works on it."""
     folder = os.path.dirname(path)
     if path not in {found for found, _ in hidden_findings(_beside(folder))}:
         return "gone meanwhile"

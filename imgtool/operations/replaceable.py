@@ -1,4 +1,4 @@
-"""Whether a file may be replaced or removed in one step, and giving its successor what is its own."""
+"""Whether a file may be replaced or removed in one step, and handing its attributes to its successor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_replaceable(path: str) -> None:
 
 
 def check_removable(path: str) -> None:
-    """RefusedError when the name `path` may not be taken away though its directory may be written."""
+    """RefusedError when the name `path` may not be removed although its directory is writable."""
     folder = os.stat(os.path.dirname(path))
     mine = os.geteuid()
     if folder.st_mode & stat.S_ISVTX and mine not in (0, folder.st_uid, os.lstat(path).st_uid):

@@ -37,7 +37,7 @@ class Reset(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class ResetRequest:
-    """A reset that may be made: everything about it was looked at and allowed, nothing was changed."""
+    """A reset that may be made: every check has passed, and nothing has been changed yet."""
 
     def __init__(
         self,

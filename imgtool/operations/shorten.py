@@ -1,4 +1,4 @@
-"""Shorten: layers in the middle of a chain that nobody else needs are merged into the image above them."""
+"""Shorten: layers in the middle of a chain that nothing else needs are merged into the image above them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Shortened(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class ShortenRequest:
-    """A shortening that may be made: everything about it was looked at and allowed, nothing was changed."""
+    """A shortening that may be made: every check has passed, and nothing has been changed yet."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class ShortenRequest:
                 if image.format is not None:
                     change.hold(image.path)
             new: dict[str, str] = {}
-            for image, below in reversed(self.steps):  # from the base up: an anchor is to what will be there
+            for image, below in reversed(self.steps):  # from the base up: an anchor is of what will be there
                 copy = refit(
                     change,
                     qemu_img,

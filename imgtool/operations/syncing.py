@@ -1,4 +1,4 @@
-"""Bringing files and directories to the disk."""
+"""Flushing files and directories to disk."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def sync(path: str) -> None:
 
 
 def sync_all(paths: Collection[str]) -> None:
-    """Brings the files `paths`, as far as they are there, and their names to the disk.
+    """Flushes to disk those of the files `paths` that exist, with their names.
 
-    Many are brought there with all else that was written to their file system: a thousand, one by one, take a hundred
+    Many files are flushed with everything else written to their file system: a thousand, one by one, take a hundred
     times as long."""
     directories = sorted({os.path.dirname(path) for path in paths})
     if len(paths) > _FEW and sys.platform.startswith("linux"):

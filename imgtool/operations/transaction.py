@@ -61,7 +61,7 @@ class _Held(NamedTuple):
 
 
 class Transaction:
-    """A change of one or more files, whole or not at all. A context manager: leaving it without `commit` undoes.
+    """A change of one or more files, all or nothing. A context manager: leaving it without `commit` undoes it.
 
     Paths are absolute. A symlink that is to be replaced stays, and the file it leads to is replaced.
     """
@@ -138,7 +138,7 @@ class Transaction:
         return staged
 
     def stage_all(self, targets: Sequence[str]) -> list[str]:
-        """Names of hidden files, none of which is there yet, that the new files `targets` can be made under."""
+        """Names of hidden files, none of which exists yet, under which the new files `targets` can be made."""
         folders = {folder: os.path.realpath(folder) for folder in {*map(os.path.dirname, targets)}}
         first = len(self._staged)
         staged = [
@@ -275,7 +275,7 @@ class Transaction:
             os.fsync(self._journal_fd)
             sync(self.directory)
         except (OSError, ImageError) as error:
-            with contextlib.suppress(OSError):  # the record may be there all the same
+            with contextlib.suppress(OSError):  # the record may be on disk all the same
                 os.ftruncate(self._journal_fd, size)
             if isinstance(error, OSError):
                 raise _os_error(error, self.directory, "cannot be written to") from error
@@ -313,7 +313,7 @@ class Transaction:
             raise _os_error(error, self.directory, "cannot be written to") from error
 
     def _write(self, line: bytes) -> None:
-        """A line that is not whole counts for nothing: see `journal`."""
+        """An incomplete line does not count: see `journal`."""
         if os.write(self._journal_fd, line + b"\n") != len(line) + 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,7 +1,7 @@
-"""What a QEMU system emulator can do, asked of itself and never assumed from its version.
+"""What a QEMU system emulator can do: asked of the emulator, never assumed from its version.
 
 One start with `-M none` answers over QMP, and its `help` options list what QMP has no query for. The answer is kept
-on disk under the identity of the binary, so that it is asked once an upgrade.
+on disk under the identity of the binary, so that it is asked once per upgrade.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def cache_folder() -> str:
 
 
 def write_cache(place: str, content: bytes) -> None:
-    """Puts `content` at `place`, whole or not at all. Without the right to write there, it is simply not kept."""
+    """Writes `content` to `place`, whole or not at all. Without permission to write there, it is simply not kept."""
     import tempfile
 
     try:
@@ -191,7 +191,7 @@ def _read_cache(place: str) -> Capabilities | None:
         with open(place, "rb") as file:
             return msgspec.json.decode(file.read(), type=Capabilities)
     except (OSError, msgspec.MsgspecError):
-        return None  # absent, cut short or of another shape: asked again
+        return None  # absent, truncated or of another shape: ask again
 
 
 def none_argv(program: str, monitor_fd: int) -> list[str]:

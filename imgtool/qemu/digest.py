@@ -1,4 +1,4 @@
-"""Content digests: what a guest reads of a disk, in one line of text.
+"""Content digests: what a guest reads from a disk, in one line of text.
 
 Equal for every image, chain and format that holds the same disk. The disk is cut into chunks of 1 MiB; the digest is
 the SHA-256 of its size and, for each chunk that is not all zeros, of the chunk's number and its own SHA-256. Zeros

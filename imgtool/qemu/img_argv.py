@@ -1,4 +1,4 @@
-"""qemu-img's command lines: pure functions, one a subcommand. Source: `qemu-img --help` and qemu-img(1).
+"""qemu-img's command lines: pure functions, one per subcommand. Source: `qemu-img --help` and qemu-img(1).
 
 A path is made absolute, so that no name is taken for an option or a protocol. A backing reference stays as written.
 """

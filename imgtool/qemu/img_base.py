@@ -245,7 +245,7 @@ def place_of(image: Source) -> str:
 
 
 def notes_of(done: Completed) -> str:
-    """What a program that succeeded said on stderr."""
+    """What a successful program wrote to stderr."""
     return printable_lines(done.stderr.decode(errors="surrogateescape")).strip()
 
 
@@ -279,7 +279,7 @@ def _renamed(info: BlockNodeInfo, said: str, path: str) -> BlockNodeInfo:
 
 
 def _complaint(done: Completed, dirty: bool) -> bytes:
-    """What qemu-img itself says on stderr; for an image that was not dirty all of it."""
+    """What qemu-img itself wrote to stderr; all of stderr for an image that was not dirty."""
     if not dirty:
         return done.stderr.strip()
     names = (b"qemu-img: ", os.fsencode(os.path.basename(done.argv[0])) + b": ")

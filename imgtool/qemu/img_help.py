@@ -1,4 +1,4 @@
-"""What this qemu-img can do, from its own help: its formats, and the options of each."""
+"""What this qemu-img can do, according to its own help: its formats, and the options of each."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Making(ImgBase):
                 objects=objects,
             )
 
-        argv(path, options)  # what makes no sense is said before anything is touched
+        argv(path, options)  # nonsense is reported before anything is touched
         quick = options.get("preallocation", "off") in _QUICK_PREALLOCATION
         making = _Making(path, format, None if unsafe_backing else backing, data_file, options, overwrite, objects)
         cwd = self._approve_parent(absolute(path), making.backing, backing_format)
@@ -209,7 +209,7 @@ class Making(ImgBase):
     def _why(
         self, error: CommandError, making: _Making, sources: Sequence[Source], force_share: bool
     ) -> ImgtoolError | None:
-        """The better error when another process holding an image is why it failed."""
+        """The better error, when it failed because another process holds an image."""
         for source in sources:
             if not isinstance(source, ImageOpts) and not force_share:
                 busy = in_use(absolute(source), write=False, cause=error)

@@ -1,4 +1,4 @@
-"""What is said to qemu-img beside plain paths: image options, references that are no paths, actions on bitmaps."""
+"""Arguments to qemu-img beyond plain paths: image options, references that are not paths, bitmap actions."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Looking at an image before a program gets it: what is missing, unreadable or no image at all is said at once, and
-nothing that hangs (a FIFO, a terminal) is ever opened by QEMU."""
+"""Looking at an image before a program gets it: what is missing, unreadable or no image at all is reported at once,
+and QEMU never opens anything that would block it (a FIFO, a terminal)."""
 
 from __future__ import annotations
 

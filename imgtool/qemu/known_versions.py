@@ -1,8 +1,8 @@
-"""What programs said of their version, kept until another binary stands in their place: starting one to ask it takes
-as long as all else that `imgtool --version` does.
+"""The versions that programs reported, cached until the binary changes: starting one to ask takes as long as
+everything else that `imgtool --version` does.
 
-A line a program in the user's cache folder: its identity, a tab, what it said. Imports next to nothing, for the same
-reason.
+One line per program, in the user's cache folder: identity, tab, what it reported. Imports next to nothing, for the
+same reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def known(program: str) -> str | None:
 
 
 def keep(program: str, said: str) -> None:
-    """Remembers that `program --version` printed the line `said`. That it cannot be written is no error."""
+    """Remembers that `program --version` printed the line `said`. Failing to write it is no error."""
     identity = _identity(program)
     if identity is None or "\n" in said:
         return

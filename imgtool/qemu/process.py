@@ -1,4 +1,4 @@
-"""Starting a program and seeing it through: the one place in imgtool that does.
+"""Starting a program and seeing it through: the only place in imgtool that does so.
 
 What runs programs is passed around as a `Runner`, so that a test can put a fake at the edge of the process and
 nothing inside needs patching.

@@ -1,4 +1,4 @@
-"""Finding the QEMU programs and asking what version they are."""
+"""Finding the QEMU programs and their versions."""
 
 from __future__ import annotations
 

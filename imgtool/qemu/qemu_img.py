@@ -1,4 +1,4 @@
-"""qemu-img, one method a subcommand, of the same name."""
+"""qemu-img: one method per subcommand, of the same name."""
 
 from __future__ import annotations
 

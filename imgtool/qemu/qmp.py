@@ -1,7 +1,7 @@
 """Talking to a running QEMU over QMP, synchronously and never without a time limit.
 
 A QMP server takes one client at a time and lets a second wait in silence, so connecting has a limit that says so.
-The protocol is qemu.qmp's, QEMU's own library; it and asyncio are imported when the first monitor is opened.
+The protocol is left to qemu.qmp, QEMU's own library; it and asyncio are imported when the first monitor is opened.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ async def _disconnect(client: QMPClient) -> None:
         async with asyncio.timeout(2):
             await client.disconnect()
     except (QMPError, OSError, EOFError, TimeoutError):
-        pass  # it reports again why the connection was lost, which `execute` has done
+        pass  # it reports again why the connection was lost, as `execute` has already done
 
 
 def _close_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -49,7 +49,7 @@ def replacing(target: PathLike, *, overwrite: bool = False, several_files: bool 
 
 @contextlib.contextmanager
 def _said(final: str) -> Iterator[None]:
-    """Turns what the file system refuses (no space, no permission) into an error about `final`."""
+    """Turns errors of the file system (no space, no permission) into errors about `final`."""
     try:
         yield
     except OSError as error:
@@ -228,7 +228,7 @@ def _lock(work: _Work) -> int:
 
 
 def _keep_permissions(final: str, path: str) -> None:
-    """What was replaced keeps its mode, and its owner where we may give files away."""
+    """The new file keeps the old one's mode, and its owner where we may change owners."""
     status = _status(final)
     if status is None:
         return

@@ -1,4 +1,4 @@
-"""What QemuImg's methods answer where qemu-img has no JSON of its own."""
+"""What QemuImg's methods return where qemu-img has no JSON of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Created(Result, frozen=True, kw_only=True):
-    """A new image, and what qemu-img says of it now (None for a target with image options)."""
+    """A new image, and what qemu-img says about it now (None for a target with image options)."""
 
     info: ImageInfo | None
     written: tuple[str, ...]

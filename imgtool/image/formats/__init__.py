@@ -1,5 +1,5 @@
-"""One module a format. Each has `parse(source) -> Header`: the header of an image that is in this format, or
-ImageFormatError. Who reads an image of unknown format asks `imgtool.image.header`."""
+"""One module per format. Each has `parse(source) -> Header`: the header of an image that is in this format, or
+ImageFormatError. For an image of unknown format ask `imgtool.image.header`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every format's reader answers with."""
+"""What every format's reader returns."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MAX_SECTORS = (2**63 - 1) // SECTOR
 
 
 class Details(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What one format says beyond `Header`; each format has its own."""
+    """What one format records beyond `Header`; each format has its own."""
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image says of itself."""
+    """What an image's header says about it."""
 
     format: str
     """QEMU's name of the block driver: `qcow2`, `raw`, `vmdk`, `vpc`, …"""
