@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable
 
 from imgtool.errors import ImageFormatError
-from imgtool.image.formats import FORMATS, qcow2, raw
+from imgtool.image.formats import FORMATS, magics, qcow2, raw
 from imgtool.image.formats.base import Details, Header
 from imgtool.image.formats.qcow2 import Qcow2Details, Snapshot
 from imgtool.image.source import READ_LIMIT, Source
@@ -28,8 +28,6 @@ __all__ = [
 ]
 
 _SNAPSHOT_LIMIT = 8 << 20
-
-_VDI_SIGNATURE = b"\x7f\x10\xda\xbe"
 
 # the two usual formats are imported up front; the others' modules when an image needs them
 _parsers: dict[str, Callable[[Source], Header]] = {"qcow2": qcow2.parse, "raw": raw.parse}
@@ -72,7 +70,11 @@ def _parser(format: str) -> Callable[[Source], Header]:
 def probe(head: bytes, *, name: str | None = None) -> str:
     """The format that QEMU's probing finds in an image's first 512 bytes or more (and in its name, for dmg); `raw`
     when nothing matches. ImageFormatError when two formats do."""
-    if head.startswith(qcow2.MAGIC) and head[4:8] > b"\0\0\0\1" and head[64:68] != _VDI_SIGNATURE:
+    if (
+        head.startswith(magics.QCOW2)
+        and head[4:8] > b"\0\0\0\1"
+        and head[magics.VDI_AT : magics.VDI_AT + 4] != magics.VDI
+    ):
         return "qcow2"
     from imgtool.image.probing import candidates
 

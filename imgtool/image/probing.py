@@ -6,12 +6,12 @@ two of them, for VDI's magic number is not at the beginning as all others are; w
 
 from __future__ import annotations
 
-from imgtool.image.formats import bochs, cloop, luks, parallels, qcow2, qed, vdi, vhdx, vmdk, vpc
+from imgtool.image.formats import magics
 
 _FIRST_FOUR = {
-    qed.MAGIC: "qed",
-    vmdk.MAGIC: "vmdk",
-    vmdk.MAGIC_OLD: "vmdk",
+    magics.QED: "qed",
+    magics.VMDK: "vmdk",
+    magics.VMDK_OLD: "vmdk",
 }
 _PARALLELS_VERSION = (2).to_bytes(4, "little")
 
@@ -22,26 +22,46 @@ def candidates(head: bytes, *, name: str | None = None) -> list[str]:
     head = head[:512].ljust(512, b"\0")
     found = []
     magic = head[:4]
-    if magic == qcow2.MAGIC:
+    if magic == magics.QCOW2:
         version = int.from_bytes(head[4:8])
         if version:
             found.append("qcow2" if version >= 2 else "qcow")
     elif magic in _FIRST_FOUR:
         found.append(_FIRST_FOUR[magic])
-    elif head.startswith((vpc.MAGIC, vhdx.MAGIC)):
-        found.append("vpc" if head.startswith(vpc.MAGIC) else "vhdx")
-    elif head.startswith(luks.MAGIC + b"\0\1"):
+    elif head.startswith((magics.VPC, magics.VHDX)):
+        found.append("vpc" if head.startswith(magics.VPC) else "vhdx")
+    elif head.startswith(magics.LUKS + b"\0\1"):
         found.append("luks")
-    elif head.startswith((parallels.MAGIC_OLD, parallels.MAGIC_EXTENDED)) and head[16:20] == _PARALLELS_VERSION:
+    elif head.startswith((magics.PARALLELS_OLD, magics.PARALLELS_EXTENDED)) and head[16:20] == _PARALLELS_VERSION:
         found.append("parallels")
-    elif bochs.matches(head):
+    elif _is_bochs(head):
         found.append("bochs")
-    elif vmdk.matches_text(head):
+    elif _is_vmdk_text(head):
         found.append("vmdk")
-    if head[vdi.MAGIC_AT : vdi.MAGIC_AT + 4] == vdi.MAGIC:
+    if _is_vdi(head):
         found.append("vdi")
-    if head.startswith(cloop.MAGIC):
+    if head.startswith(magics.CLOOP):
         found.append("cloop")
     if name is not None and name.endswith(".dmg") and len(name) > 4 and not found:
         found.append("dmg")
     return found
+
+
+def _is_vdi(head: bytes) -> bool:
+    return head[magics.VDI_AT : magics.VDI_AT + 4] == magics.VDI
+
+
+def _is_bochs(head: bytes) -> bool:
+    if not head.startswith(magics.BOCHS):
+        return False
+    from imgtool.image.formats import bochs
+
+    return bochs.matches(head)
+
+
+def _is_vmdk_text(head: bytes) -> bool:
+    if head[:1] not in (b"#", b" ", b"v"):  # a comment, a blank line, or the version
+        return False
+    from imgtool.image.formats import vmdk
+
+    return vmdk.matches_text(head)

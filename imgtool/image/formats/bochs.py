@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import SECTOR, Header, bytes_of, refuse, until_nul
 from imgtool.image.source import Source
 
-MAGIC = b"Bochs Virtual HD Image\0"
 _HEADER = struct.Struct("<32s16s16sIIIII")
 _OLD_VERSION = 0x00010000
 _VERSION = 0x00020000
@@ -17,7 +17,7 @@ _MAX_EXTENT = 0x800000
 
 def matches(head: bytes) -> bool:
     """Whether QEMU's probing would call this a Bochs disk: other kinds of Bochs disk are raw to it."""
-    if len(head) < _HEADER.size or not head.startswith(MAGIC):
+    if len(head) < _HEADER.size or not head.startswith(magics.BOCHS):
         return False
     _, kind, subkind, version, *_ = _HEADER.unpack_from(head)
     names = until_nul(kind), until_nul(subkind)

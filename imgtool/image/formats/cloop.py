@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import SECTOR, Header, bytes_of, refuse
 from imgtool.image.source import Source
 
-MAGIC = b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n"
 _SIZES_AT = 128
 _MAX_BLOCK = 64 << 20
 _MAX_OFFSETS_BYTES = 512 << 20
@@ -15,7 +15,7 @@ _MAX_OFFSETS_BYTES = 512 << 20
 
 def parse(source: Source) -> Header:
     """The header of a cloop image. QEMU does not look for its magic when told the format; this does."""
-    if not source.head.startswith(MAGIC):
+    if not source.head.startswith(magics.CLOOP):
         refuse("cloop", "it does not begin with cloop's script")
     block_size, blocks = struct.unpack(">II", source.at(_SIZES_AT, 8))
     if block_size % SECTOR or not 0 < block_size <= _MAX_BLOCK:

@@ -9,10 +9,10 @@ import struct
 
 import msgspec
 
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import SECTOR, Details, Header, bytes_of, refuse, until_nul
 from imgtool.image.source import Source
 
-MAGIC = b"LUKS\xba\xbe"
 _HEADER = struct.Struct(">6sH32s32s32sII20s32sI40s")
 _SLOT = struct.Struct(">II32sII")
 _SLOTS = 8
@@ -46,7 +46,7 @@ def parse(source: Source) -> Header:
     (magic, version, cipher, mode, hashing, payload, key_bytes, _, _, iterations, uuid) = _HEADER.unpack(
         source.at(0, _HEADER.size)
     )
-    if magic != MAGIC:
+    if magic != magics.LUKS:
         refuse("luks", "it does not begin with LUKS's magic number")
     if version != 1:
         refuse("luks", f"version {version}, where QEMU reads version 1 only")

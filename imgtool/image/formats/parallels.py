@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import struct
 
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import SECTOR, Details, Header, bytes_of, refuse
 from imgtool.image.source import Source
 
-MAGIC_OLD = b"WithoutFreeSpace"
-MAGIC_EXTENDED = b"WithouFreSpacExt"
 _HEADER = struct.Struct("<16sIIIIIQII")
 _VERSION = 2
 _IN_USE = 0x746F6E59
@@ -25,9 +24,9 @@ class ParallelsDetails(Details, frozen=True, kw_only=True, rename="kebab"):
 def parse(source: Source) -> Header:
     """The header of a Parallels image, of either kind."""
     magic, version, _, _, cluster_sectors, entries, sectors, in_use, _ = _HEADER.unpack(source.at(0, _HEADER.size))
-    if magic not in (MAGIC_OLD, MAGIC_EXTENDED) or version != _VERSION:
+    if magic not in (magics.PARALLELS_OLD, magics.PARALLELS_EXTENDED) or version != _VERSION:
         refuse("parallels", "it does not begin with Parallels' magic number and version 2")
-    if magic == MAGIC_OLD:
+    if magic == magics.PARALLELS_OLD:
         sectors &= 0xFFFFFFFF
     if not 0 < cluster_sectors <= _MAX_CLUSTER_SECTORS:
         refuse("parallels", f"clusters of {cluster_sectors} sectors")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import Details, Header, bytes_of, refuse, until_nul
 from imgtool.image.source import Source
 
-MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQBBHIQ")
 _MAX_BACKING_NAME = 1023
 _MAX_L1_ENTRIES = (2**31 - 1) // 8
@@ -24,7 +24,7 @@ def parse(source: Source) -> Header:
     (magic, version, backing_offset, backing_bytes, _, size, cluster_bits, l2_bits, _, encryption, l1_offset) = (
         _HEADER.unpack(source.at(0, _HEADER.size))
     )
-    if magic != MAGIC or version != 1:
+    if magic != magics.QCOW2 or version != 1:
         refuse("qcow", "it does not begin with qcow's magic number and version 1")
     if size <= 1:
         refuse("qcow", "a virtual size below 2 bytes")

@@ -7,10 +7,9 @@ import struct
 import msgspec
 
 from imgtool.errors import ImageFormatError
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import Details, Header, bytes_of, refuse, until_nul
 from imgtool.image.source import Source
-
-MAGIC = b"QFI\xfb"
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 _HEADER_BYTES = 112  # with the compression type and its padding
@@ -175,7 +174,7 @@ def parse(source: Source) -> Header:
         refcount_order,
         header_length,
     ) = _HEADER.unpack_from(head)
-    if magic != MAGIC:
+    if magic != magics.QCOW2:
         refuse("qcow2", "it does not begin with qcow2's magic number")
     if version not in (2, 3):
         refuse("qcow2", f"version {version} is unknown")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import SECTOR, Details, Header, bytes_of, refuse, until_nul
 from imgtool.image.source import Source
 
-MAGIC = b"QED\0"
 _HEADER = struct.Struct("<4sIIIQQQQQII")
 _BACKING_FILE, _NEED_CHECK, _BACKING_IS_RAW = 1, 2, 4
 _FEATURES = _BACKING_FILE | _NEED_CHECK | _BACKING_IS_RAW
@@ -35,7 +35,7 @@ def parse(source: Source) -> Header:
         backing_offset,
         backing_bytes,
     ) = _HEADER.unpack(source.at(0, _HEADER.size))
-    if magic != MAGIC:
+    if magic != magics.QED:
         refuse("qed", "it does not begin with QED's magic number")
     if features & ~_FEATURES:
         refuse("qed", f"unknown features {features & ~_FEATURES:#x}")

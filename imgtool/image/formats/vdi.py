@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import struct
 
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import SECTOR, Details, Header, bytes_of, refuse
 from imgtool.image.source import Source
 
-MAGIC = b"\x7f\x10\xda\xbe"
-MAGIC_AT = 64
 _HEADER = struct.Struct("<4sIIII256sIIIIIIIQIIII16s16s16s16s")
 _VERSION = 0x00010001
 _BLOCK = 1 << 20
@@ -50,8 +49,8 @@ def parse(source: Source) -> Header:
         _,
         link,
         parent,
-    ) = _HEADER.unpack(source.at(MAGIC_AT, _HEADER.size))
-    if magic != MAGIC:
+    ) = _HEADER.unpack(source.at(magics.VDI_AT, _HEADER.size))
+    if magic != magics.VDI:
         refuse("vdi", "VDI's magic number is missing")
     if version != _VERSION:
         refuse("vdi", f"version {version >> 16}.{version & 0xFFFF} is unknown")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from functools import cache
 
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import SECTOR, Details, Header, bytes_of, refuse
 from imgtool.image.source import Source
 
-MAGIC = b"vhdxfile"
 _HEADERS_AT = (64 << 10, 128 << 10)
 _HEADER_BYTES = 4096
 _HEADER = struct.Struct("<4sIQ16s16s16sHHIQ")
@@ -50,7 +50,7 @@ class VhdxDetails(Details, frozen=True, kw_only=True, rename="kebab"):
 
 def parse(source: Source) -> Header:
     """The header of a VHDX image. Differencing ones are refused, as by QEMU."""
-    if not source.head.startswith(MAGIC):
+    if not source.head.startswith(magics.VHDX):
         refuse("vhdx", "it does not begin with VHDX's magic number")
     log_pending = _log_pending(source)
     items = _metadata_items(source, _metadata_offset(source))

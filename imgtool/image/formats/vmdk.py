@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import SECTOR, Details, Header, bytes_of, refuse, until_nul
 from imgtool.image.source import Source
 
-MAGIC = b"KDMV"
-MAGIC_OLD = b"COWD"
 PROBED = 512
 
 _HEADER = struct.Struct("<4sIIQQQQIQQQ")
@@ -107,9 +106,9 @@ def parse(source: Source) -> Header:
     head = source.at(0, 4)
     if source.sectors == 0:
         refuse("vmdk", "the file is empty")
-    if head == MAGIC:
+    if head == magics.VMDK:
         body, description_at = _parse_sparse(source), _DESCRIPTION_AT
-    elif head == MAGIC_OLD:
+    elif head == magics.VMDK_OLD:
         body, description_at = _parse_old(source), _DESCRIPTION_AT
     else:
         body, description_at = _parse_descriptor(source, 0), 0
@@ -164,7 +163,7 @@ def _read_footer(source: Source) -> bytes:
     _, size, kind = _MARKER.unpack_from(data)
     last = _MARKER.unpack_from(data, 2 * SECTOR)
     header = data[SECTOR : 2 * SECTOR]
-    if size or kind != _FOOTER_MARKER or not header.startswith(MAGIC) or any(last):
+    if size or kind != _FOOTER_MARKER or not header.startswith(magics.VMDK) or any(last):
         refuse("vmdk", "its footer is damaged")
     return header
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import struct
 
+from imgtool.image.formats import magics
 from imgtool.image.formats.base import SECTOR, Details, Header, bytes_of, refuse
 from imgtool.image.source import Source
 
-MAGIC = b"conectix"
 _FOOTER = struct.Struct(">8sIIQI4sHH4sQQHBBII16sB")
 _CHECKSUM_AT = 64
 _DYNAMIC = struct.Struct(">8sQQIII")
@@ -42,7 +42,7 @@ class VpcDetails(Details, frozen=True, kw_only=True, rename="kebab"):
 def parse(source: Source) -> Header:
     """The header of a VHD: at its beginning, or for a fixed one only at its end."""
     footer = source.at(0, SECTOR)
-    dynamic = footer.startswith(MAGIC)
+    dynamic = footer.startswith(magics.VPC)
     if not dynamic:
         size = source.sectors * SECTOR
         if size < SECTOR:
@@ -51,7 +51,7 @@ def parse(source: Source) -> Header:
     (magic, _, _, header_at, _, creator, _, _, _, _, size, cylinders, heads, per_track, kind, checksum, _, _) = (
         _FOOTER.unpack_from(footer)
     )
-    if magic != MAGIC or (not dynamic and kind != _FIXED):
+    if magic != magics.VPC or (not dynamic and kind != _FIXED):
         refuse("vpc", "there is no VHD footer at its beginning or end")
     summed = sum(footer) - sum(footer[_CHECKSUM_AT : _CHECKSUM_AT + 4])
     if ~summed & 0xFFFFFFFF != checksum:
