@@ -154,7 +154,7 @@ def _check(
     program: QemuImg, opened: Opened, name: str, actions: list[BitmapAction], objects: tuple[str, ...]
 ) -> None:
     """ImgtoolError, with the names that exist, when the bitmap to be changed does not."""
-    if actions[0] == "add":
+    if actions[0] == "add" or not name.isprintable():  # bytes that are no UTF-8 are not as they were in the list
         return
     info = program.info(opened.source, format=opened.format, objects=objects)
     known = [one.name for one in (info.qcow2.bitmaps if info.qcow2 else None) or ()]

@@ -67,6 +67,8 @@ def _lines(done: Moved, here: str) -> Iterator[str]:
     from imgtool.cli.render import counted
     from imgtool.image.names import printable
 
+    if not done.files:
+        yield "moved: there were no files in it"
     for one in done.files[:20]:
         yield f"{relative(one.path, here)} -> {relative(one.to, here)}{' (copied)' if one.copied else ''}"
     if len(done.files) > 20:

@@ -52,6 +52,15 @@ def test_merged_from_another_image(images: Images, imgtool: Imgtool) -> None:
     assert imgtool("bitmap", "--merge", "b0", "-b", old, "-F", "qcow2", new, "b0").status == 0
 
 
+@pytest.mark.parametrize("name", [b"mon\xffday", b"mon\xc3(day", "Montag ü".encode()])
+def test_a_bitmap_may_have_any_name(images: Images, imgtool: Imgtool, name: bytes) -> None:
+    path = images.base("disk.qcow2")
+    assert imgtool("bitmap", "--add", path, name).status == 0
+    done = imgtool("bitmap", "--remove", path, name)
+    assert (done.status, done.stdout) == (0, f"{path}: 0 bitmaps now\n")
+    assert imgtool("bitmap", "--remove", path, name).status == 1
+
+
 def test_a_bitmap_that_is_not_there(images: Images, imgtool: Imgtool) -> None:
     path = images.base("disk.qcow2")
     images.qemu_img("bitmap", "--add", path, "monday")

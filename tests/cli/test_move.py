@@ -60,6 +60,13 @@ def test_used_wrongly_or_refused(images: Images, imgtool: Imgtool) -> None:
     assert base.exists()
 
 
+def test_a_directory_without_files_is_moved_and_that_is_said(images: Images, imgtool: Imgtool) -> None:
+    (images / "old").mkdir()
+    done = imgtool("chain", "move", "old", "new", cwd=images.directory)
+    assert (done.status, done.stdout) == (0, "moved: there were no files in it\n")
+    assert (images / "new").is_dir()
+
+
 def test_the_current_directory_may_be_what_is_moved(images: Images, imgtool: Imgtool) -> None:
     images.base("store/base.qcow2")
     done = imgtool("chain", "move", "../store", "../moved", cwd=images / "store")
