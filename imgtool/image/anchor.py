@@ -8,7 +8,6 @@ has extensions; overlays of other formats carry none.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Iterable
@@ -85,6 +84,8 @@ def _sample_offsets(fd: int, size: int) -> tuple[int, ...]:
 
 
 def _sample_digest(fd: int, offsets: Iterable[int]) -> str:
+    import hashlib
+
     digest = hashlib.sha256()
     for offset in offsets:
         if 0 <= offset < 1 << 62:  # an anchor comes from an image, and images lie
@@ -96,6 +97,8 @@ def metadata_digest(fd: int, header: Header) -> str:
     """Hex SHA-256 of what says where a parent's data lies: of a qcow2 its header and L1 table, of other formats the
     first 4 KiB; the virtual size always. That it changed proves that the parent did; that it did not proves nothing.
     """
+    import hashlib
+
     digest = hashlib.sha256(f"{header.format} {header.virtual_size}\n".encode())
     details = header.details
     if isinstance(details, Qcow2Details):

@@ -6,7 +6,6 @@ makes QEMU abort, and Linux never prints a line. A crash of the proof is an answ
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import time
@@ -18,10 +17,11 @@ import msgspec
 from imgtool.errors import CommandError, CommandTimeout, MachineError
 from imgtool.machine.process import boot_identity
 from imgtool.machine.proof_sector import EXIT_STATUS, REPORT_PORT, boot_sector
-from imgtool.qemu.capabilities import Capabilities, binary_identity, cache_folder, write_cache
+from imgtool.qemu.capabilities import Capabilities
+from imgtool.qemu.learned import place
 from imgtool.qemu.process import Limits, Runner, failure, run
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 LEAST_LIMIT = 2.0
 """Seconds an accelerator always gets."""
@@ -131,14 +131,14 @@ def choose(
     if obstacle is not None or candidate is None:
         proofs = () if obstacle is None else (obstacle,)
         return Choice(accelerator="tcg", host_cpu=False, proofs=proofs)
-    place = _cache_path(capabilities.program, host, cache_dir)
-    if place is not None:
-        kept = _read(place)
-        if kept is not None:
-            return kept
-    choice = _prove_all(capabilities, candidate, runner)
-    if place is not None:
-        write_cache(place, msgspec.json.encode(choice))
+    if host.boot is None:
+        return _prove_all(capabilities, candidate, runner)
+    program = capabilities.program
+    kept = place("accelerator", program, format=_CACHE_FORMAT, when=host.boot, cache_dir=cache_dir)
+    choice = kept.recall(Choice)
+    if choice is None:
+        choice = _prove_all(capabilities, candidate, runner)
+        kept.keep(choice)
     return choice
 
 
@@ -187,22 +187,6 @@ def _obstacle(capabilities: Capabilities, host: Host) -> tuple[Proof | None, str
         except OSError as error:
             return no(f"{host.kvm}: {error.strerror}")
     return None, candidate
-
-
-def _cache_path(program: str, host: Host, cache_dir: str | None) -> str | None:
-    if host.boot is None:
-        return None
-    identity = f"{_CACHE_FORMAT}\n{host.boot}\n{binary_identity(program)}"
-    digest = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
-    return os.path.join(cache_dir or cache_folder(), f"accelerator-{digest[:32]}.json")
-
-
-def _read(place: str) -> Choice | None:
-    try:
-        with open(place, "rb") as file:
-            return msgspec.json.decode(file.read(), type=Choice)
-    except (OSError, msgspec.MsgspecError):
-        return None
 
 
 def _first_line(text: str) -> str:

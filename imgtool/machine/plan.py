@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -114,8 +113,7 @@ def _first_image(machine: Machine) -> str | None:
 
 
 def _plan(machine: Machine, vm: Vm, learned: Learned, programs: Programs, *, detached: bool, force: bool) -> Plan:
-    kept = data_dir(machine.name or _lasting_name(machine))
-    machine = _with_places(replace(machine, name=vm.name), kept)
+    machine = replace(_with_places(machine), name=vm.name)
     check_files(machine)
     console: Literal["stdio", "socket"] = "socket" if detached else "stdio"
     firmware = _firmware(machine, programs)
@@ -167,15 +165,20 @@ def data_dir(name: str) -> str:
 
 def _lasting_name(machine: Machine) -> str:
     """What a VM without a name of its own is known by from one start to the next: its first image."""
+    import hashlib
+
     image = _first_image(machine) or ""
     digest = hashlib.sha256(os.fsencode(image)).hexdigest()
     return f"{name_from(image)}-{digest[:8]}"
 
 
-def _with_places(machine: Machine, kept: str) -> Machine:
+def _with_places(machine: Machine) -> Machine:
+    """With places for what is kept from one start to the next, where the machine has such things."""
+    tpm, uefi = machine.tpm is not None, wants_uefi(machine)
+    kept = data_dir(machine.name or _lasting_name(machine)) if tpm or uefi else ""
     if machine.tpm is not None and machine.tpm.state is None:
         machine = replace(machine, tpm=replace(machine.tpm, state=os.path.join(kept, "tpm")))
-    if wants_uefi(machine) and machine.firmware.vars is None:
+    if uefi and machine.firmware.vars is None:
         machine = replace(machine, firmware=replace(machine.firmware, vars=os.path.join(kept, VARIABLES)))
     return machine
 

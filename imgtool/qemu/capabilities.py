@@ -6,8 +6,6 @@ on disk under the identity of the binary, so that it is asked once per upgrade.
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -16,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from imgtool.errors import DecodeError, MachineError, ProgramError
-from imgtool.image.names import printable
-from imgtool.image.userdirs import user_dir
+from imgtool.errors import DecodeError, MachineError
+from imgtool.qemu.learned import place
 from imgtool.qemu.process import Limits, Runner, run
 from imgtool.qemu.programs import Version, parse_version
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
@@ -27,7 +24,7 @@ from imgtool.qemu.system import start
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 """Raised whenever the structs below change, so that an older imgtool's answers are asked again."""
 
 _ASK_SECONDS = 30.0
@@ -137,61 +134,12 @@ def capabilities(program: str, *, cache_dir: str | None = None, runner: Runner =
     `cache_dir` None is the user's cache folder; that nothing can be written there is no error. ProgramError when the
     program is no QEMU, MachineError when it does not answer.
     """
-    place = _cache_path(program, cache_dir)
-    kept = _read_cache(place)
-    if kept is not None:
-        return kept
-    answer = ask(program, runner=runner)
-    write_cache(place, msgspec.json.encode(answer))
+    kept = place("capabilities", program, format=_CACHE_FORMAT, cache_dir=cache_dir)
+    answer = kept.recall(Capabilities)
+    if answer is None:
+        answer = ask(program, runner=runner)
+        kept.keep(answer)
     return answer
-
-
-def binary_identity(program: str) -> str:
-    """What changes whenever another QEMU stands at `program`: path, size, time and inode, and the state of the
-    folders its loadable modules lie in."""
-    status = os.stat(program)
-    identity = [os.path.realpath(program), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
-    for folder in sorted(glob.glob("/usr/lib*/qemu") + glob.glob("/usr/lib/*/qemu")):
-        identity += [folder, os.stat(folder).st_mtime_ns]
-    return repr(identity)
-
-
-def cache_folder() -> str:
-    return os.path.join(user_dir("cache"), "qemu")
-
-
-def write_cache(place: str, content: bytes) -> None:
-    """Writes `content` to `place`, whole or not at all. Without permission to write there, it is simply not kept."""
-    import tempfile
-
-    try:
-        os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
-        fd, draft = tempfile.mkstemp(dir=os.path.dirname(place))
-    except OSError:
-        return
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-        os.replace(draft, place)
-    except OSError:
-        os.unlink(draft)
-
-
-def _cache_path(program: str, cache_dir: str | None) -> str:
-    try:
-        identity = binary_identity(program)
-    except OSError as error:
-        raise ProgramError(f"{printable(program)}: {error.strerror}") from error
-    digest = hashlib.sha256(f"{_CACHE_FORMAT}\n{identity}".encode(errors="surrogateescape")).hexdigest()
-    return os.path.join(cache_dir or cache_folder(), f"capabilities-{digest[:32]}.json")
-
-
-def _read_cache(place: str) -> Capabilities | None:
-    try:
-        with open(place, "rb") as file:
-            return msgspec.json.decode(file.read(), type=Capabilities)
-    except (OSError, msgspec.MsgspecError):
-        return None  # absent, truncated or of another shape: ask again
 
 
 def none_argv(program: str, monitor_fd: int) -> list[str]:

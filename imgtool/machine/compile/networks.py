@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from imgtool.errors import ConfigError
@@ -49,6 +48,8 @@ def network_id(network: Nic, place: int) -> str:
 
 def stable_mac(name: str, place: int) -> str:
     """The MAC of a machine's NIC, the same at every start: QEMU's prefix and a hash of the machine's name."""
+    import hashlib
+
     digest = hashlib.sha256(f"{name}\n{place}".encode(errors="surrogateescape")).digest()
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
 

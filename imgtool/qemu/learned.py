@@ -1,0 +1,80 @@
+"""What was learned about a QEMU program by running it, kept in the user's cache folder until the program changes.
+
+There is one file for each binary and kind of knowledge, and in it stands which state of the binary it is true of.
+What cannot be read is not known, and what cannot be written is simply not kept.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from imgtool.errors import ProgramError
+from imgtool.image.names import printable
+from imgtool.image.userdirs import user_dir
+
+T = TypeVar("T")
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    identity: str
+    value: msgspec.Raw
+
+
+class Place(NamedTuple):
+    """Where one thing about one program is kept, and of which state of the world it is true."""
+
+    path: str
+    identity: str
+
+    def recall(self, type: type[T]) -> T | None:
+        """What was kept; None when there is nothing, or it was true of another binary, or has another shape."""
+        try:
+            with open(self.path, "rb") as file:
+                kept = msgspec.json.decode(file.read(), type=_Kept)
+            return msgspec.json.decode(kept.value, type=type) if kept.identity == self.identity else None
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def keep(self, value: Any) -> None:
+        """Writes `value` down, whole or not at all."""
+        import tempfile
+
+        content = msgspec.json.encode(_Kept(self.identity, msgspec.Raw(msgspec.json.encode(value))))
+        try:
+            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+            fd, draft = tempfile.mkstemp(dir=os.path.dirname(self.path))
+        except OSError:
+            return
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(content)
+            os.replace(draft, self.path)
+        except OSError:
+            os.unlink(draft)
+
+
+def place(kind: str, program: str, *, format: int, when: str = "", cache_dir: str | None = None) -> Place:
+    """The place of what is of this `kind` about the binary at `program`. `format` is the number of the value's shape;
+    `when` is what else it hangs on. `cache_dir` None is the user's cache folder. ProgramError when there is no such
+    program."""
+    try:
+        status = os.stat(program)
+        identity = f"{format}\n{when}\n{binary_identity(program)}"
+    except OSError as error:
+        raise ProgramError(f"{printable(program)}: {error.strerror}") from error
+    folder = cache_dir or os.path.join(user_dir("cache"), "qemu")
+    return Place(os.path.join(folder, f"{kind}-{status.st_dev:x}-{status.st_ino:x}.json"), identity)
+
+
+def binary_identity(program: str) -> str:
+    """What changes whenever another QEMU stands at `program`: path, size, time and inode, and the state of the
+    folders its loadable modules lie in."""
+    status = os.stat(program)
+    identity = [os.path.realpath(program), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
+    for folder in sorted(glob.glob("/usr/lib*/qemu") + glob.glob("/usr/lib/*/qemu")):
+        identity += [folder, os.stat(folder).st_mtime_ns]
+    return repr(identity)
