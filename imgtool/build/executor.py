@@ -59,6 +59,14 @@ class GuestLost(ExecutorError):  # noqa: N818 - says what is so
     code = "guest-lost"
 
 
+def has_ended(name: str) -> GuestLost:
+    """The error for the VM `name` that does not run any more."""
+    return GuestLost(
+        f"{name} has ended",
+        hint=f"`imgtool vm log {name}` shows what the guest said last, with --qemu what QEMU said",
+    )
+
+
 class StepTimeout(ExecutorError):  # noqa: N818
     """A command took longer than it may. It was ended in the guest where that is possible."""
 

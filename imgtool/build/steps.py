@@ -137,7 +137,8 @@ class Steps:
 
     def _broken(self, shown: str, error: ExecutorError, place: tuple[str | int, ...]) -> StepFailed:
         """Of a step that could not be done, or whose end nobody knows."""
-        hint = error.hint or (_LEFT_RUNNING if isinstance(error, GuestLost) else None)
+        hints = (_LEFT_RUNNING if isinstance(error, GuestLost) else None, error.hint)
+        hint = "; ".join(filter(None, hints)) or None
         return self._failed(shown, f"failed: {error.message}", None, place, hint=hint)
 
     def _failed(

@@ -188,9 +188,11 @@ def _console(context: Context) -> Decide:
         from imgtool.machine.console import attach
         from imgtool.machine.runtime import find
 
-        report(context, failure.error)
         if not sys.stdin.isatty():
+            if not context.json:
+                remark(context, "stdin is no terminal: the guest's console is not opened")
             return "give-up"
+        report(context, failure.error)
         vm, _ = find(failure.guest.name)
         remark(context, f"at the console of {failure.guest.name}; Ctrl-A X leaves it, then you decide")
         if attach(vm.file("serial0.sock")) == "ended":

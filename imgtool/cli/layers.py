@@ -138,9 +138,16 @@ def show(context: Context, /, layer: str, log: bool, layers_: str | None) -> Non
     manifest = msgspec.to_builtins(found.manifest)
     answer = {"path": found.path, "manifest": manifest, "key-document": document, "log": said}
     shown = {**manifest, "created": date(int(found.manifest.created)), "size": short_size(found.manifest.size)}
-    pairs = [(key, printable(str(value))) for key, value in shown.items() if key not in ("schema", "mtime-ns")]
+    shown = {key: value for key, value in shown.items() if key not in ("schema", "mtime-ns") and value is not None}
+    pairs = [(key, printable(_word(value))) for key, value in shown.items()]
     step = [(key, printable(json.dumps(value))) for key, value in document["step"].items() if value]
     emit(context, answer, [*fields([("path", printable(found.path)), *pairs]), "step:", *fields(step, indent="  ")])
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 @click.command(epilog="\b\nExample:\n  imgtool layers tree")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from imgtool.build.session import Failure
 from imgtool.build.steps import StepFailed
+from imgtool.cli.build import _console
+from imgtool.cli.context import Context
 from imgtool.cli.error_document import error_document
 from tests.build.conftest import Bench
 from tests.cli.conftest import Imgtool
@@ -144,6 +148,19 @@ def test_a_secret_without_a_name_is_refused(bench: Bench, imgtool: Imgtool) -> N
     assert "--secret =token.txt has no name" in done.stderr
 
 
+@pytest.mark.parametrize(("output", "said"), [("human", "no terminal"), ("json", "")])
+def test_where_nobody_can_be_asked_a_failure_is_reported_by_its_end_alone(
+    capsys: pytest.CaptureFixture[str], output: str, said: str
+) -> None:
+    context = Context()
+    context.output = output
+    failure = Failure(StepFailed("no luck", step="x", status=1, line=3, tail=(), path="web.toml"), Mock(), "one")
+    assert _console(context)(failure) == "give-up"
+    err = capsys.readouterr().err
+    assert "no luck" not in err
+    assert said in err if said else err == ""
+
+
 def test_layers_are_listed_with_who_needs_them(bench: Bench, imgtool: Imgtool) -> None:
     done = imgtool("layers", "list", IMGTOOL_LAYERS=bench.store.root)
     lines = done.stdout.splitlines()
@@ -169,6 +186,9 @@ def test_a_layer_is_shown_by_name_or_key(bench: Bench, imgtool: Imgtool) -> None
         assert shown["manifest"]["key"] == two.manifest.key
         assert shown["key-document"]["step"]["run"] == ["make b"]
     assert imgtool("layers", "show", "web@two", "--log", IMGTOOL_LAYERS=bench.store.root).stdout == "==> make b\n"
+    for_people = imgtool("layers", "show", "web@one", IMGTOOL_LAYERS=bench.store.root).stdout
+    assert "by-hand:      no\n" in for_people
+    assert "None" not in for_people
     wrong = imgtool("layers", "show", "web@six", IMGTOOL_LAYERS=bench.store.root)
     assert wrong.status == 1
     assert "there is no layer web@six" in wrong.stderr

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import IO, NamedTuple, Self
 
-from imgtool.build.executor import SHELL, ExecutorError, GuestLost, Kind, Output, StepTimeout
+from imgtool.build.executor import SHELL, ExecutorError, GuestLost, Kind, Output, StepTimeout, has_ended
 from imgtool.build.executors import shell
 from imgtool.build.executors.stream import Frame, Redactor, new_token
 from imgtool.image.names import printable
@@ -237,8 +237,7 @@ class Way(ABC):
 
     def _gone(self, how: str) -> ExecutorError:
         """The error for a way that broke off."""
-        what = f"the VM {self._name} has ended" if not self._alive() else f"the way into {self._name} is lost: {how}"
-        return GuestLost(what)
+        return GuestLost(f"the way into {self._name} is lost: {how}") if self._alive() else has_ended(self._name)
 
 
 def killed() -> ExecutorError:

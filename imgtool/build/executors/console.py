@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from imgtool.build.executor import ExecutorError, GuestLost
+from imgtool.build.executor import ExecutorError, GuestLost, has_ended
 from imgtool.build.executors.base import SHORT, Answer
 from imgtool.build.executors.stream import Frame, Frames, new_token
 from imgtool.machine.serial import clean
@@ -203,7 +203,7 @@ class Console:
         except OSError:
             data = b""
         if not data:
-            raise GuestLost(f"{self._name} has ended")
+            raise has_ended(self._name)
         return data
 
     def _send(self, data: bytes) -> None:
@@ -220,7 +220,7 @@ class Console:
                 except BlockingIOError:
                     continue
                 except OSError:
-                    raise GuestLost(f"{self._name} has ended") from None
+                    raise has_ended(self._name) from None
 
 
 def _is_prompt(line: str, before: str) -> bool:

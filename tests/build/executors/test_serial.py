@@ -162,8 +162,9 @@ def test_a_port_that_shows_nothing_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(ExecutorError, match="no root shell on the serial port of mute; it shows nothing"):
         way.wait_ready(seconds=1)
     there.close()
-    with pytest.raises(GuestLost, match="mute has ended"):
+    with pytest.raises(GuestLost, match="mute has ended") as caught:
         way.wait_ready(seconds=SECONDS)
+    assert str(caught.value.hint).startswith("`imgtool vm log mute` shows")
     way.close()
 
 
