@@ -22,7 +22,7 @@ SECTIONS = {
     "Looking": {
         "show": Entry("imgtool.cli.chain:show", "Show what images stand on and what stands on them."),
         "verify": Entry("imgtool.cli.chain_verify:verify", "Look for everything that is wrong with them."),
-        "layers": Entry("imgtool.cli.chain_layers:layers", "Show who supplies which part of a disk."),
+        "layers": Entry("imgtool.cli.chain_layers:layers", "Show which layer supplies which part of a disk."),
         "diff": Entry("imgtool.cli.chain_layers:diff", "Show where two disks differ."),
     },
     "Changing": {
@@ -30,17 +30,19 @@ SECTIONS = {
         "shorten": Entry("imgtool.cli.shorten:shorten", "Merge layers in the middle of a chain."),
         "move": Entry("imgtool.cli.chain_move:move", "Move images, with every reference to them."),
         "collect": Entry(
-            "imgtool.cli.chain_collect:collect", "Put images away that nobody needs, and bring them back."
+            "imgtool.cli.chain_collect:collect", "Quarantine images that nothing needs, and bring them back."
         ),
-        "repair": Entry("imgtool.cli.chain_repair:repair", "Mend what verify found, where nothing can be lost."),
-        "anchor": Entry("imgtool.cli.chain_repair:anchor", "Have overlays remember their backing files anew."),
+        "repair": Entry("imgtool.cli.chain_repair:repair", "Repair what verify found, where nothing can be lost."),
+        "anchor": Entry(
+            "imgtool.cli.chain_repair:anchor", "Make overlays remember their backing files as they are now."
+        ),
     },
 }
 
 
 @click.group(cls=LazyGroup, sections=SECTIONS)
 def chain() -> None:
-    """See, verify and change the graph of images: who stands on whom."""
+    """See, verify and change the graph of images: which stands on which."""
 
 
 @click.command(
@@ -64,8 +66,8 @@ def chain() -> None:
 @output_option("dot", "mermaid")
 @pass_context
 def show(context: Context, images: tuple[str, ...], stores: tuple[str, ...], format_: str | None) -> None:
-    """Show the images in the directories DIR and below, and who stands on whom; or of each IMAGE, its backing chain
-    down to the base and what stands on it.
+    """Show the images in the directories DIR and below, and which stands on which; or, for each IMAGE, its backing
+    chain down to the base and what stands on it.
 
     What stands on an IMAGE is looked for in the directories that its chain lies in, and in those of --store.
     Headers are read without starting QEMU; nothing is locked or changed. Defects are shown beside the images they

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     help="This image is needed, and what it stands on. May be repeated.",
 )
 @stores_option
-@click.option("--undo", is_flag=True, help="Bring back what was put away last, or --id.")
-@click.option("--purge", is_flag=True, help="Delete for good what was put away: all of it, or --id.")
-@click.option("-l", "--list", "list_", is_flag=True, help="List what was put away.")
-@click.option("--id", "id_", metavar="ID", help="What one run put away.")
+@click.option("--undo", is_flag=True, help="Bring back the last batch, or that of --id.")
+@click.option("--purge", is_flag=True, help="Delete batches for good: all of them, or that of --id.")
+@click.option("-l", "--list", "list_", is_flag=True, help="List the batches in quarantine.")
+@click.option("--id", "id_", metavar="ID", help="The batch of one run; --list shows them.")
 @quiet_option
 @dry_run_option
 @output_option()
@@ -55,10 +55,10 @@ def collect(
     id_: str | None,
     dry_run: bool,
 ) -> None:
-    """Put the images in DIR and below that nobody needs into a quarantine in DIR.
+    """Move the images in DIR and below that nothing needs into a quarantine in DIR.
 
-    Needed are the images of --keep, those that a program has open, those of machines and builds of imgtool, and all
-    that these stand on, as do images outside of DIR that are found in --store. Nothing is deleted before --purge;
+    Needed are the images of --keep, those that a program has open, those of imgtool's machines and builds, images
+    outside DIR that are found in --store, and everything that these stand on. Nothing is deleted before --purge;
     --undo brings it back.
     """
     from imgtool.cli.images import say

@@ -41,7 +41,7 @@ def move(context: Context, paths: tuple[str, ...], stores: tuple[str, ...], dry_
     """Move images, or directories with all that is in them, as mv does, and have every reference follow.
 
     Overlays of what is moved are looked for in the directories of its chain, beside a directory that is moved, and in
-    those of --store. Their headers are changed in the same step: at no moment an image reads something else, or
+    those of --store. Their headers are changed in the same step: at no moment does an image read something else, or
     nothing. On another file system the files are copied.
     """
     from imgtool.cli.images import say
@@ -49,7 +49,7 @@ def move(context: Context, paths: tuple[str, ...], stores: tuple[str, ...], dry_
     from imgtool.operations.move import MoveRequest
 
     if len(paths) < 2:
-        raise UsageError("where to is not said", hint="imgtool chain move SRC… DST")
+        raise UsageError("the destination is missing", hint="imgtool chain move SRC… DST")
     request = MoveRequest(paths[:-1], paths[-1], store=stores, settle=not dry_run)
     if dry_run:
         from imgtool.cli.plan import emit_plan

@@ -48,12 +48,12 @@ def repair(
     deep: bool,
     dry_run: bool,
 ) -> int:
-    """Mend what `chain verify` finds in IMAGE or DIR, as far as nothing can be lost by it.
+    """Repair what `chain verify` finds in IMAGE or DIR, where nothing can be lost by doing so.
 
-    Backing formats that are missing or wrong are named, backing files that were moved are found again where an anchor
-    proves that it is them, changes that were broken off are finished, leftovers removed, and space that leaked is
-    given back on a copy, which is compared with the image before it takes its place. Damaged images are left alone.
-    The exit status is 3 when errors are left.
+    Missing or wrong backing formats are corrected, moved backing files are found again where an anchor proves their
+    identity, interrupted changes are finished, leftovers are removed, and leaked space is given back on a copy, which
+    is compared with the image before it takes its place. Damaged images are left alone. The exit status is 3 when
+    errors are left.
     """
     from imgtool.cli.output import emit
     from imgtool.cli.progress import progress

@@ -95,7 +95,7 @@ def check(
 ) -> int:
     """Look for damage inside an image: clusters used twice or not at all, tables that contradict each other.
 
-    The disk's content is not judged. What is found is said with the command that repairs it.
+    The content of the disk is not checked. Damage is reported together with the command that repairs it.
     """
     opened = open_image(image, format=format_, image_opts=image_opts)
     if repair == "all":

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 @store_option
 @image_opts_option
 @object_option
-@force_option("Although other images, or internal snapshots, read what is written to.")
+@force_option("Even if other images, or internal snapshots, read what is written to.")
 @progress_option
 @quiet_option
 @dry_run_option

@@ -69,8 +69,8 @@ def compare(
     timeout: float | None,
     dry_run: bool,
 ) -> int:
-    """Say whether a guest would see the same disk in both images, whatever their formats. Where one is larger, the
-    rest of it has to be zeros.
+    """Tell whether a guest would see the same disk in both images, whatever their formats. Where one is larger, the
+    rest of it must be zeros.
     """
     try:
         one = open_image(image, format=format_, image_opts=image_opts)

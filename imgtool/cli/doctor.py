@@ -23,7 +23,7 @@ PROBLEMS = 3
 @output_option()
 @pass_context
 def doctor(context: Context, /, needs: tuple[str, ...]) -> int:
-    """Say what this host has for virtual machines, and how to get what it lacks.
+    """Show what this host has for virtual machines, and how to get what it lacks.
 
     Accelerators are proven by running guest code under them. Nothing is changed. Without --need the exit status is
     0 whatever is missing.

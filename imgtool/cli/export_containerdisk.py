@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--annotation", "annotations", metavar="KEY=VALUE", multiple=True, help="Added to the manifest. May be repeated."
 )
-@force_option("Although an image of the chain is damaged, or does not stand on what it was made on.")
+@force_option("Even if an image of the chain is damaged, or its parent has changed since it was made.")
 @registry_options
 @progress_option
 @quiet_option

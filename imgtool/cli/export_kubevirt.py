@@ -26,7 +26,7 @@ from imgtool.errors import UsageError
     "--ref", "reference", metavar="REF", help="The first disk comes from this containerDisk, and is not uploaded."
 )
 @click.option("--storage-class", metavar="NAME", help="The storage class of the disks.  [default: the cluster's]")
-@click.option("--partial", is_flag=True, help="Leave out what KubeVirt cannot have, and say what that is.")
+@click.option("--partial", is_flag=True, help="Leave out what KubeVirt cannot express, and say what that is.")
 @quiet_option
 @output_option()
 @pass_context
@@ -42,7 +42,8 @@ def kubevirt(
 ) -> None:
     """Write the VirtualMachine and DataVolume manifests of what `imgtool boot IMAGE --profile FILE` starts.
 
-    What KubeVirt has no words for is an error that names it all; with --partial it is left out, and said on stderr.
+    Settings that KubeVirt cannot express are an error that names them all; with --partial they are left out, and
+    listed on stderr.
     """
     from msgspec.structs import replace
 

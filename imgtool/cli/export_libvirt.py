@@ -43,8 +43,8 @@ from imgtool.errors import UsageError
     metavar="NAME",
     help="With --define: copy the images into this storage pool first.  [default: `default`, for another host]",
 )
-@click.option("--partial", is_flag=True, help="Leave out what libvirt cannot have, and say what that is.")
-@force_option("Although others stand on an image, or it does not stand on what it was made on.")
+@click.option("--partial", is_flag=True, help="Leave out what libvirt cannot express, and say what that is.")
+@force_option("Even if others stand on an image, or its parent has changed since it was made.")
 @progress_option
 @quiet_option
 @dry_run_option
@@ -67,8 +67,8 @@ def libvirt(
 ) -> None:
     """Write the domain XML of what `imgtool boot IMAGE --profile FILE` starts.
 
-    What libvirt has no words for is an error that names it all; with --partial it is left out, and said on stderr.
-    A domain of the same name is defined anew, if imgtool wrote it.
+    Settings that libvirt cannot express are an error that names them all; with --partial they are left out, and
+    listed on stderr. A domain of the same name is defined anew, if imgtool wrote it.
     """
     from msgspec.structs import replace
 

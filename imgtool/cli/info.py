@@ -51,11 +51,11 @@ def info(
     objects: tuple[str, ...],
     timeout: float | None,
 ) -> int:
-    """Say what an image is: its format, its sizes, its backing file, its snapshots.
+    """Show what an image is: its format, its sizes, its backing file, its snapshots.
 
-    Nothing but the image itself is opened. One image answers with one JSON object, several with a list of them;
-    --backing-chain with a list a chain. Images of running virtual machines can be asked about. With --backing-chain
-    a parent that is missing is said, and the exit status is 3.
+    Only the image itself is opened. One image gives one JSON object, several give a list of them; --backing-chain
+    gives one list per chain. Images of running virtual machines can be read. With --backing-chain, a missing parent
+    is reported and the exit status is 3.
     """
     if image_opts and format_ is not None:
         raise UsageError("-f and --image-opts exclude each other", hint="write driver=FORMAT among the options")

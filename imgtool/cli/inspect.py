@@ -30,12 +30,12 @@ _COLORS: dict[str, Callable[[str], str]] = {"error": bad, "warning": doubtful, "
 @click.command(
     epilog="\b\nExit status: 0 safe, 1 cannot be looked at, 3 not safe.\n\n"
     "\b\nVerdicts, the worst counts:\n"
-    "  safe               nothing but itself, and nothing out of proportion\n"
+    "  safe               refers to nothing else, and nothing is out of proportion\n"
     "  refers-to-host     it names other files, devices or directories of this host\n"
     "  refers-to-network  opening it connects to a server\n"
     "  bomb               small here, huge or endless when it is opened\n"
-    "  malformed          damaged, or made to look so\n"
-    "  unknown            what it needs is not known here, or not all of it was there\n"
+    "  malformed          damaged, or crafted to look so\n"
+    "  unknown            imgtool does not know what it needs, or the image was cut off\n"
     "\n"
     "\b\nExamples:\n"
     "  imgtool inspect download.qcow2 && imgtool convert -O raw download.qcow2 disk.img\n"
@@ -48,10 +48,10 @@ _COLORS: dict[str, Callable[[str], str]] = {"error": bad, "warning": doubtful, "
 @output_option()
 @pass_context
 def inspect(context: Context, images: tuple[str, ...], format_: str | None) -> int:
-    """Say whether an image of unknown origin is safe to open, without opening it: no QEMU program is started, and no
-    other file, device or server touched. `-` reads from a pipe, the first 4 MiB of it.
+    """Tell whether an image of unknown origin is safe to open. imgtool itself reads it: no QEMU program is started,
+    and no other file, device or server is touched. `-` reads the first 4 MiB of a pipe.
 
-    One image answers with one JSON object, several with a list of them.
+    One image gives one JSON object, several give a list of them.
     """
     if format_ is not None and format_ not in FORMATS:
         raise UsageError(f"{printable(format_)!r} is no image format", hint=f"one of {', '.join(FORMATS)}")

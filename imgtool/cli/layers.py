@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Commands": {
         "list": Entry("imgtool.cli.layers:list_", "List all layers."),
-        "show": Entry("imgtool.cli.layers:show", "Show one layer: what went into it, and what it said."),
+        "show": Entry("imgtool.cli.layers:show", "Show one layer: what went into it, and its log."),
         "tree": Entry("imgtool.cli.layers:tree", "Draw which layer stands on which."),
         "verify": Entry("imgtool.cli.layers:verify", "Look whether layers are what they were sealed as."),
-        "prune": Entry("imgtool.cli.layers:prune", "Remove the layers that nobody needs."),
+        "prune": Entry("imgtool.cli.layers:prune", "Remove the layers that nothing needs."),
         "push": Entry("imgtool.cli.layers_share:push", "Push layers to a registry, for other machines."),
         "pull": Entry("imgtool.cli.layers_share:pull", "Pull the layers of a recipe from a registry."),
     }
@@ -111,7 +111,7 @@ def _short(folder: str) -> str:
 
 @click.command(epilog="\b\nExamples:\n  imgtool layers show web@packages\n  imgtool layers show 3f2a --log")
 @click.argument("layer")
-@click.option("--log", is_flag=True, help="Print what its steps said.")
+@click.option("--log", is_flag=True, help="Print the output of its steps.")
 @layers_option
 @quiet_option
 @output_option()

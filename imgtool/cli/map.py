@@ -57,7 +57,7 @@ def map_(
     objects: tuple[str, ...],
     timeout: float | None,
 ) -> None:
-    """Say which parts of the disk hold data, which read as zeros, and in which file of the chain each part is."""
+    """Show which parts of the disk hold data, which read as zeros, and which file of the chain holds each part."""
     opened = open_image(image, format=format_, image_opts=image_opts)
     arguments: dict[str, Any] = {
         "start_offset": start_offset,

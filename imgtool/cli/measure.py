@@ -59,8 +59,8 @@ def measure(
     objects: tuple[str, ...],
     timeout: float | None,
 ) -> None:
-    """Say how large the file of a new image would be: for the data it would get from FILE, and if every byte of its
-    disk were written.
+    """Show how large the file of a new image would be: with the data of FILE, and with every byte of its disk
+    written.
     """
     chosen = option_map(options)
     output_format = target_format or "raw"

@@ -26,7 +26,7 @@ from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_o
 )
 @click.option("-w", "--writable", is_flag=True, help="Let it be written.")
 @click.option("--raw", is_flag=True, help="Show the whole disk as the file DIR, which is made; no root is needed.")
-@force_option("Although others stand on IMAGE, or it does not stand on what it was made on.")
+@force_option("Even if others stand on IMAGE, or its parent has changed since it was made.")
 @quiet_option
 @dry_run_option
 @output_option()

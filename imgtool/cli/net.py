@@ -61,7 +61,7 @@ def net() -> None:
 )
 @click.option("--isolated", is_flag=True, help="Machines reach this host and each other, and nothing else.")
 @click.option("--ipv6", metavar="SUBNET", help="An IPv6 subnet (a /64) besides.")
-@force_option("Although addresses or ports are taken, or the session may depend on NIC.")
+@force_option("Even if addresses or ports are taken, or your session may depend on NIC.")
 @dry_run_option
 @output_option()
 @quiet_option
@@ -151,7 +151,7 @@ def show(context: Context, name: str) -> None:
 
 @click.command(epilog="\b\nExamples:\n  imgtool net delete lab\n  imgtool net delete lab --dry-run")
 @click.argument("name")
-@force_option("Although machines are on it.")
+@force_option("Even if machines are on it.")
 @dry_run_option
 @output_option()
 @quiet_option

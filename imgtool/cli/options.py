@@ -118,12 +118,12 @@ def timeout_option(command: F) -> F:
     """`--timeout`, and with it the other limits on qemu-img."""
     for name, kind, metavar, text in reversed(
         (
-            ("limit-memory", SIZE, "SIZE", "Let qemu-img have so much address space.  [default: 2G]"),
+            ("limit-memory", SIZE, "SIZE", "Let qemu-img use this much address space.  [default: 2G]"),
             (
                 "limit-cpu",
                 click.IntRange(min=1),
                 "SECONDS",
-                "Let qemu-img use so much CPU time for what is quick.  [default: 30]",
+                "Let qemu-img use this much CPU time for quick commands.  [default: 30]",
             ),
         )
     ):
@@ -134,7 +134,7 @@ def timeout_option(command: F) -> F:
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        help="Stop qemu-img after so long.",
+        help="Stop qemu-img after this long.",
     )(command)
 
 
@@ -162,7 +162,7 @@ def force_option(text: str) -> Callable[[F], F]:
 
 
 def rate_limit_option(command: F) -> F:
-    return click.option("-r", "--rate-limit", type=SIZE, metavar="SIZE", help="At most so many bytes a second.")(
+    return click.option("-r", "--rate-limit", type=SIZE, metavar="SIZE", help="At most this many bytes per second.")(
         command
     )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command(epilog="\b\nExamples:\n  imgtool overlay reset vm.qcow2\n  imgtool overlay reset vm.qcow2 --dry-run")
 @file_argument("image", metavar="OVERLAY")
 @store_option
-@force_option("Although other images stand on it, or internal snapshots would be lost.")
+@force_option("Even if other images stand on it, or internal snapshots would be lost.")
 @quiet_option
 @dry_run_option
 @output_option()
@@ -48,7 +48,7 @@ def reset(context: Context, image: str, stores: tuple[str, ...], force: bool, dr
 )
 @file_argument("image", metavar="OVERLAY")
 @store_option
-@force_option("Although other images stand on it, it is sealed, or no overlay.")
+@force_option("Even if other images stand on it, it is sealed, or it is not an overlay.")
 @quiet_option
 @dry_run_option
 @output_option()

@@ -49,8 +49,8 @@ def pull(
     """Pull the image REF (HOST[:PORT]/NAME[:TAG][@DIGEST]) to PATH, a file or a directory; without it, into the
     current one.
 
-    The images it stands on go beside it. Those that are there already, under any name, are used; a pull that was
-    broken off goes on where it stopped.
+    The images it stands on go beside it. Those already there, under any name, are used; an interrupted pull resumes
+    where it stopped.
     """
     from imgtool.cli.images import qemu_img
     from imgtool.cli.output import emit

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--annotation", "annotations", metavar="KEY=VALUE", multiple=True, help="Added to the manifest. May be repeated."
 )
-@force_option("Although an image of the chain is damaged, or does not stand on what it was made on.")
+@force_option("Even if an image of the chain is damaged, or its parent has changed since it was made.")
 @registry_options
 @progress_option
 @quiet_option
@@ -57,9 +57,9 @@ def push(
     retries: int,
     dry_run: bool,
 ) -> None:
-    """Push IMAGE with its chain, one layer an image, as REF (HOST[:PORT]/NAME[:TAG]).
+    """Push IMAGE with its chain, one layer per image, as REF (HOST[:PORT]/NAME[:TAG]).
 
-    Layers that the registry has are not sent again; a push that was broken off goes on where it stopped.
+    Layers that the registry has are not sent again; an interrupted push resumes where it stopped.
     """
     from imgtool.cli.images import qemu_img
     from imgtool.cli.output import emit, remark

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 LOGIN = (
-    "Who you are to a registry is read from docker's configuration (`docker login` writes it), CAs and client\n"
-    "certificates from /etc/docker/certs.d/HOST:PORT and ~/.config/docker/certs.d/HOST:PORT. HTTPS is spoken to all\n"
-    "registries but those on this machine that have none."
+    "Credentials are read from docker's configuration (written by `docker login`), CA and client certificates from\n"
+    "/etc/docker/certs.d/HOST:PORT and ~/.config/docker/certs.d/HOST:PORT. HTTPS is used for all registries, except\n"
+    "those on this machine that do not offer it."
 )
 
 
 def registry_options(command: F) -> F:
     """Adds `plain_http`, `cert_dir`, `jobs`, `retries`; `connection_of` makes a Connection of them."""
     options: list[Callable[[F], F]] = [
-        click.option("--plain-http", is_flag=True, help="Speak HTTP without TLS, wherever the registry is."),
+        click.option("--plain-http", is_flag=True, help="Use plain HTTP, wherever the registry is."),
         click.option(
             "--cert-dir",
             type=FILE_NAME,
@@ -39,14 +39,14 @@ def registry_options(command: F) -> F:
             type=click.IntRange(1, 64),
             default=4,
             metavar="N",
-            help="Transfers at once.  [default: 4]",
+            help="Number of parallel transfers.  [default: 4]",
         ),
         click.option(
             "--retries",
             type=click.IntRange(0),
             default=5,
             metavar="N",
-            help="How often a broken transfer is gone on with without getting further.  [default: 5]",
+            help="How often to resume a broken transfer that makes no progress.  [default: 5]",
         ),
     ]
     for option in reversed(options):

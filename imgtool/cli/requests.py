@@ -67,7 +67,7 @@ def said(context: Context, value: object, lines: Iterable[str], notes: Sequence[
 
 
 def settle(opened_name: str, *, image_opts: bool, dry_run: bool, again: str | None = None) -> None:
-    """Before an image is looked at that is to be changed: what was broken off is finished first."""
+    """Finishes interrupted changes, before an image that is to be changed is looked at."""
     if not image_opts and not dry_run:
         from imgtool.operations.inplace import settle
 

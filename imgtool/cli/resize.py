@@ -64,7 +64,7 @@ class ResizeCommand(click.Command):
 @click.option("--preallocation", metavar="MODE", help="How the added space is made: off, metadata, falloc, full.")
 @image_opts_option
 @object_option
-@force_option("Although other images stand on it, or a partition is cut off.")
+@force_option("Even if other images stand on it, or a partition would be cut off.")
 @quiet_option
 @dry_run_option
 @output_option()

@@ -32,7 +32,7 @@ from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_o
 @click.option("--tls-any-client", is_flag=True, help="With --tls-creds: clients need no certificate.")
 @click.option("-e", "--shared", "clients", type=click.IntRange(min=1), default=16, help="Clients.  [default: 16]")
 @click.option("--once", is_flag=True, help="End when the last client has left.")
-@force_option("Although others stand on IMAGE, it does not stand on what it was made on, or anybody can connect.")
+@force_option("Even if others stand on IMAGE, its parent has changed since it was made, or anybody can connect.")
 @quiet_option
 @dry_run_option
 @output_option()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("-i", "--identity", type=FILE_NAME, metavar="FILE", help="The key for ssh.")
 @click.option("-F", "--ssh-config", type=FILE_NAME, metavar="FILE", help="ssh's configuration.")
 @click.option("--ssh-option", "options", multiple=True, metavar="NAME=VALUE", help="An -o of ssh. May be repeated.")
-@force_option("Although an image does not stand on what it was made on.")
+@force_option("Even if the parent of an image has changed since it was made.")
 @progress_option
 @quiet_option
 @dry_run_option

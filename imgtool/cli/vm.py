@@ -15,12 +15,12 @@ from imgtool.cli.options import FILE_NAME
 SECTIONS = {
     "Commands": {
         "list": Entry("imgtool.cli.vm_show:list_", "List the VMs that run."),
-        "show": Entry("imgtool.cli.vm_show:show", "Say what a VM is and has."),
+        "show": Entry("imgtool.cli.vm_show:show", "Show the state, parts and files of a VM."),
         "wait": Entry("imgtool.cli.vm:wait", "Wait until a guest is ready."),
         "console": Entry("imgtool.cli.vm:console", "Join a VM's serial console."),
         "ssh": Entry("imgtool.cli.vm:ssh", "Log in to a guest, or run a command there."),
         "exec": Entry("imgtool.cli.vm:exec_", "Run a command in a guest through its agent."),
-        "log": Entry("imgtool.cli.vm:log", "Show what a VM's serial console said."),
+        "log": Entry("imgtool.cli.vm:log", "Show the output of a VM's serial console."),
         "screenshot": Entry("imgtool.cli.vm:screenshot", "Write what a VM's screen shows to a file."),
         "stop": Entry("imgtool.cli.vm:stop", "Ask a guest to power off, and see to it that it ends."),
         "kill": Entry("imgtool.cli.vm:kill", "End a VM at once."),
@@ -108,7 +108,7 @@ def wait(context: Context, /, name: str, what: str, timeout: float) -> None:
 def console(context: Context, /, name: str) -> None:
     """Join the serial console of NAME. Ctrl-A X leaves it; the VM runs on.
 
-    When input ends, what the guest says is still shown until it has said nothing for two seconds.
+    When input ends, the guest's output is still shown until it has been silent for two seconds.
     """
     from imgtool.cli.output import remark
     from imgtool.errors import MachineError
@@ -218,10 +218,10 @@ def exec_(context: Context, /, name: str, command: tuple[str, ...], timeout: flo
 @click.option("-f", "--follow", is_flag=True, help="Show what comes, until the VM ends.")
 @click.option("-n", "--lines", type=click.IntRange(min=1), metavar="N", help="Only the last N lines.")
 @click.option("--raw", is_flag=True, help="With escape sequences and all.")
-@click.option("--qemu", is_flag=True, help="What QEMU said, not the guest.")
+@click.option("--qemu", is_flag=True, help="QEMU's own output, not the guest's.")
 @pass_context
 def log(_: Context, /, name: str, follow: bool, lines: int | None, raw: bool, qemu: bool) -> None:
-    """Show what the serial console of NAME said, also of a VM that has ended."""
+    """Show the output of the serial console of NAME, even after the VM has ended."""
     import time
 
     from imgtool.errors import MachineError

@@ -52,7 +52,7 @@ def _summary(one: Status) -> str:
 @output_option()
 @pass_context
 def show(context: Context, /, name: str) -> None:
-    """Say what the VM NAME is: its state, its parts, its files, the command it was started with."""
+    """Show the VM NAME: its state, its parts, its files, the command it was started with."""
     from imgtool.cli.output import emit
     from imgtool.machine.control import status
     from imgtool.machine.runtime import find
