@@ -53,7 +53,7 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.output import warn
 from imgtool.cli.progress import progress
-from imgtool.errors import ImageExistsError, ImageInUseError, UsageError
+from imgtool.errors import ImageInUseError, UsageError
 from imgtool.image.names import absolute, pasted, printable, printable_lines
 from imgtool.image.qapi import to_builtins
 from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_options
@@ -278,9 +278,9 @@ def _check_target(target: str, sources: list[Opened], *, force: bool, in_place: 
     if in_place:
         refuse_children(target, children_of(target), doing="writing to it")
         return
-    raise ImageExistsError(
-        f"{printable(target)} exists already", path=target, hint="choose another name, or --force to replace it"
-    )
+    from imgtool.qemu.replace import exists_already
+
+    raise exists_already(target, status)
 
 
 def _plan(

@@ -34,7 +34,7 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.output import remark
 from imgtool.cli.render import size as shown_size
-from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError, UsageError
+from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.header import FORMATS
 from imgtool.image.names import absolute, pasted, printable
 from imgtool.image.qapi import to_builtins
@@ -221,9 +221,9 @@ def _plan(
         raise UsageError(f"{printable(path)}: an image without a backing file needs a size")
     exists = os.path.lexists(path)
     if exists and not force:
-        raise ImageExistsError(
-            f"{printable(path)} exists already", path=path, hint="choose another name, or --force to replace it"
-        )
+        from imgtool.qemu.replace import exists_already
+
+        raise exists_already(path, os.lstat(path))
     argv = img_argv.create(program, path, size, **arguments)
     images = [touched(path, "replace" if exists else "create")]
     if parent is not None and parent.path is not None:

@@ -12,7 +12,6 @@ from imgtool.cli.context import Context
 from imgtool.errors import (
     CommandError,
     CommandTimeout,
-    ImageExistsError,
     ImageFormatError,
     ImageNotFoundError,
     ImgtoolError,
@@ -92,7 +91,12 @@ def open_image(
 
 def not_found(error: ImageNotFoundError, name: str) -> ImageNotFoundError:
     protocol = protocol_of(name)
-    if protocol is not None:
+    if protocol == "json":
+        error.hint = (
+            "a name is always a file's; what stands in a json: reference is written "
+            "--image-opts driver=FORMAT,file.driver=PROTOCOL,…"
+        )
+    elif protocol is not None:
         error.hint = (
             f"a name is always a file's; for QEMU's protocol {printable(protocol)}: "
             f"--image-opts driver=FORMAT,file.driver={printable(protocol)},…"
@@ -125,9 +129,6 @@ def explained(
     """
     try:
         yield
-    except ImageExistsError as error:
-        error.hint = "choose another name, or --force to replace it"
-        raise
     except CommandTimeout:
         raise
     except CommandError as error:
@@ -275,8 +276,8 @@ def warn_of_named_raw(context: Context, path: str, format: str | None) -> None:
 
 
 def check_no_directory(name: str) -> None:
-    """UsageError when what is to be made is called as only a directory is."""
-    if name.endswith("/"):
+    """UsageError when what is to be made is a directory, or is called as only a directory is."""
+    if name.endswith("/") or os.path.isdir(name):
         raise UsageError(f"{printable(name)} is the name of a directory", hint="name the new image in it")
 
 

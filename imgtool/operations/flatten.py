@@ -9,7 +9,7 @@ import msgspec
 
 from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.scan import absolute
-from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError
+from imgtool.errors import ImageNotFoundError, RefusedError
 from imgtool.image.header import Qcow2Details
 from imgtool.image.names import PathLike, Paths, printable
 from imgtool.operations.anchoring import drop_anchor, take_place
@@ -30,6 +30,7 @@ from imgtool.operations.transaction import Transaction
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import OptionValue
 from imgtool.qemu.qemu_img import QemuImg
+from imgtool.qemu.replace import exists_already
 
 
 class Flattened(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -118,9 +119,7 @@ class FlattenRequest:
                         path=to,
                     )
             if not self.overwrite:
-                raise ImageExistsError(
-                    f"{printable(to)} exists already", hint="choose another name, or --force to replace it", path=to
-                )
+                raise exists_already(to, os.lstat(to))
             self._refuse_base(to)
         if self.image.snapshots:
             count = len(self.image.snapshots)

@@ -63,6 +63,12 @@ def _status(path: str) -> os.stat_result | None:
         return None
 
 
+def exists_already(path: str, status: os.stat_result) -> ImageExistsError:
+    """The error for a new file whose name is taken by the file of this status."""
+    replaceable = ", or --force to replace it" if stat.S_ISREG(status.st_mode) else ""
+    return ImageExistsError(f"{printable(path)} exists already", hint=f"choose another name{replaceable}", path=path)
+
+
 def _check_target(final: str, overwrite: bool) -> None:
     shown = printable(final)
     folder = os.path.dirname(final)
@@ -78,9 +84,7 @@ def _check_target(final: str, overwrite: bool) -> None:
             )
         return
     if not overwrite:
-        raise ImageExistsError(
-            f"{shown} exists already", hint="choose another name, or --overwrite to replace it", path=final
-        )
+        raise exists_already(final, status)
     if not stat.S_ISREG(status.st_mode):
         raise RefusedError(f"{shown} is no regular file and cannot be replaced by one", path=final)
     busy = in_use(final, write=True)

@@ -181,3 +181,19 @@ def test_a_command_that_failed_says_what_its_hidden_files_stood_for(
     argv = shlex.split(done.error["command"], comments=True)
     assert hidden in map(printable, argv)
     assert "#" not in argv
+
+
+def test_what_cannot_be_replaced_is_not_offered_for_replacing(imgtool: Imgtool, store: Path) -> None:
+    os.mkfifo(store / "pipe")
+    refused = imgtool("create", "-f", "qcow2", "pipe", "1G", "--output", "json", cwd=store)
+    assert (refused.status, refused.error["hint"]) == (1, "choose another name")
+    (store / "folder").mkdir()
+    refused = imgtool("create", "-f", "qcow2", "folder", "1G", "--output", "json", cwd=store)
+    assert (refused.status, refused.error["hint"]) == (2, "name the new image in it")
+
+
+def test_a_json_reference_is_not_told_to_be_a_driver(imgtool: Imgtool, store: Path) -> None:
+    refused = imgtool("info", 'json:{"driver": "raw"}', "--output", "json", cwd=store)
+    assert refused.status == 1
+    assert "file.driver=json" not in refused.error["hint"]
+    assert "--image-opts driver=FORMAT" in refused.error["hint"]
