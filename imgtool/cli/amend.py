@@ -42,7 +42,7 @@ from imgtool.image.qapi import to_builtins
     "  imgtool amend -f qcow2 -o help"
 )
 @file_argument(required=False)
-@options_option("What to change; -o help lists what can be.")
+@options_option("The options to change; -o help lists them.")
 @format_option()
 @cache_option("The cache mode for writing.  [default: writeback]")
 @image_opts_option
@@ -64,8 +64,8 @@ def amend(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Change the options that an image was made with, as far as its format allows: a qcow2's compatibility level,
-    the keys of an encrypted image. For the backing file there is `rebase`, for the size `resize`.
+    """Change the options an image was created with, as far as its format allows: a qcow2's compatibility level, say,
+    or the keys of an encrypted image. Use `rebase` for the backing file and `resize` for the size.
     """
     chosen = option_map(options)
     if wants_help(chosen):

@@ -58,11 +58,11 @@ def actions_in(args: list[str]) -> list[BitmapAction]:
 
 def _flags(command: Any) -> Any:
     texts = {
-        "add": "Make the bitmap; it records writes from now on.",
+        "add": "Create the bitmap; it records writes from now on.",
         "remove": "Remove it.",
         "clear": "Forget what it has recorded.",
         "enable": "Record writes from now on.",
-        "disable": "Record no more.",
+        "disable": "Stop recording.",
     }
     for name in reversed(_FLAGS):
         command = click.option(f"--{name}", is_flag=True, expose_value=False, help=texts[name])(command)
@@ -107,8 +107,8 @@ def bitmap(
     objects: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Change a persistent dirty bitmap of a qcow2: what has been written since it was made, for incremental backups.
-    Actions are done in the order given.
+    """Change a persistent dirty bitmap of a qcow2, which records what has been written since it was created, for
+    incremental backups. Actions are carried out in the order given.
     """
     actions: list[BitmapAction] = ctx.meta["imgtool.bitmap.actions"]
     if not actions:

@@ -70,17 +70,21 @@ _ARGUMENTS = "imgtool.cli.boot.arguments"
     "  imgtool boot web.toml@packages\n"
     "  imgtool boot disk.qcow2 -- -device edu\n"
     "\n"
-    "The serial console is on the terminal: Ctrl-A X ends the VM, Ctrl-A C is QEMU's monitor, Ctrl-A H is help.\n"
-    "The exit status is 0 when the guest powered off or the VM was ended, else QEMU's own.",
+    "The serial console is on the terminal: Ctrl-A X ends the VM, Ctrl-A C opens QEMU's monitor, Ctrl-A H help.\n"
+    "The exit status is 0 if the guest powered off or the VM was ended, else QEMU's own.",
 )
 @file_argument(required=False, metavar="[IMAGE]")
 @format_option("The format of IMAGE; without it, its header decides.")
 @click.option(
     "--profile", type=FILE_NAME, metavar="FILE", help="A TOML file with any of these settings; see `schema profile`."
 )
-@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg", "hvf"]), help="auto proves kvm before it takes it.")
-@click.option("--ephemeral", is_flag=True, default=None, help="Throw away what the guest writes.")
-@click.option("--new-overlay", type=FILE_NAME, metavar="PATH", help="Make an overlay of IMAGE there, and boot that.")
+@click.option(
+    "--accel", type=click.Choice(["auto", "kvm", "tcg", "hvf"]), help="auto proves that kvm works before using it."
+)
+@click.option("--ephemeral", is_flag=True, default=None, help="Discard what the guest writes.")
+@click.option(
+    "--new-overlay", type=FILE_NAME, metavar="PATH", help="Create an overlay of IMAGE there, and boot that."
+)
 @machine_options
 @click.option("--nic-model", metavar="MODEL", help="The network card, where --network names none; `help` lists them.")
 @firmware_options
@@ -92,8 +96,8 @@ _ARGUMENTS = "imgtool.cli.boot.arguments"
     "--wait", "wait_for", metavar="WHAT", help="With -d: until running, serial:REGEX, ssh, agent or cloud-init."
 )
 @click.option("--wait-timeout", type=click.FloatRange(min=0), default=300, metavar="SECONDS", help="[default: 300]")
-@click.option("--timeline", is_flag=True, help="Afterwards say when firmware, kernel, init… were reached.")
-@force_option("Boot it although others stand on it, or it is in use, or memory is short.")
+@click.option("--timeline", is_flag=True, help="Report afterwards when firmware, kernel, init… were reached.")
+@force_option("Boot it even if other images stand on it, it is in use, or memory is short.")
 @dry_run_option
 @quiet_option
 @output_option()
@@ -115,7 +119,7 @@ def boot(
 ) -> int:
     """Start a virtual machine from IMAGE.
 
-    It is the first disk (virtio). Every other setting is named as in QEMU; --profile reads them from a file.
+    IMAGE is the first disk (virtio). All other settings have their QEMU names; --profile reads them from a file.
     """
     if _help(context, settings):
         return 0

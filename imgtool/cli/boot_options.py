@@ -14,7 +14,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 FILES = ("fda", "fdb", "hda", "hdb", "hdc", "hdd", "cdrom", "kernel", "initrd", "dtb")
 
 _WORDS: tuple[tuple[str, str, str], ...] = (
-    ("name", "NAME", "What the VM is called.  [default: made from IMAGE]"),
+    ("name", "NAME", "The VM's name.  [default: made from IMAGE]"),
     ("uuid", "UUID", "The machine's UUID."),
     ("machine", "TYPE[,PROP=…]", "Machine type and properties; `help` lists the types."),
     ("cpu", "MODEL[,±FEATURE…]", "CPU model and features; `help` lists them."),
@@ -96,7 +96,7 @@ def cloud_init_options(command: F) -> F:
             ("network-config", "FILE", "Its network configuration.", False),
             ("ssh-key", "FILE", "A public key that may log in. May be repeated.", True),
             ("hostname", "NAME", "The guest's name.", False),
-            ("user", "NAME", "The user to make.  [default: your name]", False),
+            ("user", "NAME", "The user to create.  [default: your name]", False),
         )
     ):
         command = click.option(f"--{name}", metavar=metavar, multiple=repeated, help=text)(command)

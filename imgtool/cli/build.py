@@ -60,30 +60,35 @@ class BuildCommand(click.Command):
     "  imgtool build web.toml --secret APT_TOKEN=token.txt\n"
     "  imgtool build lint web.qcow2\n"
     "\n"
-    "`imgtool schema recipe` says what a recipe may hold; `imgtool layers` shows and prunes what was built.\n"
-    "`imgtool build lint IMAGE` looks for what must not be in an image that is cloned.",
+    "`imgtool schema recipe` describes the recipe format; `imgtool layers` lists and prunes what was built.\n"
+    "`imgtool build lint IMAGE` looks for what must not be in an image that will be cloned.",
 )
 @file_argument("recipe", metavar="RECIPE")
-@click.option("--plan", is_flag=True, help="Show what would be built, how long and how large, and change nothing.")
-@click.option("--explain", is_flag=True, help="As --plan, with the very inputs that changed.")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Show what would be built, how long it would take and how large it would be, without changing anything.",
+)
+@click.option("--explain", is_flag=True, help="Like --plan, naming the exact inputs that changed.")
 @click.option("--dry-run", is_flag=True, help="The same as --plan.")
-@click.option("--no-cache", is_flag=True, help="Build every layer anew.")
-@click.option("--from-layer", metavar="NAME", help="Build this layer and those after it anew.")
+@click.option("--no-cache", is_flag=True, help="Rebuild every layer.")
+@click.option("--from-layer", metavar="NAME", help="Rebuild this layer and those after it.")
 @click.option(
     "--on-error",
     type=click.Choice(["clean", "keep", "shell"]),
     default="clean",
-    help="When a step fails: leave nothing, keep the failed overlay, or open the guest's console.  [default: clean]",
+    help="If a step fails: leave nothing, keep the failed overlay, or open the guest's console.  [default: clean]",
 )
 @click.option(
     "--secret",
     "secrets",
     multiple=True,
     metavar="NAME[=FILE]",
-    help="A secret from a file; without FILE from the environment, where those of the recipe are looked for anyway.",
+    help="Read a secret from FILE or, without FILE, from the environment, where the recipe's secrets are "
+    "looked up by default.",
 )
 @layers_option
-@force_option("Replace the output although images stand on it.")
+@force_option("Replace the output even if images stand on it.")
 @progress_option
 @quiet_option
 @output_option()
@@ -102,10 +107,10 @@ def build(
     layers_: str | None,
     force: bool,
 ) -> None:
-    """Build the golden image that RECIPE describes, layer by layer; what did not change comes from the cache.
+    """Build the golden image that RECIPE describes, layer by layer; unchanged layers come from the cache.
 
-    Layers are kept under a key made of everything that goes into them. One VM is started for those that have to be
-    built. Killed at any moment, a build goes on from its last finished layer.
+    Each layer is stored under a key made of everything that goes into it. A single VM is started for the layers that
+    have to be built. A build killed at any moment resumes after its last finished layer.
     """
     from imgtool.build.base import fetching
     from imgtool.build.engine import builder

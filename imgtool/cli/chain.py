@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Looking": {
         "show": Entry("imgtool.cli.chain:show", "Show what images stand on and what stands on them."),
-        "verify": Entry("imgtool.cli.chain_verify:verify", "Look for everything that is wrong with them."),
+        "verify": Entry("imgtool.cli.chain_verify:verify", "Find everything that is wrong with images."),
         "layers": Entry("imgtool.cli.chain_layers:layers", "Show which layer supplies which part of a disk."),
         "diff": Entry("imgtool.cli.chain_layers:diff", "Show where two disks differ."),
     },
     "Changing": {
-        "flatten": Entry("imgtool.cli.flatten:flatten", "Make an image stand on nothing."),
+        "flatten": Entry("imgtool.cli.flatten:flatten", "Make an image independent of its backing chain."),
         "shorten": Entry("imgtool.cli.shorten:shorten", "Merge layers in the middle of a chain."),
-        "move": Entry("imgtool.cli.chain_move:move", "Move images, with every reference to them."),
+        "move": Entry("imgtool.cli.chain_move:move", "Move images and update every reference to them."),
         "collect": Entry(
             "imgtool.cli.chain_collect:collect", "Quarantine images that nothing needs, and bring them back."
         ),
@@ -60,7 +60,7 @@ def chain() -> None:
     type=FILE_NAME,
     metavar="DIR",
     multiple=True,
-    help="Look for dependents in this directory and below, too. May be repeated.",
+    help="Also look for dependents in this directory and below. May be repeated.",
 )
 @format_option("The format of IMAGE; without it, its header decides.")
 @output_option("dot", "mermaid")
@@ -69,7 +69,7 @@ def show(context: Context, images: tuple[str, ...], stores: tuple[str, ...], for
     """Show the images in the directories DIR and below, and which stands on which; or, for each IMAGE, its backing
     chain down to the base and what stands on it.
 
-    What stands on an IMAGE is looked for in the directories that its chain lies in, and in those of --store.
+    Dependents of an IMAGE are looked for in the directories of its chain and in those of --store.
     Headers are read without starting QEMU; nothing is locked or changed. Defects are shown beside the images they
     concern, and do not change the exit status.
     """

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     type=FILE_NAME,
     metavar="IMAGE",
     multiple=True,
-    help="This image is needed, and what it stands on. May be repeated.",
+    help="Keep this image and what it stands on. May be repeated.",
 )
 @stores_option
 @click.option("--undo", is_flag=True, help="Bring back the last batch, or that of --id.")

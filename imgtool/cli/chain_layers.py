@@ -30,7 +30,7 @@ _COLORS = ("green", "blue", "magenta", "cyan", "yellow", "red")
 @output_option("svg")
 @pass_context
 def layers(context: Context, image: str, format_: str | None, force_share: bool) -> None:
-    """Show which image of the backing chain of IMAGE supplies which part of the disk, and what committing it or
+    """Show which image of the backing chain of IMAGE supplies which part of the disk, and how much committing or
     flattening it would write."""
     from imgtool.chain.layers import layers as look
     from imgtool.cli.output import emit, emit_lines
@@ -81,7 +81,7 @@ def _terminal_width() -> int:
 @file_argument("b", metavar="B")
 @format_option("The format of A; without it, its header decides.")
 @click.option("-F", "--other-format", metavar="FORMAT", help="The format of B; without it, its header decides.")
-@click.option("--exact", is_flag=True, help="Compare bytes: what was written with what was there does not count.")
+@click.option("--exact", is_flag=True, help="Compare bytes, so that rewriting the same data does not count.")
 @force_share_option()
 @output_option()
 @pass_context
@@ -96,8 +96,8 @@ def diff(
 ) -> None:
     """Show where the disks in A and B differ, and in which partitions.
 
-    When one stands on the other, or both on one base, what was written since is known from their tables, and nothing
-    is read. Of images that have nothing in common the bytes are compared.
+    If one stands on the other, or both on one base, their tables say what was written since, and no data is read.
+    Otherwise the bytes are compared.
     """
     from imgtool.chain.diff import diff as look
     from imgtool.cli.output import emit

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @output_option()
 @pass_context
 def move(context: Context, paths: tuple[str, ...], stores: tuple[str, ...], dry_run: bool) -> None:
-    """Move images, or directories with all that is in them, as mv does, and have every reference follow.
+    """Move images, or whole directories, as mv does, and update every reference to them.
 
     Overlays of what is moved are looked for in the directories of its chain, beside a directory that is moved, and in
     those of --store. Their headers are changed in the same step: at no moment does an image read something else, or

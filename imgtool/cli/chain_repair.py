@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @file_argument("images", metavar="IMAGE|DIR…", nargs=-1)
 @stores_option
-@click.option("--only", metavar="CODE", multiple=True, help="Mend defects of this code only. May be repeated.")
+@click.option("--only", metavar="CODE", multiple=True, help="Repair only defects with this code. May be repeated.")
 @click.option("--deep", is_flag=True, help="Look as `chain verify --deep` does.")
 @progress_option
 @quiet_option
@@ -88,18 +88,20 @@ def _repaired(done: Repaired, quiet: bool) -> Iterator[str]:
     epilog="\b\nExamples:\n  imgtool chain anchor overlay.qcow2\n  imgtool chain anchor --deep vms/*.qcow2"
 )
 @file_argument("overlays", metavar="OVERLAY…", nargs=-1)
-@click.option("--deep", is_flag=True, help="Read the backing file: record its content, or prove that it is the same.")
-@force_option("With --deep: although the content is another, or was never recorded.")
+@click.option(
+    "--deep", is_flag=True, help="Read the backing file: record its contents, or prove that they are unchanged."
+)
+@force_option("With --deep: accept contents that differ or were never recorded.")
 @progress_option
 @quiet_option
 @dry_run_option
 @output_option()
 @pass_context
 def anchor(context: Context, overlays: tuple[str, ...], deep: bool, force: bool, dry_run: bool) -> None:
-    """Have each OVERLAY remember its backing file as it is now, so that a later change is noticed.
+    """Record in each OVERLAY the current state of its backing file, so that a later change is noticed.
 
-    Overlays made by imgtool do. After a backing file was written or copied this says that it is as it should be; with
-    --deep imgtool reads it and sees for itself, where its content was recorded before.
+    Overlays created by imgtool have this anchor from the start. Use this command to accept a backing file that was
+    written or copied; with --deep imgtool reads it and verifies its contents, if they were recorded before.
     """
     from imgtool.cli.images import say
     from imgtool.cli.progress import progress

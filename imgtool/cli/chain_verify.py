@@ -29,7 +29,7 @@ def stores_option(command: click.decorators.FC) -> click.decorators.FC:
         type=FILE_NAME,
         metavar="DIR",
         multiple=True,
-        help="Look in this directory and below, too. May be repeated.",
+        help="Also look in this directory and below. May be repeated.",
     )(command)
 
 
@@ -46,7 +46,7 @@ def stores_option(command: click.decorators.FC) -> click.decorators.FC:
 @click.option(
     "--deep",
     is_flag=True,
-    help="Have QEMU check every image, open parents on other hosts, and read what anchors remember.",
+    help="Have QEMU check every image, open parents on other hosts, and compare contents with what anchors record.",
 )
 @click.option("--strict", is_flag=True, help="Warnings count as problems.")
 @progress_option
@@ -56,11 +56,11 @@ def stores_option(command: click.decorators.FC) -> click.decorators.FC:
 def verify(
     context: Context, images: tuple[str, ...], stores: tuple[str, ...], format_: str | None, deep: bool, strict: bool
 ) -> int:
-    """Look for everything that is wrong with the images in the directories DIR and below, or with each IMAGE, what
-    it stands on and what stands on it.
+    """Find everything that is wrong with the images in each directory DIR and below, or with each IMAGE, what it
+    stands on and what stands on it.
 
-    Headers are read without starting QEMU; nothing is changed. Each defect has a code, says which images it hurts,
-    and the command that repairs it. The exit status is 3 when there are errors.
+    Headers are read without starting QEMU; nothing is changed. Each defect has a code, the images it affects, and the
+    command that repairs it. The exit status is 3 when there are errors.
     """
     from imgtool.chain import verify as chain
     from imgtool.cli.output import emit

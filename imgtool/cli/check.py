@@ -68,13 +68,13 @@ class CheckCommand(click.Command):
     "-r",
     "--repair",
     type=click.Choice(["leaks", "all"]),
-    help="Give leaked space back; or mend everything, which may guess wrong: make a copy first.",
+    help="Reclaim leaked space, or repair everything, which may guess wrong: make a copy first.",
 )
 @source_cache_option
-@force_share_option("Read it even while a machine writes it; what is found may be passing.")
+@force_share_option("Read it even while a machine writes it; problems found may be transient.")
 @image_opts_option
 @object_option
-@force_option("With -r all: although other images stand on it.")
+@force_option("With -r all: repair it even if other images stand on it.")
 @timeout_option
 @quiet_option
 @dry_run_option
@@ -93,7 +93,7 @@ def check(
     timeout: float | None,
     dry_run: bool,
 ) -> int:
-    """Look for damage inside an image: clusters used twice or not at all, tables that contradict each other.
+    """Check an image's internal structure: clusters used twice or leaked, tables that contradict each other.
 
     The content of the disk is not checked. Damage is reported together with the command that repairs it.
     """

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--preserve-siblings",
     is_flag=True,
-    help="First give the base's other overlays what they would lose, so that they go on reading the same.",
+    help="First copy into the base's other overlays what they would lose, so that they keep reading the same data.",
 )
 @cache_option("The cache mode for writing the copy, which is synced in any case.  [default: unsafe]")
 @rate_limit_option
@@ -75,11 +75,11 @@ def commit(
 ) -> None:
     """Write an overlay's changes into its backing file, then empty the overlay.
 
-    Every other overlay of that backing file would read the changes too, and be damaged by them: with such overlays
-    beside it, it is refused. With -b the images between read the changes as well.
+    Every other overlay of that backing file would read the changes too and be damaged by them, so the commit is
+    refused if there are any. With -b the images in between read the changes as well.
 
     The work is done on a copy that then takes the backing file's place: whatever happens meanwhile, every image reads
-    as before or as after.
+    either as before or as after.
     """
     if image_opts:
         _in_place(context, image, format_, base, keep, cache, rate_limit, objects, force, dry_run)

@@ -8,7 +8,7 @@ import click
 @click.command(epilog='\b\nExamples:\n  eval "$(imgtool completion bash)"\n  imgtool completion fish | source')
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that completes imgtool's words in SHELL."""
+    """Print the script that completes imgtool's commands and options in a shell."""
     from click.shell_completion import get_completion_class
 
     from imgtool.cli.main import cli

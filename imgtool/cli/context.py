@@ -127,7 +127,7 @@ def output_option(*formats: Output) -> Callable[[F], F]:
         is_eager=True,
         expose_value=False,
         callback=_store("output"),
-        help="How to write the answer.  [default: human]",
+        help="Output format.  [default: human]",
     )
 
 
@@ -139,7 +139,7 @@ def quiet_option(command: F) -> F:
         is_flag=True,
         expose_value=False,
         callback=_store("quiet"),
-        help="No progress and no remarks.",
+        help="Show neither progress nor remarks.",
     )(command)
 
 
@@ -158,7 +158,7 @@ def progress_option(command: F) -> F:
 
 def dry_run_option(command: F) -> F:
     return click.option(
-        "--dry-run", is_flag=True, help="Print the plan (commands, images touched) and change nothing."
+        "--dry-run", is_flag=True, help="Print the plan (commands, images touched) without changing anything."
     )(command)
 
 

@@ -76,7 +76,8 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
     "--backing",
     type=FILE_NAME,
     metavar="FILE",
-    help="Write only what differs from this image, as an overlay of it. The name starts in the target's directory.",
+    help="Write only what differs from this image, as an overlay of it. A relative name starts in the "
+    "target's directory.",
 )
 @click.option("-F", "--backing-format", metavar="FORMAT", help="The backing file's; without it, its header decides.")
 @options_option("The target format's own options; -o help lists them.")
@@ -85,30 +86,39 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
     "--compress",
     "compressed",
     is_flag=True,
-    help="Compress the data (qcow2, qcow, vmdk); a qcow2 by zstd, for which its users need QEMU 5.1, or as -o says.",
+    help="Compress the data (qcow2, qcow, vmdk). A qcow2 uses zstd, which needs QEMU 5.1 to read, unless -o "
+    "says otherwise.",
 )
 @click.option("-l", "--snapshot", metavar="SNAPSHOT", help="Copy this internal snapshot, by name or ID.")
-@click.option("-S", "--sparse-size", type=SIZE, metavar="SIZE", help="How many zeros in a row are left out.")
+@click.option("-S", "--sparse-size", type=SIZE, metavar="SIZE", help="The shortest run of zeros left out.")
 @click.option("-m", "--num-coroutines", type=click.IntRange(1, 16), metavar="N", help="Work on N parts at once.")
 @click.option(
-    "-W", "--out-of-order", is_flag=True, help="Write parts as they are ready: faster, order not repeatable."
+    "-W",
+    "--out-of-order",
+    is_flag=True,
+    help="Write parts as they become ready: faster, but the layout varies from run to run.",
 )
 @rate_limit_option
 @cache_option("The cache mode for the target.  [default: writeback]")
 @source_cache_option
-@click.option("-C", "--copy-offload", is_flag=True, help="Let the storage copy, where it can.")
+@click.option("-C", "--copy-offload", is_flag=True, help="Let the storage do the copying where it can.")
 @click.option("-n", "--skip-creation", is_flag=True, help="The target exists and is written in place.")
 @click.option("--target-is-zero", is_flag=True, help="With -n: the target holds only zeros.")
 @click.option("--bitmaps", is_flag=True, help="Copy the persistent bitmaps too.")
 @click.option("--skip-broken-bitmaps", is_flag=True, help="With --bitmaps: leave out those that are in use.")
-@click.option("--salvage", is_flag=True, help="Where a source cannot be read, write zeros and go on.")
-@force_share_option("Read sources that are in use. A copy made while a machine writes is torn: that needs --force.")
+@click.option("--salvage", is_flag=True, help="Write zeros where a source cannot be read, and go on.")
+@force_share_option(
+    "Read sources that are in use. A copy made while a machine writes is inconsistent, so that needs --force."
+)
 @image_opts_option
 @click.option("--target-image-opts", is_flag=True, help="TARGET is driver=…,file.filename=…; needs -n.")
 @object_option
 @force_option("Replace an existing target; read a source that is damaged or being written.")
 @click.option(
-    "--max-size", type=SIZE, metavar="SIZE", help="Refuse when the new image would be larger. A raw one counts whole."
+    "--max-size",
+    type=SIZE,
+    metavar="SIZE",
+    help="Refuse if the new image would be larger; a raw image counts with its full size.",
 )
 @timeout_option
 @progress_option
@@ -135,11 +145,11 @@ def convert(
     dry_run: bool,
     **others: Any,
 ) -> None:
-    """Copy images into a new one: into another format, compressed, as an overlay, or one snapshot of it. Several
-    SOURCEs are put one after another.
+    """Copy an image into a new one: in another format, compressed, as an overlay, or from one of its snapshots.
+    Several SOURCEs are concatenated.
 
-    The target is made under a hidden name, brought to disk, and renamed: killed at any moment, it is there whole or
-    not at all. A block device, or any target with -n, is written in place.
+    The target is written under a hidden name, flushed to disk, and then renamed: killed at any moment, it exists
+    complete or not at all. A block device, or any target with -n, is written in place.
     """
     chosen = option_map(options)
     output_format = target_format or "raw"

@@ -74,9 +74,7 @@ class Parent(NamedTuple):
     help="Make an overlay of this image. A relative name starts in the new image's directory.",
 )
 @click.option("-F", "--backing-format", metavar="FORMAT", help="The backing file's; without it, its header decides.")
-@click.option(
-    "--backing-as-is", is_flag=True, help="-b is QEMU's own reference (nbd://…, json:…), not a file's name."
-)
+@click.option("--backing-as-is", is_flag=True, help="-b is a QEMU reference (nbd://…, json:…), not a file name.")
 @click.option("-u", "--unsafe", is_flag=True, help="Do not look at the backing file; it may be missing.")
 @options_option("The format's own options; -o help lists them.")
 @object_option
@@ -101,10 +99,10 @@ def create(
     timeout: float | None,
     dry_run: bool,
 ) -> None:
-    """Make an image whose disk is SIZE bytes (10G, 512M, …), or an overlay of another image.
+    """Create an image with a disk of SIZE bytes (10G, 512M, …), or an overlay of another image.
 
-    Whatever exists under that name is kept, unless --force is given. The image appears under its name only when it
-    is complete.
+    An existing file is never replaced unless --force is given. The image appears under its name only once it is
+    complete.
     """
     format = format_ or "raw"
     chosen = option_map(options)

@@ -19,14 +19,16 @@ PROBLEMS = 3
 @click.command(
     epilog="\b\nExamples:\n  imgtool doctor\n  imgtool doctor --need kvm,nat || echo 'this host will not do'"
 )
-@click.option("--need", "needs", multiple=True, metavar="NAME,…", help="Exit 3 unless these are there.")
+@click.option(
+    "--need", "needs", multiple=True, metavar="NAME,…", help="Exit with 3 unless all of these are available."
+)
 @output_option()
 @pass_context
 def doctor(context: Context, /, needs: tuple[str, ...]) -> int:
     """Show what this host has for virtual machines, and how to get what it lacks.
 
-    Accelerators are proven by running guest code under them. Nothing is changed. Without --need the exit status is
-    0 whatever is missing.
+    Accelerators are tested by running guest code under them. Nothing is changed. Without --need the exit status is 0
+    whatever is missing.
     """
     import sys
 

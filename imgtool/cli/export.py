@@ -9,9 +9,9 @@ from imgtool.cli.lazy import Entry, LazyGroup
 SECTIONS = {
     "Commands": {
         "containerdisk": Entry(
-            "imgtool.cli.export_containerdisk:containerdisk", "Make a KubeVirt containerDisk of an image."
+            "imgtool.cli.export_containerdisk:containerdisk", "Make a KubeVirt containerDisk from an image."
         ),
-        "kubevirt": Entry("imgtool.cli.export_kubevirt:kubevirt", "Write a machine as KubeVirt's manifests."),
+        "kubevirt": Entry("imgtool.cli.export_kubevirt:kubevirt", "Write a machine as KubeVirt manifests."),
         "libvirt": Entry("imgtool.cli.export_libvirt:libvirt", "Write or define a machine as a libvirt domain."),
     },
 }
@@ -19,4 +19,4 @@ SECTIONS = {
 
 @click.group(cls=LazyGroup, sections=SECTIONS)
 def export() -> None:
-    """Make what other engines take: KubeVirt's containerDisks and manifests, libvirt's domains."""
+    """Export images and machines: KubeVirt containerDisks and manifests, libvirt domains."""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @file_argument(metavar="IMAGE")
 @click.argument("reference", metavar="[REF]", required=False)
 @format_option("The format of IMAGE; without it, its header decides.")
-@click.option("--layout", type=FILE_NAME, metavar="DIR", help="Write it into an OCI layout, made when there is none.")
-@click.option("--tag", metavar="TAG", help="With --layout: what it is called there.  [default: latest]")
+@click.option("--layout", type=FILE_NAME, metavar="DIR", help="Write it to an OCI layout, created if there is none.")
+@click.option("--tag", metavar="TAG", help="With --layout: its tag there.  [default: latest]")
 @click.option(
     "-O",
     "--output-format",
@@ -36,9 +36,15 @@ if TYPE_CHECKING:
     help="The format of the disk.  [default: qcow2]",
 )
 @click.option("-c", "--compress", is_flag=True, help="Compress the qcow2.")
-@click.option("--arch", "architecture", metavar="ARCH", help="Go's name of the architecture.  [default: this host's]")
 @click.option(
-    "--annotation", "annotations", metavar="KEY=VALUE", multiple=True, help="Added to the manifest. May be repeated."
+    "--arch", "architecture", metavar="ARCH", help="The architecture, by its Go name.  [default: this host's]"
+)
+@click.option(
+    "--annotation",
+    "annotations",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Add this to the manifest. May be repeated.",
 )
 @force_option("Even if an image of the chain is damaged, or its parent has changed since it was made.")
 @registry_options
@@ -65,9 +71,10 @@ def containerdisk(
     retries: int,
     dry_run: bool,
 ) -> None:
-    """Make a containerDisk of IMAGE and all it stands on: push it as REF, or write it into a folder.
+    """Make a containerDisk from IMAGE and all it stands on: push it as REF, or write it to a directory.
 
-    It is an OCI image with one file, /disk/disk.qcow2 or /disk/disk.img, owned by QEMU (107:107, mode 0440).
+    The containerDisk is an OCI image with one file, /disk/disk.qcow2 or /disk/disk.img, owned by QEMU (107:107, mode
+    0440).
     """
     from imgtool.cli.images import qemu_img
     from imgtool.cli.output import emit, remark

@@ -19,11 +19,11 @@ from imgtool.errors import UsageError
 @file_argument(required=False, metavar="[IMAGE]")
 @format_option("The format of IMAGE; without it, its header decides.")
 @click.option(
-    "--profile", type=FILE_NAME, metavar="FILE", required=True, help="The machine, as `imgtool boot` has it."
+    "--profile", type=FILE_NAME, metavar="FILE", required=True, help="The machine's profile, as for `imgtool boot`."
 )
-@click.option("--name", metavar="NAME", help="What it is called.  [default: the profile's name, else the image's]")
+@click.option("--name", metavar="NAME", help="Its name.  [default: the profile's name, else the image's]")
 @click.option(
-    "--ref", "reference", metavar="REF", help="The first disk comes from this containerDisk, and is not uploaded."
+    "--ref", "reference", metavar="REF", help="Take the first disk from this containerDisk instead of an upload."
 )
 @click.option("--storage-class", metavar="NAME", help="The storage class of the disks.  [default: the cluster's]")
 @click.option("--partial", is_flag=True, help="Leave out what KubeVirt cannot express, and say what that is.")
@@ -40,7 +40,7 @@ def kubevirt(
     storage_class: str | None,
     partial: bool,
 ) -> None:
-    """Write the VirtualMachine and DataVolume manifests of what `imgtool boot IMAGE --profile FILE` starts.
+    """Write the VirtualMachine and DataVolume manifests for what `imgtool boot IMAGE --profile FILE` starts.
 
     Settings that KubeVirt cannot express are an error that names them all; with --partial they are left out, and
     listed on stderr.

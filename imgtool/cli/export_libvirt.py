@@ -25,19 +25,22 @@ from imgtool.errors import UsageError
 )
 @file_argument(required=False, metavar="[IMAGE]")
 @format_option("The format of IMAGE; without it, its header decides.")
-@click.option("--profile", type=FILE_NAME, metavar="FILE", help="The machine, as `imgtool boot` has it.")
-@click.option("--name", metavar="NAME", help="What it is called.  [default: the profile's name, else the image's]")
+@click.option("--profile", type=FILE_NAME, metavar="FILE", help="The machine's profile, as for `imgtool boot`.")
+@click.option("--name", metavar="NAME", help="Its name.  [default: the profile's name, else the image's]")
 @click.option(
     "--accel",
     "accelerator",
     type=click.Choice(["auto", "kvm", "tcg"]),
     help="What runs the guest.  [default: the profile's, else what works here, kvm elsewhere]",
 )
-@click.option("-o", "--output-file", "target", type=FILE_NAME, metavar="FILE", help="Write the XML there.")
+@click.option("-o", "--output-file", "target", type=FILE_NAME, metavar="FILE", help="Write the XML to this file.")
 @click.option(
-    "--seed", type=FILE_NAME, metavar="FILE", help="Write the profile's cloud-init seed there: a disk of the domain."
+    "--seed",
+    type=FILE_NAME,
+    metavar="FILE",
+    help="Write the profile's cloud-init seed to this file, as a disk of the domain.",
 )
-@click.option("--define", "uri", metavar="URI", help="Define it on this libvirt, such as qemu:///system.")
+@click.option("--define", "uri", metavar="URI", help="Define the domain on this libvirt, such as qemu:///system.")
 @click.option(
     "--pool",
     metavar="NAME",
@@ -65,7 +68,7 @@ def libvirt(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Write the domain XML of what `imgtool boot IMAGE --profile FILE` starts.
+    """Write the domain XML for what `imgtool boot IMAGE --profile FILE` starts.
 
     Settings that libvirt cannot express are an error that names them all; with --partial they are left out, and
     listed on stderr. A domain of the same name is defined anew, if imgtool wrote it.

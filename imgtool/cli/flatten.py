@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "  imgtool chain flatten disk.qcow2 --to whole.qcow2 -c -o compression_type=zstd"
 )
 @file_argument(metavar="IMAGE")
-@click.option("--to", type=FILE_NAME, metavar="NEW", help="Write it into a new file, and leave IMAGE as it is.")
+@click.option("--to", type=FILE_NAME, metavar="NEW", help="Write to a new file, and leave IMAGE as it is.")
 @click.option(
     "-O",
     "--target-format",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("-c", "--compress", is_flag=True, help="With --to: compress the data.")
 @format_option()
 @store_option
-@force_option("Replace an existing NEW; flatten although a parent changed since its overlay was made.")
+@force_option("Replace an existing NEW; flatten even if a parent has changed since its overlay was created.")
 @progress_option
 @quiet_option
 @dry_run_option
@@ -57,10 +57,10 @@ def flatten(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Make IMAGE stand on nothing: what it reads from the images below is copied into it. A guest reads the same, and
-    so does whatever stands on IMAGE; internal snapshots, bitmaps and options stay.
+    """Make IMAGE independent: what it reads from the images below is copied into it. A guest reads the same data as
+    before, and so does whatever stands on IMAGE; internal snapshots, bitmaps and options stay.
 
-    With --to a new file is made instead, whole or not at all.
+    With --to a new file is created instead, complete or not at all.
     """
     if to is None and (output_format or options or compress):
         raise UsageError("-O, -o and -c are for --to", hint="in place an image keeps its format and options")

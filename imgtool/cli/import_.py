@@ -15,4 +15,4 @@ SECTIONS = {
 
 @click.group("import", cls=LazyGroup, sections=SECTIONS)
 def import_() -> None:
-    """Make machine profiles of what other engines have."""
+    """Import machine profiles from libvirt."""

@@ -15,8 +15,8 @@ from imgtool.cli.options import FILE_NAME
     "  imgtool import libvirt ./web.xml",
 )
 @click.argument("domain", type=FILE_NAME, metavar="DOMAIN")
-@click.option("-c", "--connect", "uri", metavar="URI", help="The libvirt that has it.  [default: virsh's own]")
-@click.option("-o", "--output-file", "target", type=FILE_NAME, metavar="FILE", help="Write the profile there.")
+@click.option("-c", "--connect", "uri", metavar="URI", help="The libvirt that defines it.  [default: virsh's own]")
+@click.option("-o", "--output-file", "target", type=FILE_NAME, metavar="FILE", help="Write the profile to this file.")
 @quiet_option
 @output_option()
 @pass_context
@@ -24,7 +24,7 @@ def libvirt(context: Context, domain: str, uri: str | None, target: str | None) 
     """Write the domain DOMAIN (or the XML in a file: a name with a slash or ending in .xml) as a profile for
     `imgtool boot --profile`.
 
-    What the domain has and a profile cannot say is told on stderr.
+    Settings of the domain that a profile cannot express are reported on stderr.
     """
     from imgtool.cli.output import emit, warn
     from imgtool.errors import ConfigError

@@ -34,8 +34,10 @@ PROBLEMS = 3
 )
 @file_argument("images", metavar="FILE…", nargs=-1)
 @format_option()
-@click.option("--backing-chain", is_flag=True, help="The image and all it stands on, the base last.")
-@force_share_option("Read it even while a virtual machine writes it: done anyway, taken for qemu-img's sake.")
+@click.option("--backing-chain", is_flag=True, help="Show the image and everything it stands on, the base last.")
+@force_share_option(
+    "Read it even while a virtual machine writes it. Always on; accepted for compatibility with qemu-img."
+)
 @image_opts_option
 @object_option
 @timeout_option

@@ -28,8 +28,8 @@ _COLORS: dict[str, Callable[[str], str]] = {"error": bad, "warning": doubtful, "
 
 
 @click.command(
-    epilog="\b\nExit status: 0 safe, 1 cannot be looked at, 3 not safe.\n\n"
-    "\b\nVerdicts, the worst counts:\n"
+    epilog="\b\nExit status: 0 safe, 1 cannot be inspected, 3 not safe.\n\n"
+    "\b\nVerdicts (the worst one found is given):\n"
     "  safe               refers to nothing else, and nothing is out of proportion\n"
     "  refers-to-host     it names other files, devices or directories of this host\n"
     "  refers-to-network  opening it connects to a server\n"
@@ -44,7 +44,7 @@ _COLORS: dict[str, Callable[[str], str]] = {"error": bad, "warning": doubtful, "
 )
 # No --trust: nothing is opened but the file itself, and a verdict is about the image, not about its reader.
 @click.argument("images", type=FILE_NAME, metavar="FILE…", nargs=-1, required=True)
-@format_option("Take it for this format and nothing else; without it, its bytes decide.")
+@format_option("Treat it as this format and no other; by default its contents decide.")
 @output_option()
 @pass_context
 def inspect(context: Context, images: tuple[str, ...], format_: str | None) -> int:

@@ -22,8 +22,8 @@ SECTIONS = {
     "Commands": {
         "list": Entry("imgtool.cli.layers:list_", "List all layers."),
         "show": Entry("imgtool.cli.layers:show", "Show one layer: what went into it, and its log."),
-        "tree": Entry("imgtool.cli.layers:tree", "Draw which layer stands on which."),
-        "verify": Entry("imgtool.cli.layers:verify", "Look whether layers are what they were sealed as."),
+        "tree": Entry("imgtool.cli.layers:tree", "Draw the layers as a tree."),
+        "verify": Entry("imgtool.cli.layers:verify", "Verify that layers are as they were sealed."),
         "prune": Entry("imgtool.cli.layers:prune", "Remove the layers that nothing needs."),
         "push": Entry("imgtool.cli.layers_share:push", "Push layers to a registry, for other machines."),
         "pull": Entry("imgtool.cli.layers_share:pull", "Pull the layers of a recipe from a registry."),
@@ -33,7 +33,7 @@ SECTIONS = {
 
 @click.group(cls=LazyGroup, sections=SECTIONS)
 def layers() -> None:
-    """See and prune the layers that builds have made."""
+    """List, verify, share and prune the layers of builds."""
 
 
 def _store(directory: str | None) -> Store:
@@ -72,7 +72,7 @@ def _chosen(store: Store, name: str) -> Layer:
 @output_option()
 @pass_context
 def list_(context: Context, /, layers_: str | None) -> None:
-    """List all layers, the oldest first, and failures that were kept."""
+    """List all layers, oldest first, and failures that were kept."""
     from imgtool.build.prune import needs
     from imgtool.cli.output import emit
 
@@ -117,7 +117,7 @@ def _short(folder: str) -> str:
 @output_option()
 @pass_context
 def show(context: Context, /, layer: str, log: bool, layers_: str | None) -> None:
-    """Show LAYER: its manifest, and what its key is made of."""
+    """Show LAYER: its manifest and the inputs of its key."""
     import json
 
     import msgspec
@@ -193,14 +193,14 @@ def _tree_lines(found: Sequence[Layer]) -> Iterator[str]:
 
 @click.command(epilog="\b\nExamples:\n  imgtool layers verify\n  imgtool layers verify web@packages --quick")
 @click.argument("names", nargs=-1, metavar="[LAYER…]")
-@click.option("--quick", is_flag=True, help="Do not read what a guest would: files and metadata only.")
+@click.option("--quick", is_flag=True, help="Check files and metadata only, not the contents a guest would read.")
 @layers_option
 @progress_option
 @quiet_option
 @output_option()
 @pass_context
 def verify(context: Context, /, names: tuple[str, ...], quick: bool, layers_: str | None) -> int:
-    """Look whether layers are what they were sealed as. The exit status is 3 when one is not."""
+    """Verify that layers are as they were sealed. The exit status is 3 if one is not."""
     from imgtool.build.prune import verify as verify_layers
     from imgtool.cli.output import emit
 
@@ -228,10 +228,15 @@ def _verify_lines(found: Sequence[Verified]) -> Iterator[str]:
     "  imgtool layers prune --store /srv/images --older-than 30d\n"
     "  imgtool layers prune --all",
 )
-@click.option("--all", "all_", is_flag=True, help="Also what only recipes need: they can build it again.")
-@click.option("--older-than", metavar="AGE", help="Only what is older: 12h, 30d.")
+@click.option("--all", "all_", is_flag=True, help="Also remove what only recipes need; it can be built again.")
+@click.option("--older-than", metavar="AGE", help="Remove only what is older than AGE: 12h, 30d.")
 @click.option(
-    "--store", "stores", multiple=True, type=FILE_NAME, metavar="DIR", help="Look there for images that need layers."
+    "--store",
+    "stores",
+    multiple=True,
+    type=FILE_NAME,
+    metavar="DIR",
+    help="Look in this directory for images that need layers.",
 )
 @layers_option
 @dry_run_option
@@ -247,10 +252,10 @@ def prune(
     layers_: str | None,
     dry_run: bool,
 ) -> None:
-    """Remove the layers that no recipe, image or VM needs, and kept failures.
+    """Remove kept failures, and the layers that no recipe, image or VM needs.
 
-    A recipe needs the layers of its last build; an image, those it stands on. Images are looked for where the layers
-    are, where recipes put their outputs, and in --store.
+    A recipe needs the layers of its last build; an image needs those it stands on. Images are looked for where the
+    layers are, where recipes put their outputs, and in --store.
     """
     from imgtool.build.prune import prune as prune_store
     from imgtool.build.recipe import seconds_of

@@ -63,7 +63,7 @@ def push(
     retries: int,
 ) -> None:
     """Push layers of the store, all of them or those named, with what they stand on, to REPOSITORY, each under its
-    key as the tag. Layers that are there are left as they are.
+    key as the tag. Layers already there are left as they are.
     """
     from imgtool.build.store import Store
     from imgtool.cli.layers import _chosen
@@ -101,9 +101,9 @@ def pull(
     jobs: int,
     retries: int,
 ) -> None:
-    """Pull the layers that a build of RECIPE would find in its store, as far as REPOSITORY has them.
+    """Pull from REPOSITORY the layers that a build of RECIPE can use.
 
-    What a guest reads of each is held against what the repository says; whoever may push there decides what that is.
+    The contents of each layer are verified against the repository's record, which anyone who may push there controls.
     """
     from imgtool.build.base import fetching
     from imgtool.build.engine import trusting

@@ -19,41 +19,41 @@ from imgtool.image.policy_source import deciding
 
 SECTIONS = {
     "Images": {
-        "create": Entry("imgtool.cli.create:create", "Make an image."),
+        "create": Entry("imgtool.cli.create:create", "Create an image."),
         "info": Entry("imgtool.cli.info:info", "Show what an image is."),
         "inspect": Entry("imgtool.cli.inspect:inspect", "Tell whether an untrusted image is safe to open."),
-        "check": Entry("imgtool.cli.check:check", "Look for damage inside an image."),
+        "check": Entry("imgtool.cli.check:check", "Check an image for internal damage."),
         "convert": Entry("imgtool.cli.convert:convert", "Copy an image into another format, all or nothing."),
         "compare": Entry("imgtool.cli.compare:compare", "Tell whether two images hold the same disk."),
-        "resize": Entry("imgtool.cli.resize:resize", "Make the disk larger or smaller."),
-        "snapshot": Entry("imgtool.cli.snapshot:snapshot", "List, make, apply, delete internal snapshots."),
+        "resize": Entry("imgtool.cli.resize:resize", "Grow or shrink the disk."),
+        "snapshot": Entry("imgtool.cli.snapshot:snapshot", "List, create, apply or delete internal snapshots."),
         "map": Entry("imgtool.cli.map:map_", "Show which parts of the disk hold data, and in which file."),
         "measure": Entry("imgtool.cli.measure:measure", "Show how large a new image would be."),
         "amend": Entry("imgtool.cli.amend:amend", "Change the options of an existing image."),
         "bitmap": Entry("imgtool.cli.bitmap:bitmap", "Change the dirty bitmaps of an image."),
     },
     "Chains": {
-        "chain": Entry("imgtool.cli.chain:chain", "See, verify and change the graph of images."),
-        "overlay": Entry("imgtool.cli.overlay:overlay", "Make and list overlays."),
+        "chain": Entry("imgtool.cli.chain:chain", "Show, verify and change the graph of images."),
+        "overlay": Entry("imgtool.cli.overlay:overlay", "Create, list, commit, reset and delete overlays."),
         "commit": Entry("imgtool.cli.commit:commit", "Write an overlay's changes into its backing file."),
-        "rebase": Entry("imgtool.cli.rebase:rebase", "Put an overlay on another backing file."),
+        "rebase": Entry("imgtool.cli.rebase:rebase", "Change an overlay's backing file."),
     },
     "Golden images": {
         "build": Entry("imgtool.cli.build:build", "Build a golden image in layers, from a recipe."),
-        "layers": Entry("imgtool.cli.layers:layers", "See and prune the layers that builds have made."),
+        "layers": Entry("imgtool.cli.layers:layers", "List, verify, share and prune the layers of builds."),
     },
     "Machines": {
         "boot": Entry("imgtool.cli.boot:boot", "Start a virtual machine from an image."),
         "vm": Entry("imgtool.cli.vm:vm", "Inspect and control running VMs."),
-        "net": Entry("imgtool.cli.net:net", "Make and show networks for machines."),
+        "net": Entry("imgtool.cli.net:net", "Create, show and delete networks for VMs."),
     },
     "Elsewhere": {
         "push": Entry("imgtool.cli.push:push", "Push an image with its chain to a registry."),
         "pull": Entry("imgtool.cli.pull:pull", "Pull an image with its chain from a registry."),
         "export": Entry("imgtool.cli.export:export", "Turn images and machines into what other engines take."),
         "serve": Entry("imgtool.cli.serve:serve", "Serve an image over NBD."),
-        "mount": Entry("imgtool.cli.mount:mount", "Show the files of an image in a directory."),
-        "unmount": Entry("imgtool.cli.mount:unmount", "End what `mount` made."),
+        "mount": Entry("imgtool.cli.mount:mount", "Mount an image's file system on a directory."),
+        "unmount": Entry("imgtool.cli.mount:unmount", "Unmount what `mount` has mounted."),
         "sync": Entry("imgtool.cli.sync:sync", "Copy chains to another host over ssh: only what it lacks."),
         "import": Entry("imgtool.cli.import_:import_", "Turn machines of other engines into profiles."),
     },
@@ -61,7 +61,7 @@ SECTIONS = {
         "doctor": Entry(
             "imgtool.cli.doctor:doctor", "Show what this host has for virtual machines, and what it lacks."
         ),
-        "schema": Entry("imgtool.cli.schema:schema", "Print the JSON Schema of a document imgtool writes or reads."),
+        "schema": Entry("imgtool.cli.schema:schema", "Print the JSON Schema of a document imgtool reads or writes."),
         "completion": Entry("imgtool.cli.completion:completion", "Print the completion script for a shell."),
     },
 }

@@ -38,8 +38,10 @@ Map = list[MapEntry]
 )
 @file_argument()
 @format_option()
-@click.option("-s", "--start-offset", type=SIZE, metavar="SIZE", help="Begin here.  [default: 0]")
-@click.option("-l", "--max-length", type=SIZE, metavar="SIZE", help="Look at no more than this.  [default: all]")
+@click.option("-s", "--start-offset", type=SIZE, metavar="SIZE", help="Start at this offset.  [default: 0]")
+@click.option(
+    "-l", "--max-length", type=SIZE, metavar="SIZE", help="Look at no more than this many bytes.  [default: all]"
+)
 @force_share_option()
 @image_opts_option
 @object_option

@@ -22,10 +22,10 @@ from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_o
     "--partition",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Which one.  [default: the only one, or the disk where it has no partition table]",
+    help="The partition to mount.  [default: the only one, or the disk where it has no partition table]",
 )
-@click.option("-w", "--writable", is_flag=True, help="Let it be written.")
-@click.option("--raw", is_flag=True, help="Show the whole disk as the file DIR, which is made; no root is needed.")
+@click.option("-w", "--writable", is_flag=True, help="Allow writing.")
+@click.option("--raw", is_flag=True, help="Show the whole disk as a file, which is created at DIR; needs no root.")
 @force_option("Even if others stand on IMAGE, or its parent has changed since it was made.")
 @quiet_option
 @dry_run_option
@@ -42,9 +42,11 @@ def mount(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Show the files of IMAGE, and of all it stands on, in the directory DIR, read-only, until `imgtool unmount DIR`.
+    """Mount a file system of IMAGE, with all it stands on, on the directory DIR, until `imgtool unmount DIR`;
+    read-only unless --writable is given.
 
-    By qemu-storage-daemon and FUSE, of any format. The kernel reads the file system: mount what you trust.
+    This works for any format, by qemu-storage-daemon and FUSE. The kernel reads the file system, so mount only what
+    you trust.
     """
     from imgtool.cli.output import emit
     from imgtool.cli.plan import emit_plan
@@ -76,7 +78,7 @@ def mount(
 @output_option()
 @pass_context
 def unmount(context: Context, at: str) -> None:
-    """End what `imgtool mount IMAGE DIR` made: everything is written when this returns."""
+    """Unmount what `imgtool mount` mounted on DIR. When this returns, everything is written to the image."""
     from imgtool.cli.output import emit
     from imgtool.publish.mount import unmount as end
 

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Looking": {
         "list": Entry("imgtool.cli.net:list_", "List the networks."),
-        "show": Entry("imgtool.cli.net:show", "Show a network: its state, its leases, who is on it."),
+        "show": Entry("imgtool.cli.net:show", "Show a network: its state, leases and VMs."),
     },
     "Changing": {
-        "create": Entry("imgtool.cli.net:create", "Make a network, with NAT or over a NIC."),
-        "delete": Entry("imgtool.cli.net:delete", "Delete a network and put everything back."),
+        "create": Entry("imgtool.cli.net:create", "Create a network, with NAT or over a NIC."),
+        "delete": Entry("imgtool.cli.net:delete", "Delete a network and restore the host."),
     },
 }
 
 
 @click.group(cls=LazyGroup, sections=SECTIONS)
 def net() -> None:
-    """Networks for machines: bridges with NAT, DHCP and DNS, or over a NIC of this host. Linux, as root.
+    """Networks for VMs: bridges with NAT, DHCP and DNS, or over a NIC of this host. Needs Linux and root.
 
-    A network lasts until it is deleted or the host boots again. `imgtool boot --network user` needs none of this.
+    A network lasts until it is deleted or the host reboots. `imgtool boot --network user` needs none of this.
     """
 
 
@@ -47,20 +47,20 @@ def net() -> None:
     "  imgtool boot disk.qcow2 --network nat,net=lab"
 )
 @click.argument("name")
-@click.option("--nat", metavar="SUBNET", help="A subnet of its own behind this host, which is its first address.")
-@click.option("--bridge", "nic", metavar="NIC", help="A bridge over NIC, so that machines are on the LAN themselves.")
-@click.option("--bridge-name", metavar="NAME", help="What the bridge is called.  [default: br-NAME]")
+@click.option("--nat", metavar="SUBNET", help="A private subnet behind this host, which has its first address.")
+@click.option("--bridge", "nic", metavar="NIC", help="Bridge NIC, so that VMs are directly on the LAN.")
+@click.option("--bridge-name", metavar="NAME", help="The bridge's name.  [default: br-NAME]")
 @click.option("--dhcp-range", metavar="FIRST-LAST", help="Addresses for DHCP.  [default: all but the first]")
-@click.option("--no-dhcp", is_flag=True, help="No addresses over DHCP; names are still answered.")
+@click.option("--no-dhcp", is_flag=True, help="Give out no addresses by DHCP; DNS still works.")
 @click.option(
     "--forward",
     "forwards",
     metavar="tcp:[ADDRESS:]HOSTPORT:GUEST:PORT",
     multiple=True,
-    help="Hand a port of this host to the machine with the address GUEST; also udp. May be repeated.",
+    help="Forward a port of this host to the VM with the address GUEST; also udp. May be repeated.",
 )
-@click.option("--isolated", is_flag=True, help="Machines reach this host and each other, and nothing else.")
-@click.option("--ipv6", metavar="SUBNET", help="An IPv6 subnet (a /64) besides.")
+@click.option("--isolated", is_flag=True, help="VMs can reach this host and each other, and nothing else.")
+@click.option("--ipv6", metavar="SUBNET", help="An IPv6 subnet (a /64) in addition.")
 @force_option("Even if addresses or ports are taken, or your session may depend on NIC.")
 @dry_run_option
 @output_option()
@@ -80,10 +80,10 @@ def create(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Make the network NAME: a bridge with an address of this host's, DHCP and DNS by dnsmasq, and masquerading by
+    """Create the network NAME: a bridge with an address of this host, DHCP and DNS by dnsmasq, and masquerading by
     nftables (--nat); or a bridge that takes the place of a NIC (--bridge).
 
-    It is made as a whole or not at all.
+    It is created completely or not at all.
     """
     from imgtool.machine.nets import ask, prepare, status
     from imgtool.machine.nets.create import create as make
@@ -123,7 +123,7 @@ def create(
 @quiet_option
 @pass_context
 def list_(context: Context) -> None:
-    """List the networks, those included that a killed imgtool or a restart left behind."""
+    """List the networks, including any left behind by a killed imgtool or a reboot."""
     from imgtool.machine.nets import status
 
     networks = status.networks()
@@ -142,7 +142,7 @@ def list_(context: Context) -> None:
 @quiet_option
 @pass_context
 def show(context: Context, name: str) -> None:
-    """Show the network NAME: whether all of it is there, its addresses, what DHCP gave out, who is on it."""
+    """Show the network NAME: whether it is complete, its addresses, its DHCP leases, and the VMs on it."""
     from imgtool.machine.nets import status
 
     network = status.network(name)
@@ -157,7 +157,7 @@ def show(context: Context, name: str) -> None:
 @quiet_option
 @pass_context
 def delete(context: Context, name: str, force: bool, dry_run: bool) -> None:
-    """Delete the network NAME, whatever is left of it, and put back what it changed: the NIC's addresses and routes,
+    """Delete the network NAME, whatever is left of it, and restore what it changed: the NIC's addresses and routes,
     and the host's forwarding, unless another network needs that."""
     from imgtool.machine.nets.delete import delete as undo
     from imgtool.machine.nets.delete import plan

@@ -77,7 +77,7 @@ def trust_option(command: F) -> F:
         metavar="WORD",
         expose_value=False,
         callback=_trust,
-        help="Let images refer to this: a directory (with a slash in it), a protocol such as nbd, or "
+        help="Let images refer to this: a directory (written with a slash), a protocol such as nbd, or "
         "guessed-formats. May be repeated.",
     )(command)
 
@@ -96,7 +96,7 @@ def format_option(text: str = "The image's format; without it, its header decide
 
 def image_opts_option(command: F) -> F:
     return click.option(
-        "--image-opts", is_flag=True, help="FILE is QEMU's driver=…,file.filename=… instead of a file's name."
+        "--image-opts", is_flag=True, help="FILE is a QEMU option string (driver=…,file.filename=…), not a file name."
     )(command)
 
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 SECTIONS = {
     "Commands": {
-        "new": Entry("imgtool.cli.overlay:new", "Make an overlay of a base."),
+        "new": Entry("imgtool.cli.overlay:new", "Create an overlay of a base."),
         "list": Entry("imgtool.cli.overlay:list_", "List the overlays of a base."),
         "commit": Entry("imgtool.cli.commit:commit", "Write an overlay's changes into its backing file."),
-        "reset": Entry("imgtool.cli.overlay_change:reset", "Make an overlay empty again."),
+        "reset": Entry("imgtool.cli.overlay_change:reset", "Empty an overlay."),
         "delete": Entry("imgtool.cli.overlay_change:delete", "Delete an overlay that nothing stands on."),
     },
 }
@@ -29,7 +29,7 @@ SECTIONS = {
 
 @click.group(cls=LazyGroup, sections=SECTIONS)
 def overlay() -> None:
-    """Make, list, commit, reset and delete overlays."""
+    """Create, list, commit, reset and delete overlays."""
 
 
 @click.command(
@@ -46,15 +46,15 @@ def overlay() -> None:
     "--count",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Make so many, all or none; {n} in OVERLAY's name is the number of each.",
+    help="Create this many, all or none; {n} in OVERLAY is replaced by the number of each.",
 )
 @click.option("--absolute", is_flag=True, help="Name BASE by its absolute path, not relative to the overlay.")
 @click.option("--size", type=SIZE, metavar="SIZE", help="The size of its disk.  [default: that of BASE]")
 @click.option("-F", "--backing-format", metavar="FORMAT", help="The format of BASE; without it, its header decides.")
 @options_option("Options of the qcow2 format, as in qemu-img create.")
-@click.option("--allow-smaller", is_flag=True, help="Let the overlay's disk be smaller than that of BASE.")
+@click.option("--allow-smaller", is_flag=True, help="Allow the overlay's disk to be smaller than that of BASE.")
 @click.option("--no-anchor", is_flag=True, help="Do not record in the overlay what BASE is now.")
-@force_option("Make it even while something writes to BASE, or the chain is deep.")
+@force_option("Create it even while something writes to BASE, or if the chain is deep.")
 @dry_run_option
 @output_option()
 @pass_context
@@ -72,14 +72,12 @@ def new(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Make a qcow2 overlay of BASE at OVERLAY, and print its path.
+    """Create a qcow2 overlay of BASE at OVERLAY, and print its path.
 
-    Without OVERLAY, or when it is a directory, a name is made up: disk-overlay-1.qcow2 beside disk.qcow2. The format
-    of BASE is always written into the overlay, and an anchor: what BASE is now, so that a later change of BASE is
-    noticed.
+    Without OVERLAY, or if it is a directory, a name is chosen: disk-overlay-1.qcow2 next to disk.qcow2. The overlay
+    always records the format of BASE and an anchor, the state of BASE now, so that a later change of BASE is noticed.
 
-    With --count, OVERLAY is a directory or a name with {n} in it, which is 1, 2, 3… for each; without one, names are
-    made up.
+    With --count, OVERLAY is a directory, or a name in which {n} stands for 1, 2, 3…; otherwise names are chosen.
     """
     given: dict[str, Any] = {
         "absolute": absolute,
@@ -148,14 +146,13 @@ def _several(
     type=FILE_NAME,
     metavar="DIR",
     multiple=True,
-    help="Look in this directory and below, too. May be repeated.",
+    help="Also look in this directory and below. May be repeated.",
 )
-@click.option("-a", "--all", "deep", is_flag=True, help="Overlays of overlays, too.")
+@click.option("-a", "--all", "deep", is_flag=True, help="Include overlays of overlays.")
 @output_option()
 @pass_context
 def list_(context: Context, base: str, stores: tuple[str, ...], deep: bool) -> None:
-    """List the images that name BASE as their backing file, as far as they lie in the directories of its chain or of
-    --store."""
+    """List the images that name BASE as their backing file, in the directories of its chain and of --store."""
     from imgtool.cli.output import emit
     from imgtool.operations.overlay import list_overlays
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @output_option()
 @pass_context
 def reset(context: Context, image: str, stores: tuple[str, ...], force: bool, dry_run: bool) -> None:
-    """Make OVERLAY empty again, so that it reads what its backing file holds. What a guest wrote to it is lost; its
-    name, size, options and permissions stay.
+    """Empty OVERLAY, so that it reads what its backing file holds. What a guest wrote to it is lost; its name, size,
+    options and permissions stay.
     """
     from imgtool.operations.reset import ResetRequest
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 )
 @click.argument("reference", metavar="REF")
 @click.argument("path", type=FILE_NAME, metavar="[PATH]", required=False)
-@click.option("--read-only", is_flag=True, help="Make the image read-only; those it stands on always are.")
+@click.option("--read-only", is_flag=True, help="Make the image read-only, as those it stands on always are.")
 @click.option(
-    "--deep", is_flag=True, help="Read the whole disk, and hold it against the content digest the registry has."
+    "--deep", is_flag=True, help="Read the whole disk, and verify it against the registry's content digest."
 )
 @registry_options
 @progress_option
@@ -46,8 +46,8 @@ def pull(
     retries: int,
     dry_run: bool,
 ) -> None:
-    """Pull the image REF (HOST[:PORT]/NAME[:TAG][@DIGEST]) to PATH, a file or a directory; without it, into the
-    current one.
+    """Pull the image REF (HOST[:PORT]/NAME[:TAG][@DIGEST]) to PATH, a file or directory; by default the current
+    directory.
 
     The images it stands on go beside it. Those already there, under any name, are used; an interrupted pull resumes
     where it stopped.

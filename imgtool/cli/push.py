@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 @file_argument(metavar="IMAGE")
 @click.argument("reference", metavar="REF")
 @format_option("The format of IMAGE; without it, its header decides.")
-@click.option("--flatten", is_flag=True, help="One layer: the whole disk as a qcow2 that stands on nothing.")
+@click.option("--flatten", is_flag=True, help="Push one layer: the whole disk as a standalone qcow2.")
 @click.option("-c", "--compress", is_flag=True, help="With --flatten: compress it.")
-@click.option("--no-content-digest", is_flag=True, help="Leave out the digest of what a guest reads.")
-@click.option("--recipe-digest", metavar="DIGEST", help="What the image was built from.")
+@click.option("--no-content-digest", is_flag=True, help="Leave out the digest of the disk's contents.")
+@click.option("--recipe-digest", metavar="DIGEST", help="The digest of the recipe the image was built from.")
 @click.option(
-    "--annotation", "annotations", metavar="KEY=VALUE", multiple=True, help="Added to the manifest. May be repeated."
+    "--annotation",
+    "annotations",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Add this to the manifest. May be repeated.",
 )
 @force_option("Even if an image of the chain is damaged, or its parent has changed since it was made.")
 @registry_options

@@ -45,16 +45,17 @@ if TYPE_CHECKING:
     type=FILE_NAME,
     metavar="FILE",
     required=True,
-    help="The new backing file, named as from the image's own directory; '' for none.",
+    help="The new backing file, relative to the image's own directory; '' for none.",
 )
 @click.option("-F", "--backing-format", metavar="FORMAT", help="Its format; without it, its header decides.")
-@click.option(
-    "--backing-as-is", is_flag=True, help="-b is QEMU's own reference (nbd://…, json:…), not a file's name."
-)
+@click.option("--backing-as-is", is_flag=True, help="-b is a QEMU reference (nbd://…, json:…), not a file name.")
 @click.option("--absolute", is_flag=True, help="Name the backing file by its absolute path.")
 @click.option("--relative", is_flag=True, help="Name it by its path as seen from the image's directory.")
 @click.option(
-    "-u", "--unsafe", is_flag=True, help="Change the name only: the new backing file holds what the old did."
+    "-u",
+    "--unsafe",
+    is_flag=True,
+    help="Change only the reference: the new backing file holds the same data as the old.",
 )
 @format_option()
 @cache_option("The cache mode for writing the copy, which is synced in any case.  [default: unsafe]")
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 @store_option
 @image_opts_option
 @object_option
-@force_option("With -u: although a guest will or may read something else.")
+@force_option("With -u: rebase even if a guest will or may read different data.")
 @progress_option
 @quiet_option
 @dry_run_option
@@ -88,11 +89,11 @@ def rebase(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Put an overlay on another backing file. What a guest reads stays the same, from the disk and from internal
-    snapshots: whatever the new backing file holds otherwise is copied into the overlay. With -u only the name in the
-    overlay is changed, if that makes no difference.
+    """Change the backing file of an overlay. What a guest reads from the disk and from internal snapshots stays the
+    same: whatever the new backing file holds differently is copied into the overlay. With -u only the reference in
+    the overlay changes, provided that makes no difference.
 
-    The work is done on a copy, which takes the overlay's place when it was compared with it.
+    The work is done on a copy, which takes the overlay's place once the two have been compared.
     """
     if absolute and relative:
         raise UsageError("--absolute and --relative exclude each other")

@@ -31,7 +31,8 @@ def registry_options(command: F) -> F:
             type=FILE_NAME,
             metavar="DIR",
             multiple=True,
-            help="A folder with CA certificates (*.crt) and client certificates (*.cert and *.key) of the registry.",
+            help="A directory with CA certificates (*.crt) and client certificates (*.cert and *.key) for "
+            "the registry.",
         ),
         click.option(
             "-j",

@@ -35,7 +35,7 @@ def store_option(command: F) -> F:
         type=FILE_NAME,
         metavar="DIR",
         multiple=True,
-        help="Look for dependents in this directory and below, too. May be repeated.",
+        help="Also look for dependents in this directory and below. May be repeated.",
     )(command)
 
 

@@ -81,9 +81,9 @@ def resize(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Make the disk SIZE bytes, or larger by +SIZE, or smaller by -SIZE.
+    """Set the size of the disk to SIZE bytes, grow it by +SIZE, or shrink it by -SIZE.
 
-    Partitions and file systems inside stay as they are: make them larger afterwards, or smaller before.
+    Partitions and file systems inside are not touched: grow them afterwards, or shrink them beforehand.
     """
     parse_resize(size, 1 << 62)  # what is no size is said before anything is looked at
     settle(image, image_opts=image_opts, dry_run=dry_run, again="resized" if size[0] in "+-" else None)

@@ -84,7 +84,7 @@ DOCUMENTS = {
 def schema(_: Context, name: str) -> None:
     """Print the JSON Schema of the document NAME: what a command writes with --output json, under the command's name
     (`chain` for chain show, `error` for what it writes to stderr when it fails), or what imgtool reads (`profile`,
-    which `machine` is another name of, and `recipe`)."""
+    also called `machine`, and `recipe`)."""
     import msgspec
 
     module, _sep, attribute = DOCUMENTS[name].partition(":")

@@ -17,21 +17,29 @@ from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_o
 )
 @file_argument(metavar="IMAGE")
 @format_option("The format of IMAGE; without it, its header decides.")
-@click.option("-w", "--writable", is_flag=True, help="Let clients write it.")
+@click.option("-w", "--writable", is_flag=True, help="Let clients write to it.")
 @click.option("-k", "--socket", type=FILE_NAME, metavar="PATH", help="The unix socket.  [default: one of imgtool's]")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Listen on TCP instead; 0 is any free port.")
-@click.option("--address", metavar="ADDRESS", help="Listen on this one.  [default: 127.0.0.1]")
-@click.option("-x", "--name", default="", metavar="NAME", help="What the export is called.  [default: nothing]")
-@click.option("-B", "--bitmap", metavar="NAME", help="Show this dirty bitmap of the chain too.")
+@click.option("--address", metavar="ADDRESS", help="Listen on this address.  [default: 127.0.0.1]")
+@click.option("-x", "--name", default="", metavar="NAME", help="The export's name.  [default: nothing]")
+@click.option("-B", "--bitmap", metavar="NAME", help="Also export this dirty bitmap of the chain.")
 @click.option(
     "--tls-creds",
     type=FILE_NAME,
     metavar="DIR",
-    help="Speak TLS: ca-cert.pem, server-cert.pem, server-key.pem there.",
+    help="Use TLS, with ca-cert.pem, server-cert.pem and server-key.pem from this directory.",
 )
-@click.option("--tls-any-client", is_flag=True, help="With --tls-creds: clients need no certificate.")
-@click.option("-e", "--shared", "clients", type=click.IntRange(min=1), default=16, help="Clients.  [default: 16]")
-@click.option("--once", is_flag=True, help="End when the last client has left.")
+@click.option("--tls-any-client", is_flag=True, help="With --tls-creds: do not require client certificates.")
+@click.option(
+    "-e",
+    "--shared",
+    "clients",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=16,
+    help="How many clients may connect at once.  [default: 16]",
+)
+@click.option("--once", is_flag=True, help="Exit when the last client has disconnected.")
 @force_option("Even if others stand on IMAGE, its parent has changed since it was made, or anybody can connect.")
 @quiet_option
 @dry_run_option
@@ -54,10 +62,11 @@ def serve(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Serve the disk of IMAGE and all it stands on over NBD, read-only, until imgtool ends.
+    """Serve the disk of IMAGE, with all it stands on, over NBD until imgtool ends; read-only unless --writable is
+    given.
 
-    The URI is printed once the server answers. What is over with imgtool, also when that is killed, leaves no process
-    and no socket.
+    The URI is printed once the server answers. When imgtool ends, even if it is killed, no process and no socket stay
+    behind.
     """
     import sys
 

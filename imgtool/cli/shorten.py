@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "--keep", type=FILE_NAME, metavar="LAYER", multiple=True, help="Leave this layer in the chain. May be repeated."
 )
 @click.option(
-    "--delete", is_flag=True, help="Delete the files of the merged layers, which nothing stands on any more."
+    "--delete", is_flag=True, help="Delete the files of the merged layers, which nothing stands on any longer."
 )
 @format_option()
 @store_option
@@ -52,9 +52,10 @@ def shorten(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Merge the layers between IMAGE and its base into the images above them. Every image goes on reading the same.
+    """Merge the layers between IMAGE and its base into the images above them. Every image keeps reading the same
+    data.
 
-    Layers that other images stand on stay in the chain, and those named by --keep.
+    Layers that other images stand on stay in the chain, as do those named by --keep.
     """
     from imgtool.operations.shorten import ShortenRequest
 

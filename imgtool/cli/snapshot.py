@@ -51,15 +51,17 @@ Snapshots = list[SnapshotInfo]
     "  imgtool snapshot -d before-upgrade disk.qcow2"
 )
 @file_argument()
-@click.option("-l", "--list", "list_", is_flag=True, help="List the snapshots: done when nothing else is asked.")
-@click.option("-c", "--create", metavar="NAME", help="Keep the disk as it is now under this name.")
-@click.option("-a", "--apply", metavar="SNAPSHOT", help="Set the disk back to this one; what it is now is lost.")
-@click.option("-d", "--delete", metavar="SNAPSHOT", help="Delete this one.")
+@click.option("-l", "--list", "list_", is_flag=True, help="List the snapshots (the default action).")
+@click.option("-c", "--create", metavar="NAME", help="Save the disk's current state under this name.")
+@click.option(
+    "-a", "--apply", metavar="SNAPSHOT", help="Revert the disk to this snapshot; its current state is lost."
+)
+@click.option("-d", "--delete", metavar="SNAPSHOT", help="Delete this snapshot.")
 @format_option()
-@force_share_option("List the snapshots even while a virtual machine writes the image: done anyway.")
+@force_share_option("List the snapshots even while a virtual machine writes the image. Always on.")
 @image_opts_option
 @object_option
-@force_option("With -a: although other images stand on it. With -c: a second one of the same name.")
+@force_option("With -a: apply even if other images stand on it. With -c: allow a second snapshot of the same name.")
 @quiet_option
 @dry_run_option
 @output_option()
@@ -78,9 +80,7 @@ def snapshot(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """List, make, apply or delete snapshots that are stored inside the image (qcow2). A SNAPSHOT is named by its
-    name or its ID.
-    """
+    """List, create, apply or delete the snapshots stored inside a qcow2. A SNAPSHOT is given by name or ID."""
     asked: list[tuple[Literal["create", "apply", "delete"], str]] = []
     if create is not None:
         asked.append(("create", create))

@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 @file_argument("source", metavar="IMAGE|DIR")
 @click.argument("place", metavar="HOST:DIR")
 @format_option("The format of IMAGE; without it, its header decides.")
-@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="ssh's port there.")
-@click.option("-i", "--identity", type=FILE_NAME, metavar="FILE", help="The key for ssh.")
-@click.option("-F", "--ssh-config", type=FILE_NAME, metavar="FILE", help="ssh's configuration.")
-@click.option("--ssh-option", "options", multiple=True, metavar="NAME=VALUE", help="An -o of ssh. May be repeated.")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="The ssh port of the other host.")
+@click.option("-i", "--identity", type=FILE_NAME, metavar="FILE", help="The ssh key to use.")
+@click.option("-F", "--ssh-config", type=FILE_NAME, metavar="FILE", help="The ssh configuration file to use.")
+@click.option(
+    "--ssh-option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An ssh option, as for ssh -o. May be repeated.",
+)
 @force_option("Even if the parent of an image has changed since it was made.")
 @progress_option
 @quiet_option
@@ -45,11 +51,11 @@ def sync(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Copy IMAGE with all it stands on, or all images of the directory DIR, to another host over ssh: only what is
-    not there yet, by digest.
+    """Copy IMAGE with all it stands on, or all images of the directory DIR, to another host over ssh. Only what is
+    not there yet, by digest, is sent.
 
-    An image gets its name there when sha256sum has verified it there, and it names what it stands on as that lies
-    there. Broken off and run again, it goes on where it stopped.
+    An image gets its name on the other host only once sha256sum has verified it there, and it names its parent as it
+    is stored there. If interrupted, run it again: it resumes where it stopped.
     """
     from imgtool.cli.output import emit, remark
     from imgtool.cli.plan import emit_plan

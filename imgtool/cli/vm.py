@@ -14,20 +14,20 @@ from imgtool.cli.options import FILE_NAME
 
 SECTIONS = {
     "Commands": {
-        "list": Entry("imgtool.cli.vm_show:list_", "List the VMs that run."),
+        "list": Entry("imgtool.cli.vm_show:list_", "List running VMs."),
         "show": Entry("imgtool.cli.vm_show:show", "Show the state, parts and files of a VM."),
         "wait": Entry("imgtool.cli.vm:wait", "Wait until a guest is ready."),
-        "console": Entry("imgtool.cli.vm:console", "Join a VM's serial console."),
+        "console": Entry("imgtool.cli.vm:console", "Connect to a VM's serial console."),
         "ssh": Entry("imgtool.cli.vm:ssh", "Log in to a guest, or run a command there."),
         "exec": Entry("imgtool.cli.vm:exec_", "Run a command in a guest through its agent."),
         "log": Entry("imgtool.cli.vm:log", "Show the output of a VM's serial console."),
-        "screenshot": Entry("imgtool.cli.vm:screenshot", "Write what a VM's screen shows to a file."),
-        "stop": Entry("imgtool.cli.vm:stop", "Ask a guest to power off, and see to it that it ends."),
+        "screenshot": Entry("imgtool.cli.vm:screenshot", "Save a VM's screen to a file."),
+        "stop": Entry("imgtool.cli.vm:stop", "Ask a guest to power off, and make sure that it does."),
         "kill": Entry("imgtool.cli.vm:kill", "End a VM at once."),
         "reset": Entry("imgtool.cli.vm:reset", "Press the reset button."),
-        "pause": Entry("imgtool.cli.vm:pause", "Stop a VM's CPUs."),
-        "resume": Entry("imgtool.cli.vm:resume", "Let a paused VM go on."),
-        "set-cpus": Entry("imgtool.cli.vm:set_cpus", "Plug CPUs in."),
+        "pause": Entry("imgtool.cli.vm:pause", "Pause a VM's CPUs."),
+        "resume": Entry("imgtool.cli.vm:resume", "Resume a paused VM."),
+        "set-cpus": Entry("imgtool.cli.vm:set_cpus", "Hot-plug CPUs."),
     },
 }
 
@@ -54,7 +54,7 @@ ELSEWHERE = {
 
 @click.group(cls=LazyGroup, sections=SECTIONS, elsewhere=ELSEWHERE)
 def vm() -> None:
-    """See and steer the VMs that run."""
+    """Inspect and control running VMs."""
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -81,8 +81,8 @@ name_argument = click.argument("name", shell_complete=_complete)
 def wait(context: Context, /, name: str, what: str, timeout: float) -> None:
     """Wait until the guest of NAME is ready, or has ended.
 
-    Ready is what the guest itself says: that a port opens proves nothing. On a time-out the error tells how far the
-    guest came and how its serial console ends.
+    The guest itself must say that it is ready: an open port proves nothing. On a timeout the error says how far the
+    guest got and shows the end of its serial console.
     """
     import time
 
@@ -106,7 +106,7 @@ def wait(context: Context, /, name: str, what: str, timeout: float) -> None:
 @name_argument
 @pass_context
 def console(context: Context, /, name: str) -> None:
-    """Join the serial console of NAME. Ctrl-A X leaves it; the VM runs on.
+    """Connect to the serial console of NAME. Ctrl-A X disconnects; the VM keeps running.
 
     When input ends, the guest's output is still shown until it has been silent for two seconds.
     """
@@ -136,10 +136,12 @@ def console(context: Context, /, name: str) -> None:
 )
 @name_argument
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND…]")
-@click.option("-l", "--user", metavar="USER", help="[default: the one the cloud-init seed made]")
-@click.option("-i", "--identity", type=FILE_NAME, metavar="FILE", help="[default: the key beside --ssh-key's]")
-@click.option("-o", "options", multiple=True, metavar="OPTION", help="An option of OpenSSH.")
-@click.option("--print", "only_print", is_flag=True, help="Print the command and do not run it.")
+@click.option("-l", "--user", metavar="USER", help="[default: the one created by the cloud-init seed]")
+@click.option(
+    "-i", "--identity", type=FILE_NAME, metavar="FILE", help="[default: the private key next to --ssh-key's]"
+)
+@click.option("-o", "options", multiple=True, metavar="OPTION", help="An option for OpenSSH.")
+@click.option("--print", "only_print", is_flag=True, help="Print the command without running it.")
 @pass_context
 def ssh(
     _: Context,
@@ -151,7 +153,7 @@ def ssh(
     options: tuple[str, ...],
     only_print: bool,
 ) -> None:
-    """Log in to the guest of NAME by SSH, or run COMMAND there and exit as it does."""
+    """Log in to the guest of NAME by SSH, or run COMMAND there and exit with its status."""
     import shutil
 
     from imgtool.cli.render import shell
@@ -183,13 +185,14 @@ def ssh(
 @name_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND…")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long it may take.")
-@click.option("-i", "--stdin", "with_stdin", is_flag=True, help="Hand it this command's stdin.")
+@click.option("-i", "--stdin", "with_stdin", is_flag=True, help="Pass this command's stdin to it.")
 @output_option()
 @pass_context
 def exec_(context: Context, /, name: str, command: tuple[str, ...], timeout: float | None, with_stdin: bool) -> int:
-    """Run COMMAND in the guest of NAME through its agent: same output, same exit status.
+    """Run COMMAND in the guest of NAME through its agent, with the same output and exit status.
 
-    No shell is involved: `-- sh -c '…'` is one. With --output json stdout, stderr and status are one document.
+    No shell is involved; use `-- sh -c '…'` for one. With --output json, one document holds stdout, stderr and the
+    exit status.
     """
     from imgtool.cli.output import to_json, warn
     from imgtool.machine import agent
@@ -215,9 +218,9 @@ def exec_(context: Context, /, name: str, command: tuple[str, ...], timeout: flo
 
 @click.command()
 @name_argument
-@click.option("-f", "--follow", is_flag=True, help="Show what comes, until the VM ends.")
-@click.option("-n", "--lines", type=click.IntRange(min=1), metavar="N", help="Only the last N lines.")
-@click.option("--raw", is_flag=True, help="With escape sequences and all.")
+@click.option("-f", "--follow", is_flag=True, help="Keep showing output until the VM ends.")
+@click.option("-n", "--lines", type=click.IntRange(min=1), metavar="N", help="Show only the last N lines.")
+@click.option("--raw", is_flag=True, help="Do not strip escape sequences.")
 @click.option("--qemu", is_flag=True, help="QEMU's own output, not the guest's.")
 @pass_context
 def log(_: Context, /, name: str, follow: bool, lines: int | None, raw: bool, qemu: bool) -> None:
@@ -260,7 +263,7 @@ def log(_: Context, /, name: str, follow: bool, lines: int | None, raw: bool, qe
 @output_option()
 @pass_context
 def screenshot(context: Context, /, name: str, target: str) -> None:
-    """Write what the screen of NAME shows to FILE: PNG, or PPM where FILE ends in .ppm."""
+    """Save the screen of NAME to FILE as PNG, or as PPM if FILE ends in .ppm."""
     from imgtool.machine import control
     from imgtool.machine.runtime import find
 
@@ -274,7 +277,7 @@ def screenshot(context: Context, /, name: str, target: str) -> None:
 @output_option()
 @pass_context
 def stop(context: Context, /, name: str, timeout: float) -> None:
-    """Ask the guest of NAME to power off; after SECONDS end the VM all the same."""
+    """Ask the guest of NAME to power off; end the VM if it has not done so after SECONDS."""
     from imgtool.cli.output import emit, warn
     from imgtool.machine.ending import Ended, stop
     from imgtool.machine.runtime import find
@@ -289,7 +292,7 @@ def stop(context: Context, /, name: str, timeout: float) -> None:
 @output_option()
 @pass_context
 def kill(context: Context, /, name: str) -> None:
-    """End NAME at once, as pulling the plug does. What the guest had not written is lost."""
+    """End NAME at once, like pulling the plug. What the guest had not yet written is lost."""
     from imgtool.machine.ending import Ended, kill
     from imgtool.machine.runtime import find
 
@@ -302,7 +305,7 @@ def kill(context: Context, /, name: str) -> None:
 @output_option()
 @pass_context
 def reset(context: Context, /, name: str) -> None:
-    """Press the reset button of NAME: the guest starts anew, without being asked."""
+    """Press the reset button of NAME: the guest restarts without being asked."""
     _steer(context, name, "system_reset")
 
 
@@ -311,7 +314,7 @@ def reset(context: Context, /, name: str) -> None:
 @output_option()
 @pass_context
 def pause(context: Context, /, name: str) -> None:
-    """Stop the CPUs of NAME until it is resumed."""
+    """Pause the CPUs of NAME until it is resumed."""
     _steer(context, name, "stop")
 
 
@@ -320,7 +323,7 @@ def pause(context: Context, /, name: str) -> None:
 @output_option()
 @pass_context
 def resume(context: Context, /, name: str) -> None:
-    """Let NAME, which was paused, go on."""
+    """Resume NAME after a pause."""
     _steer(context, name, "cont")
 
 
@@ -345,7 +348,7 @@ def _tell(context: Context, value: Any) -> None:
 @output_option()
 @pass_context
 def set_cpus(context: Context, /, name: str, number: int) -> None:
-    """Plug CPUs into NAME until it has N, at most the maxcpus= it was booted with."""
+    """Hot-plug CPUs into NAME until it has N, at most the maxcpus= it was booted with."""
     from imgtool.cli.output import emit
     from imgtool.machine import control
     from imgtool.machine.runtime import find

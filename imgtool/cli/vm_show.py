@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @output_option()
 @pass_context
 def list_(context: Context, /) -> None:
-    """List the VMs that run, those of other terminals included."""
+    """List running VMs, including those of other terminals."""
     from imgtool.cli.output import emit
     from imgtool.machine.control import status
     from imgtool.machine.runtime import vms
