@@ -294,15 +294,15 @@ def _check_layer(layer: Layer, place: Place) -> None:
     for number, copy in enumerate(layer.copy):
         at = (*place, "copy", number)
         if not copy.to.startswith("/"):
-            raise Wrong((*at, "to"), f"{printable(copy.to)!r} is no absolute path in the guest")
+            raise Wrong((*at, "to"), f"{printable(copy.to)!r} is not an absolute path in the guest")
         if copy.mode is not None and not re.fullmatch(r"0?[0-7]{3,4}", copy.mode):
-            raise Wrong((*at, "mode"), f"{printable(copy.mode)!r} is no octal mode", 'such as "0644"')
+            raise Wrong((*at, "mode"), f"{printable(copy.mode)!r} is not an octal mode", 'such as "0644"')
         if copy.owner is not None and not _OWNER.fullmatch(copy.owner):
-            raise Wrong((*at, "owner"), f"{printable(copy.owner)!r} is no owner", "`user` or `user:group`")
+            raise Wrong((*at, "owner"), f"{printable(copy.owner)!r} is not an owner", "`user` or `user:group`")
     for number, fetch in enumerate(layer.fetch):
         if not fetch.from_.startswith("/"):
             raise Wrong(
-                (*place, "fetch", number, "from"), f"{printable(fetch.from_)!r} is no absolute path in the guest"
+                (*place, "fetch", number, "from"), f"{printable(fetch.from_)!r} is not an absolute path in the guest"
             )
     _check_variables(layer.env, (*place, "env"))
     for name in layer.secrets:
@@ -340,7 +340,9 @@ def _check_duration(place: Place, duration: Duration | None) -> None:
     try:
         seconds = 1.0 if duration is None else seconds_of(duration)
     except ValueError:
-        raise Wrong(place, f"{printable(str(duration))!r} is no duration", "such as 90s, 30m, 12h, 7d, 2w") from None
+        raise Wrong(
+            place, f"{printable(str(duration))!r} is not a duration", "such as 90s, 30m, 12h, 7d, 2w"
+        ) from None
     if seconds < 0 or (seconds == 0 and place[-1] != "max-age"):
         raise Wrong(place, f"{place[-1]} cannot be {duration}", "such as 90s, 30m, 12h, 7d, 2w")
 

@@ -203,7 +203,7 @@ def _no_disk(image: str) -> UsageError:
     hint = (
         f"a layer of a recipe is {name}@LAYER, a machine's settings are read by --profile; --format raw makes it one"
     )
-    return UsageError(f"{name} is no disk", hint=hint)
+    return UsageError(f"{name} is not a disk", hint=hint)
 
 
 def _taken(words: Mapping[str, Any]) -> str | None:

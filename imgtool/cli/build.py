@@ -195,7 +195,7 @@ def _console(context: Context) -> Decide:
 
         if not sys.stdin.isatty():
             if not context.json:
-                remark(context, "stdin is no terminal: the guest's console is not opened")
+                remark(context, "stdin is not a terminal: the guest's console is not opened")
             return "give-up"
         report(context, failure.error)
         vm, _ = find(failure.guest.name)

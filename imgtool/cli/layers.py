@@ -265,7 +265,7 @@ def prune(
     try:
         age = None if older_than is None else seconds_of(older_than)
     except ValueError:
-        raise UsageError(f"{older_than!r} is no age", hint="such as 90s, 30m, 12h, 7d, 2w") from None
+        raise UsageError(f"{older_than!r} is not an age", hint="such as 90s, 30m, 12h, 7d, 2w") from None
     done = prune_store(
         _store(layers_),
         look_in=[absolute(place) for place in stores],

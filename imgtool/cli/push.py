@@ -99,7 +99,7 @@ def annotation_map(given: tuple[str, ...]) -> dict[str, str]:
     for word in given:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UsageError(f"{word!r} is no annotation", hint="KEY=VALUE")
+            raise UsageError(f"{word!r} is not an annotation", hint="KEY=VALUE")
         found[key] = value
     return found
 

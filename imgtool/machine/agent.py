@@ -137,7 +137,7 @@ class Agent:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise AgentUnavailable("what answers on the guest agent's channel is no guest agent")
+            raise AgentUnavailable("what answers on the guest agent's channel is not a guest agent")
         return answer
 
 

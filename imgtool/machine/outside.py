@@ -154,7 +154,7 @@ def check_files(machine: Machine) -> None:
 def _check_folder(option: str, path: str) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
-        what = "is no folder" if os.path.lexists(folder) else "does not exist"
+        what = "is not a folder" if os.path.lexists(folder) else "does not exist"
         raise ConfigError(
             f"{option}: {printable(path)} cannot be made: {printable(folder)} {what}",
             hint=f"mkdir -p {pasted(folder)}",

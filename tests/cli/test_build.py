@@ -148,7 +148,7 @@ def test_a_secret_without_a_name_is_refused(bench: Bench, imgtool: Imgtool) -> N
     assert "--secret =token.txt has no name" in done.stderr
 
 
-@pytest.mark.parametrize(("output", "said"), [("human", "no terminal"), ("json", "")])
+@pytest.mark.parametrize(("output", "said"), [("human", "is not a terminal"), ("json", "")])
 def test_where_nobody_can_be_asked_a_failure_is_reported_by_its_end_alone(
     capsys: pytest.CaptureFixture[str], output: str, said: str
 ) -> None:

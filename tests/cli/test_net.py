@@ -14,9 +14,9 @@ from tests.cli.conftest import Imgtool
         (("--nat", "10.77.0.0/24", "--bridge", "eth1"), "either --nat SUBNET or --bridge NIC"),
         (("--nat", "10.77.0.1/24"), "an address inside a subnet"),
         (("--nat", "10.77.0.0/31"), "no room"),
-        (("--nat", "10.77.0.0/24", "--dhcp-range", "10.78.0.1-10.78.0.9"), "no guest's address"),
+        (("--nat", "10.77.0.0/24", "--dhcp-range", "10.78.0.1-10.78.0.9"), "is not a guest's address"),
         (("--nat", "10.77.0.0/24", "--forward", "8080:80"), "forwards no port"),
-        (("--nat", "10.77.0.0/24", "--bridge-name", "much-too-long-a-name"), "no name for a bridge"),
+        (("--nat", "10.77.0.0/24", "--bridge-name", "much-too-long-a-name"), "is not a name for a bridge"),
         (("--bridge", "eth1", "--no-dhcp", "--ipv6", "fd42:1::/64"), "--no-dhcp, --ipv6 and --bridge do not go"),
         (("--nat", "10.77.0.0/24", "--nonsense"), "No such option"),
     ],
@@ -36,7 +36,7 @@ def test_a_name_that_leads_elsewhere_is_refused_and_shown_harmlessly(imgtool: Im
     options = ["--nat", "10.77.0.0/24"] if verb == "create" else []
     refused = imgtool("net", verb, "../../etc\x1b[2J", *options)
     assert refused.status == 2
-    assert "'../../etc\\x1b[2J' is no name for a network" in refused.stderr
+    assert "'../../etc\\x1b[2J' is not a name for a network" in refused.stderr
     assert "\x1b" not in refused.stderr
 
 

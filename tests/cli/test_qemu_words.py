@@ -56,7 +56,7 @@ def test_a_word_that_is_nobodys_is_answered_as_before(imgtool: Imgtool) -> None:
 def test_a_recipe_is_not_taken_for_a_raw_disk(imgtool: Imgtool, tmp_path: Path) -> None:
     (tmp_path / "web.toml").write_text("[image]\n")
     done = imgtool("boot", "web.toml", "--dry-run", "--output", "json")
-    assert (done.status, done.error["message"]) == (2, "web.toml is no disk")
+    assert (done.status, done.error["message"]) == (2, "web.toml is not a disk")
     assert "web.toml@LAYER" in done.error["hint"]
 
 

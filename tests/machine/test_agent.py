@@ -97,7 +97,7 @@ def test_silence_and_nonsense_are_no_agent() -> None:
         with pytest.raises(AgentUnavailable, match="does not answer"):
             Agent(ours).sync(seconds=0.05)
         theirs.sendall(b"\xffSSH-2.0\n")
-        with pytest.raises(AgentUnavailable, match="is no guest agent"):
+        with pytest.raises(AgentUnavailable, match="is not a guest agent"):
             Agent(ours).sync(seconds=5)
 
 

@@ -150,7 +150,7 @@ def test_a_window_is_what_shows_a_machine_without_a_terminal(
             "--serial file:{nothing}/x",
             "--serial file: {nothing}/x cannot be made: {nothing} does not exist\nhint: mkdir",
         ),
-        ("--serial unix:{disk0}/x", "--serial unix: {disk0}/x cannot be made: {disk0} is no folder"),
+        ("--serial unix:{disk0}/x", "--serial unix: {disk0}/x cannot be made: {disk0} is not a folder"),
         ("--run-as no-such-user", "--run-as no-such-user: this host has no such user\nhint: `getent passwd`"),
         ("--drive {disk},cahce=none", "--drive has no 'cahce'\nhint: did you mean cache?\n"),
         ("--nic-model e1001", "has no network card 'e1001'\nhint: did you mean e1000?"),

@@ -189,7 +189,7 @@ def test_hugepages(typed: Typed, tmp_path: Path) -> None:
                 assert "sysctl vm.nr_hugepages=" in done.stderr
         finally:
             typed.close()
-    assert "is no hugetlbfs mount" in typed.refused(f"--hugepages={tmp_path}")
+    assert "is not a hugetlbfs mount" in typed.refused(f"--hugepages={tmp_path}")
 
 
 def test_boot_order_menu_splash_and_timeouts_reach_the_firmware(typed: Typed) -> None:

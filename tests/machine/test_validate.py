@@ -20,9 +20,9 @@ MIB = 1 << 20
 
 NONSENSE: list[tuple[dict[str, Any], str]] = [
     # identity, machine, CPU
-    ({"uuid": "12"}, "--uuid 12 is no UUID"),
-    ({"name": " "}, "is no name"),
-    ({"name": "a\nb"}, "is no name"),
+    ({"uuid": "12"}, "--uuid 12 is not a UUID"),
+    ({"name": " "}, "is not a name"),
+    ({"name": "a\nb"}, "is not a name"),
     ({"arguments": ["-daemonize"]}, "-daemonize takes the VM out of imgtool's hands"),
     ({"machine": "q53"}, "has no machine type 'q53'"),
     ({"machine": "q35,accel=kvm"}, "accel is an option of its own"),
@@ -55,7 +55,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"memory": "1G,maxmem=2G,slots=1", "machine": "microvm"}, "cannot plug memory in"),
     ({"memory": "64G"}, "more than this host has: 16G"),
     ({"memory": "1025M", "hugepages": True}, "not a whole number of 2M hugepages"),
-    ({"memory": "1G", "hugepages": "page-size=3M"}, "no power of two"),
+    ({"memory": "1G", "hugepages": "page-size=3M"}, "is not a power of two"),
     ({"memory": "1G", "hugepages": "page-size=1G"}, "are 2M, not 1G"),
     ({"memory": "8G", "hugepages": True}, "only 4G of hugepages are free"),
     # NUMA
@@ -66,7 +66,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"numa": ["node,cpus=0-2", "node,cpus=2-3"], "smp": "4"}, "CPU 2 is in NUMA node 0 and in node 1"),
     ({"numa": ["node,cpus=0-1", "node,cpus=2-4"], "smp": "4"}, "NUMA node 1 has CPU 4"),
     ({"numa": ["node,cpus=0", "node,cpus=2-3"], "smp": "4"}, "CPU 1 is in no NUMA node"),
-    ({"numa": ["node,cpus=3-1"], "smp": "4"}, "'3-1' is no range"),
+    ({"numa": ["node,cpus=3-1"], "smp": "4"}, "'3-1' is not a range"),
     ({"numa": ["dist,src=0,dst=1,val=20"]}, "there is none"),
     ({"numa": ["node", "node", "dist,src=0,dst=1,val=9"]}, "the distance of two nodes is 11 to 255"),
     ({"numa": ["node", "node", "dist,src=0,dst=0,val=20"]}, "distance to itself is 10"),
@@ -85,7 +85,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"drive": [f"{A},if=ide,index=1,unit=1"]}, "index says bus and unit already"),
     ({"drive": [f"{A},if=scsi,unit=9"]}, "has no bus 0, unit 9"),
     ({"drive": [f"{A},if=virtio,addr=5", f"{B},if=virtio,addr=0x5"]}, "both in PCI slot 0x5"),
-    ({"drive": [f"{A},if=virtio,addr=zz"]}, "addr=zz is no PCI slot"),
+    ({"drive": [f"{A},if=virtio,addr=zz"]}, "addr=zz is not a PCI slot"),
     ({"drive": [f"{A},if=virtio,addr=0"]}, "slot 0 is the host bridge's"),
     ({"drive": [f"{A},if=virtio,addr=0x2"]}, "slot 0x2 is the VGA card's"),
     ({"machine": "q35", "network": "user,addr=1"}, "slot 1 is the VGA card's"),
@@ -97,7 +97,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"drive": [f"{A},if=virtio,id=x", f"{B},if=virtio,id=x"]}, "both have id=x"),
     ({"drive": [f"{A},if=virtio,id=1x"]}, "cannot be the name of a block node"),
     ({"drive": [f"{A},if=virtio,id=nic0"]}, "is a device that imgtool makes"),
-    ({"network": "user,id=0"}, "id=0 is no name for a network"),
+    ({"network": "user,id=0"}, "id=0 is not a name for a network"),
     ({"drive": [f"{A},if=virtio"], "hda": A}, "which --drive #1 has too"),
     ({"drive": [f"{A},if=vritio"]}, "if cannot be 'vritio'"),
     ({"drive": [f"{A},cahce=none"]}, "--drive has no 'cahce'"),
@@ -127,10 +127,10 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"drive": [f"{A},if=virtio,bps=9,iops_size=5"]}, "counts large requests for iops"),
     ({"drive": ["/d/x,if=virtio"]}, "the format of /d/x is not known"),
     ({"drive": [f"{A},if=virtio,format=qcow3"]}, "reads no format 'qcow3'"),
-    ({"drive": [f"{A},if=floppy"]}, "is no floppy"),
+    ({"drive": [f"{A},if=floppy"]}, "is not a floppy"),
     ({"drive": ["/d/odd,if=sd"]}, "a power of two, not 3M"),
     # boot, kernel, firmware
-    ({"boot": "z"}, "'z' is no device"),
+    ({"boot": "z"}, "'z' is not a device"),
     ({"boot": "once=cc"}, "has c twice"),
     ({"boot": "d", "hda": A}, "the machine has no CD-ROM"),
     ({"boot": "n", "network": "none"}, "the machine has no network"),
@@ -163,11 +163,11 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
         {"network": ["user,hostfwd=tcp::2222-:22", "user,hostfwd=tcp::2222-:22"]},
         "tcp port 2222 of the host is forwarded",
     ),
-    ({"network": "user,hostfwd=2222:22"}, "is no forward"),
+    ({"network": "user,hostfwd=2222:22"}, "is not a forward"),
     ({"network": "user,hostfwd=tcp::70000-:22"}, "a port is 1 to 65535"),
     ({"network": "user,hostfwd=sctp::7000-:22"}, "carries tcp or udp"),
     ({"network": "user,mac=01:00:5e:00:00:01"}, "is a multicast address"),
-    ({"network": "user,mac=52:54:00"}, "is no MAC address"),
+    ({"network": "user,mac=52:54:00"}, "is not a MAC address"),
     ({"network": "user,mac=00:00:00:00:00:00"}, "nobody's address"),
     ({"network": ["user,mac=52:54:00:00:00:01", "user,mac=52:54:00:00:00:01"]}, "two networks have mac="),
     ({"network": ["user,id=a", "user,id=a"]}, "two networks have id=a"),
@@ -178,7 +178,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"network": "user,model=e1000", "machine": "microvm"}, "has no PCI bus for a e1000"),
     ({"network": "user,model=virtio", "machine": "isapc"}, "no virtio card"),
     ({"network": "user,ipv4=off,ipv6=off"}, "nothing is left"),
-    ({"network": "user,net=10.0.0.300"}, "is no subnet"),
+    ({"network": "user,net=10.0.0.300"}, "is not a subnet"),
     ({"network": "user,dns=192.168.0.1"}, "outside of the guest's net"),
     ({"network": "user,bootfile=x"}, "fetched over TFTP"),
     ({"network": "nat,net=lab"}, "no network 'lab'"),
@@ -186,7 +186,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"network": "tap,ifname=abcdefghijklmnop"}, "cannot be an interface"),
     ({"network": "socket"}, "says how to reach the other guest"),
     ({"network": "socket,listen=:1,connect=a:1"}, "listen and connect"),
-    ({"network": "socket,mcast=10.0.0.1:5"}, "no multicast address"),
+    ({"network": "socket,mcast=10.0.0.1:5"}, "is not a multicast address"),
     ({"network": "socket,udp=10.0.0.1:5"}, "localaddr= receives"),
     ({"network": "stream"}, "needs addr.type="),
     ({"network": "stream,addr.type=unix"}, "needs addr.path="),
@@ -195,7 +195,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"network": "vhost-user,path=/" + "x" * 120}, "at most 107 bytes"),
     # display, ports
     ({"display": "vnc=:60000"}, "VNC display 60000 would be TCP port 65900"),
-    ({"display": "vnc=:x"}, "is no address"),
+    ({"display": "vnc=:x"}, "is not an address"),
     ({"display": "gtk2"}, "type cannot be 'gtk2'"),
     ({"display": "sdl"}, "this QEMU has no sdl display"),
     ({"display": "none,gl=on"}, "--display none has no gl"),
@@ -219,17 +219,17 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"watchdog": "diag288"}, "has no watchdog diag288"),
     ({"share": ["/a/x", "/b/x"]}, "two shares have the tag x"),
     ({"share": ["/a,type=virtiofs"]}, "virtiofsd was not found"),
-    ({"rtc": "yesterday"}, "is no date"),
+    ({"rtc": "yesterday"}, "is not a date"),
     ({"audio": "pulse"}, "no audio driver 'pulse'"),
     ({"audio": "pa,model=es1370"}, "no es1370 sound card"),
     ({"audio": "pa,path=/x"}, "writes no file"),
     ({"serial": ["unix:/" + "x" * 107]}, "--serial unix: a socket's path has at most 107 bytes"),
     ({"display": "vnc=unix:/" + "x" * 107}, "--display vnc: a socket's path has at most 107 bytes"),
     ({"cloud-init": ""}, "--cloud-init says nothing"),
-    ({"cloud-init": "user=root:x"}, "--user root:x is no user's name"),
+    ({"cloud-init": "user=root:x"}, "--user root:x is not a user name"),
     ({"cloud-init": "/u,user=me"}, "which would be in user-data too"),
-    ({"cloud-init": "hostname=a_b"}, "is no host name"),
-    ({"safety": {"run-as": "Some One"}}, "is no user"),
+    ({"cloud-init": "hostname=a_b"}, "is not a host name"),
+    ({"safety": {"run-as": "Some One"}}, "is not a user"),
     ({"safety": {"run-as": "nobody"}}, "only root can become another user"),
 ]
 
@@ -313,7 +313,7 @@ def test_force_lets_a_machine_have_more_memory_than_the_host(host: Host) -> None
 
 
 def test_the_first_problem_is_raised_and_the_others_named(host: Host) -> None:
-    with pytest.raises(ConfigError, match="--uuid x is no UUID") as caught:
+    with pytest.raises(ConfigError, match="--uuid x is not a UUID") as caught:
         validate(from_words({"uuid": "x", "append": "quiet"}), host)
     assert "also: --append is the kernel's command line" in (caught.value.hint or "")
 

@@ -181,7 +181,7 @@ def test_what_was_fetched_once_needs_no_registry(registry: RegistryServer, chain
     assert len(names) == 3, "one base for both"
     os.unlink(path)
     assert fetch(reference, pushed.digest) == path
-    with pytest.raises(UsageError, match="no digest"):
+    with pytest.raises(UsageError, match="is not a digest"):
         fetch(reference, "latest")
 
 

@@ -40,7 +40,7 @@ def check_display(context: Context) -> Problems:
         )
     if kind in _WINDOWS and context.host.desktop is False:
         yield ConfigError(
-            f"--display {kind} opens a window, and this is no graphical session",
+            f"--display {kind} opens a window, and this is not a graphical session",
             hint="neither DISPLAY nor WAYLAND_DISPLAY is set; --display vnc can be looked at from elsewhere",
         )
     if kind == "spice" and not _has_spice(context):
@@ -147,7 +147,7 @@ def _port(name: str, port: CharDevice) -> Problems:
             f"{name} tcp needs an address and a port", hint=f"write {name} tcp:127.0.0.1:4444,server=on"
         )
     if port.type not in ("unix", "tcp") and (port.server or port.wait or port.telnet):
-        yield ConfigError(f"{name} {port.type} is no socket", hint="server, wait and telnet are for unix and tcp")
+        yield ConfigError(f"{name} {port.type} is not a socket", hint="server, wait and telnet are for unix and tcp")
     elif port.wait and port.server is False:
         yield ConfigError(f"{name}: only a server waits for the other side", hint="add server=on")
 
@@ -224,7 +224,7 @@ def check_rtc_audio(context: Context) -> Problems:
             datetime.fromisoformat(rtc.base or "")
         except ValueError:
             yield ConfigError(
-                f"--rtc base={printable(rtc.base or '')} is no date", hint="utc, localtime, or 2026-01-31T12:00:00"
+                f"--rtc base={printable(rtc.base or '')} is not a date", hint="utc, localtime, or 2026-01-31T12:00:00"
             )
     if audio is None:
         return
@@ -266,11 +266,11 @@ def check_cloud_init(context: Context) -> Problems:
         r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?", found.hostname
     ):
         yield ConfigError(
-            f"--hostname {printable(found.hostname)} is no host name", hint="letters, digits and dashes"
+            f"--hostname {printable(found.hostname)} is not a host name", hint="letters, digits and dashes"
         )
     if found.user is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", found.user):
         yield ConfigError(
-            f"--user {printable(found.user)} is no user's name",
+            f"--user {printable(found.user)} is not a user name",
             hint="letters, digits and `_.-` after a letter, at most 32",
         )
 
@@ -281,6 +281,6 @@ def check_safety(context: Context) -> Problems:
         yield ConfigError("this QEMU was built without seccomp, so --sandbox cannot be", hint="leave --sandbox out")
     run_as = machine.safety.run_as
     if run_as is not None and not re.fullmatch(r"[a-z_][a-z0-9_.-]*\$?|[0-9]+:[0-9]+", run_as):
-        yield ConfigError(f"--run-as {printable(run_as)} is no user", hint="a name, or uid:gid in numbers")
+        yield ConfigError(f"--run-as {printable(run_as)} is not a user", hint="a name, or uid:gid in numbers")
     elif run_as is not None and not context.host.root:
         yield ConfigError("--run-as: only root can become another user", hint="leave it out: QEMU runs as you")

@@ -66,7 +66,7 @@ def check_hugepages(context: Context) -> Problems:
         with_pages = f" with pages of {format_size(pages.page_size)}" if pages.page_size else ""
         where = printable(pages.path or "/dev/hugepages")
         yield ConfigError(
-            f"--hugepages: {where} is no hugetlbfs mount{with_pages}"
+            f"--hugepages: {where} is not a hugetlbfs mount{with_pages}"
             if pages.path
             else f"--hugepages: this host has no hugetlbfs mount{with_pages}",
             hint=f"`mkdir -p {where} && mount -t hugetlbfs {option}none {where}` mounts one; "
@@ -75,7 +75,7 @@ def check_hugepages(context: Context) -> Problems:
         return
     page_size = pages.page_size or mount.page_size
     if pages.page_size is not None and pages.page_size & (pages.page_size - 1):
-        yield ConfigError(f"--hugepages page-size={pages.page_size} is no power of two", hint="x86 has 2M and 1G")
+        yield ConfigError(f"--hugepages page-size={pages.page_size} is not a power of two", hint="x86 has 2M and 1G")
         return
     if pages.page_size not in (None, mount.page_size):
         yield ConfigError(

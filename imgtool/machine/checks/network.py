@@ -39,7 +39,7 @@ def check_networks(context: Context) -> Problems:
         name = f"--network {network.__struct_config__.tag}" + (f" #{place + 1}" if len(found) > 1 else "")
         if network.id is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", network.id):
             yield ConfigError(
-                f"{name}: id={printable(network.id)} is no name for a network",
+                f"{name}: id={printable(network.id)} is not a name for a network",
                 hint="a letter, then letters, digits, dots and dashes",
             )
         yield from _card(context, name, network)
@@ -76,7 +76,7 @@ def _mac(name: str, mac: str | None) -> Problems:
     if mac is None:
         return
     if not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", mac):
-        yield ConfigError(f"{name}: mac={printable(mac)} is no MAC address", hint="write 52:54:00:12:34:56")
+        yield ConfigError(f"{name}: mac={printable(mac)} is not a MAC address", hint="write 52:54:00:12:34:56")
     elif int(mac[:2], 16) & 1:
         good = f"{int(mac[:2], 16) & 0xFE:02x}{mac[2:]}"
         yield ConfigError(
@@ -152,7 +152,9 @@ def _forwards(name: str, rules: tuple[str, ...]) -> Problems:
         if not (0 < int(port) <= 65535 and 0 < int(guest.rpartition(":")[2]) <= 65535):
             yield ConfigError(f"{name}: hostfwd={printable(rule)}: a port is 1 to 65535")
         if address and not _is_address(address):
-            yield ConfigError(f"{name}: hostfwd={printable(rule)}: {printable(address)!r} is no address of this host")
+            yield ConfigError(
+                f"{name}: hostfwd={printable(rule)}: {printable(address)!r} is not an address of this host"
+            )
 
 
 def _is_address(text: str) -> bool:
@@ -192,14 +194,14 @@ def _subnet(name: str, network: User) -> Problems:
     try:
         found = ip_network(text if "/" in text else f"{text}/24", strict=False)
     except ValueError:
-        yield ConfigError(f"{name}: net={printable(text)} is no subnet", hint="write 10.0.2.0/24")
+        yield ConfigError(f"{name}: net={printable(text)} is not a subnet", hint="write 10.0.2.0/24")
         return
     for key in ("host", "dns", "dhcpstart"):
         value = getattr(network, key)
         if value is None:
             continue
         if not _is_address(value):
-            yield ConfigError(f"{name}: {key}={printable(value)} is no address")
+            yield ConfigError(f"{name}: {key}={printable(value)} is not an address")
         elif isinstance(found, IPv4Network) and ip_address(value) not in found:
             yield ConfigError(f"{name}: {key}={value} is outside of the guest's net, {found}", hint="set net= too")
     if network.host is not None and network.host == network.dns:
@@ -246,7 +248,7 @@ def _socket(name: str, network: Socket) -> Problems:
     if not colon or not port.isdecimal() or not lowest <= int(port) <= 65535:
         yield ConfigError(f"{name}: {ways[0]}={printable(where)} has no port", hint=f"write {ways[0]}=127.0.0.1:4444")
     elif ways[0] == "mcast" and not _is_multicast(host):
-        yield ConfigError(f"{name}: {printable(host)} is no multicast address", hint="write mcast=230.0.0.1:4444")
+        yield ConfigError(f"{name}: {printable(host)} is not a multicast address", hint="write mcast=230.0.0.1:4444")
     if ways[0] == "udp" and network.localaddr is None:
         yield ConfigError(
             f"{name}: udp= sends, localaddr= receives", hint="give both, each guest the other way round"

@@ -26,14 +26,14 @@ def check_identity(context: Context) -> Problems:
     machine = context.machine
     if machine.name is not None and (not machine.name.strip() or printable(machine.name) != machine.name):
         yield ConfigError(
-            f"--name {printable(machine.name)!r} is no name", hint="use letters, digits, dots and dashes"
+            f"--name {printable(machine.name)!r} is not a name", hint="use letters, digits, dots and dashes"
         )
     if machine.uuid is not None:
         try:
             uuid.UUID(machine.uuid)
         except ValueError:
             yield ConfigError(
-                f"--uuid {printable(machine.uuid)} is no UUID",
+                f"--uuid {printable(machine.uuid)} is not a UUID",
                 hint="it has 32 hexadecimal digits: 550e8400-e29b-41d4-a716-446655440000",
             )
     own = {

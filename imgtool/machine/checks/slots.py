@@ -24,7 +24,7 @@ def check_slots(context: Context) -> Problems:
         place = parse_slot(text)
         if place is None:
             yield ConfigError(
-                f"{source}: addr={printable(text)} is no PCI slot", hint="in hexadecimal, 0x1 to 0x1f, or 0x5.0x1"
+                f"{source}: addr={printable(text)} is not a PCI slot", hint="in hexadecimal, 0x1 to 0x1f, or 0x5.0x1"
             )
             continue
         own = _own_slots(context).get(place[0])

@@ -70,7 +70,7 @@ def check_boot(context: Context) -> Problems:
         twice = [letter for letter, times in Counter(letters).items() if times > 1]
         if wrong or not letters:
             yield ConfigError(
-                f"--boot {key}={printable(letters)}: {printable(wrong[0] if wrong else '')!r} is no device",
+                f"--boot {key}={printable(letters)}: {printable(wrong[0] if wrong else '')!r} is not a device",
                 hint=_LETTERS,
             )
         elif twice:

@@ -189,7 +189,7 @@ def _sizes(context: Context, item: Placed) -> Problems:
         )
     if item.interface == "floppy" and size > _LARGEST_FLOPPY:
         yield ConfigError(
-            f"{item.source}: an image of {format_size(size)} is no floppy, the largest of which has 2880 KiB",
+            f"{item.source}: an image of {format_size(size)} is not a floppy, the largest of which has 2880 KiB",
             hint="--hda is for hard disks",
             path=item.drive.file,
         )

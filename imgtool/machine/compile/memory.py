@@ -145,5 +145,5 @@ def cpu_range(text: str) -> range:
     except ValueError:
         found = range(0)
     if not found:
-        raise ConfigError(f"{text!r} is no range of numbers", hint="write 0-3, or 4")
+        raise ConfigError(f"{text!r} is not a range of numbers", hint="write 0-3, or 4")
     return found

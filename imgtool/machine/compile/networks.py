@@ -161,7 +161,7 @@ def split_forward(rule: str) -> tuple[str, str, str, str]:
     guest_port = guest.rpartition(":")[2]
     if not (dash and colon and ":" in guest and port.isdecimal() and guest_port.isdecimal()):
         raise ConfigError(
-            f"hostfwd {rule!r} is no forward",
+            f"hostfwd {rule!r} is not a forward",
             hint="write tcp:[address]:port-[guest address]:port, such as tcp::2222-:22",
         )
     return protocol or "tcp", address_, port, guest

@@ -104,9 +104,13 @@ def parse_ipv6_subnet(text: str) -> ipaddress.IPv6Network:
     try:
         network = ipaddress.IPv6Network(text)
     except ValueError as error:
-        raise UsageError(f"{printable(text)} is no IPv6 subnet: {error}", hint="for instance fd42:1::/64") from None
+        raise UsageError(
+            f"{printable(text)} is not an IPv6 subnet: {error}", hint="for instance fd42:1::/64"
+        ) from None
     if network.prefixlen != 64:
-        raise UsageError(f"{network} is no /64, from which alone guests choose their addresses", hint="fd42:1::/64")
+        raise UsageError(
+            f"{network} is not a /64, from which alone guests choose their addresses", hint="fd42:1::/64"
+        )
     if network.is_multicast or network.is_link_local or network.is_loopback or network.is_unspecified:
         raise UsageError(f"{network} is not for hosts to use", hint="unique local subnets are in fd00::/8")
     return network
@@ -119,14 +123,14 @@ def parse_range(text: str, subnet: IPv4Network) -> tuple[str, str]:
         first, last = (ipaddress.IPv4Address(word.strip()) for word in (first_text, last_text))
     except ValueError:
         raise UsageError(
-            f"'{printable(text)}' is no range of addresses", hint=f"for instance {_example_range(subnet)}"
+            f"'{printable(text)}' is not a range of addresses", hint=f"for instance {_example_range(subnet)}"
         ) from None
     if not dash or first > last:
         raise UsageError(f"{text} ends before it begins")
     for address in (first, last):
         if address not in subnet or address in (subnet.network_address, subnet.broadcast_address):
             raise UsageError(
-                f"{address} is no guest's address in {subnet}", hint=f"for instance {_example_range(subnet)}"
+                f"{address} is not a guest's address in {subnet}", hint=f"for instance {_example_range(subnet)}"
             )
     if first <= subnet[1] <= last:
         raise UsageError(f"{subnet[1]} is the gateway's address", hint=f"for instance {_example_range(subnet)}")
@@ -145,9 +149,9 @@ def parse_forward(text: str, subnet: IPv4Network) -> Forward:
     try:
         guest = ipaddress.IPv4Address(words[-2])
     except ValueError:
-        raise UsageError(f"'{printable(words[-2])}' in {printable(text)} is no IPv4 address") from None
+        raise UsageError(f"'{printable(words[-2])}' in {printable(text)} is not an IPv4 address") from None
     if guest not in subnet or guest in (subnet.network_address, subnet.broadcast_address, subnet[1]):
-        raise UsageError(f"{guest} in {printable(text)} is no guest's address in {subnet}")
+        raise UsageError(f"{guest} in {printable(text)} is not a guest's address in {subnet}")
     return Forward(
         protocol=cast(Literal["tcp", "udp"], words[0]),
         host=host,
@@ -205,7 +209,7 @@ def _host_address(word: str, text: str) -> str:
     try:
         return str(ipaddress.IPv4Address(word))
     except ValueError:
-        raise UsageError(f"'{printable(word)}' in {printable(text)} is no IPv4 address") from None
+        raise UsageError(f"'{printable(word)}' in {printable(text)} is not an IPv4 address") from None
 
 
 def _port(word: str, text: str) -> int:
@@ -223,4 +227,4 @@ def _example_range(subnet: IPv4Network) -> str:
 
 
 def _no_subnet(text: str) -> UsageError:
-    return UsageError(f"'{printable(text)}' is no subnet", hint="for instance 10.77.0.0/24")
+    return UsageError(f"'{printable(text)}' is not a subnet", hint="for instance 10.77.0.0/24")

@@ -141,7 +141,7 @@ def _read(path: str, depth: int) -> list[_Rule]:
         word, _, value = line.partition(" " if " " in line else "\t")
         value = value.strip()
         if word not in ("allow", "deny", "include") or not value:
-            raise ValueError(f"`{printable(line)}` is no rule")
+            raise ValueError(f"`{printable(line)}` is not a rule")
         if word != "include":
             rules.append(_Rule(word == "allow", value))
         elif depth > 0:

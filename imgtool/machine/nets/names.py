@@ -23,7 +23,7 @@ def network_name(text: str) -> str:
     """`text`, if it can name a network: it becomes a folder's name and part of a firewall table's."""
     if not is_network_name(text):
         raise UsageError(
-            f"'{printable(text)}' is no name for a network",
+            f"'{printable(text)}' is not a name for a network",
             hint="up to 32 letters, digits, - and _, beginning with a letter or digit",
         )
     return text
@@ -33,7 +33,7 @@ def interface_name(text: str) -> str:
     """`text`, if an interface may be made with that name. Linux takes more, but a dot would be a path in sysctl."""
     if not _INTERFACE.fullmatch(text) or text in ("all", "default", "lo"):
         raise UsageError(
-            f"'{printable(text)}' is no name for a bridge",
+            f"'{printable(text)}' is not a name for a bridge",
             hint=f"up to {LONGEST_INTERFACE} letters, digits, - and _, beginning with a letter",
         )
     return text

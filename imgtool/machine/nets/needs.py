@@ -104,7 +104,7 @@ def vhost() -> Lack | None:
 def _device(path: str, load: str) -> Lack | None:
     try:
         if not stat.S_ISCHR(os.stat(path).st_mode):
-            return Lack(f"{path} is no device", f"rm {path}; {load}")
+            return Lack(f"{path} is not a device", f"rm {path}; {load}")
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
         return Lack(f"{path} is not there", load)

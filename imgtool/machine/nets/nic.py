@@ -136,7 +136,7 @@ def _check_suitable(nic: str, link: Link | None) -> None:
     if link.master:
         reason = f"is in {printable(link.master)} already"
     elif "LOOPBACK" in link.flags or link.link_type != "ether":
-        reason = "is no Ethernet interface"
+        reason = "is not an Ethernet interface"
     elif os.path.isdir(f"/sys/class/net/{nic}/wireless") or os.path.isdir(f"/sys/class/net/{nic}/phy80211"):
         reason = "is a wireless interface: an access point takes frames of this host alone"
     elif link.kind is not None:

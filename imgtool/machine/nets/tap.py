@@ -146,7 +146,7 @@ def _find_bridge(bridge: str, links: Sequence[Link]) -> Link:
         )
     if link.kind != "bridge":
         raise MachineError(
-            f"{printable(bridge)} is no Linux bridge" + (f" but {link.kind}" if link.kind else ""),
+            f"{printable(bridge)} is not a Linux bridge" + (f" but {link.kind}" if link.kind else ""),
             hint="`ip link show type bridge` lists them",
         )
     return link
@@ -193,7 +193,7 @@ def _not_taken(name: str, queues: int, error: OSError) -> MachineError:
         return MachineError(f"the tap {shown} is not this user's", hint=f"as root: {make}")
     if error.errno == errno.EINVAL:
         kind = "several queues" if queues > 1 else "one queue"
-        return MachineError(f"{shown} is no tap for {kind}", hint=f"make it anew, as root: {make}")
+        return MachineError(f"{shown} is not a tap for {kind}", hint=f"make it anew, as root: {make}")
     return MachineError(f"cannot take the tap {shown}: {error.strerror}")
 
 

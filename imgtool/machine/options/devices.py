@@ -106,7 +106,7 @@ def parse_display(text: str) -> Display:
         address, colon, number = where.rpartition(":")
         if not colon or not number.isdecimal():
             raise UsageError(
-                f"--display vnc: {printable(where)!r} is no address", hint="write vnc=:1 or vnc=unix:/path"
+                f"--display vnc: {printable(where)!r} is not an address", hint="write vnc=:1 or vnc=unix:/path"
             )
         words["display"] = number
         if address:

@@ -36,7 +36,7 @@ def add_networks(devices: Element, machine: Machine, notes: Notes) -> None:
             put(card, "boot", order=network.bootindex)
         put_alias(card, network.id, setting, notes)
         if network.addr is not None and not put_pci(card, network.addr):
-            notes.add(f"{setting}.addr", "it is no PCI slot")
+            notes.add(f"{setting}.addr", "it is not a PCI slot")
 
 
 def _add_driver(card: Element, network: Network, setting: str, notes: Notes) -> None:

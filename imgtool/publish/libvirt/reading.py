@@ -44,7 +44,7 @@ def read_domain(text: str) -> Imported:
     root = _parse(text)
     accelerator = _ACCELERATORS.get(root.get("type", ""))
     if root.tag != "domain" or accelerator is None:
-        raise ConfigError("this is no domain of QEMU's", hint="`virsh dumpxml --inactive NAME` prints one")
+        raise ConfigError("this is not a QEMU domain", hint="`virsh dumpxml --inactive NAME` prints one")
     found = Found(root, Notes())
     drives, arguments, properties = read_disks(found)
     machine = Machine(
@@ -79,7 +79,7 @@ def _parse(text: str) -> Element:
         return ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
         raise ConfigError(
-            f"this is no XML: {error}", hint="`virsh dumpxml --inactive NAME` prints a domain"
+            f"this is not XML: {error}", hint="`virsh dumpxml --inactive NAME` prints a domain"
         ) from None
 
 

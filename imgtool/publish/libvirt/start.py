@@ -114,5 +114,5 @@ def _seconds(base: str, notes: Notes) -> int:
             return calendar.timegm(time.strptime(base, form))
         except ValueError:
             continue
-    notes.add("rtc.base", "it is no date")
+    notes.add("rtc.base", "it is not a date")
     return 0

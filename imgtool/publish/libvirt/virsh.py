@@ -64,7 +64,7 @@ class Connection:
 
     def __init__(self, uri: str, runner: Runner = run) -> None:
         if uri.startswith("-"):
-            raise RefusedError(f"{printable(uri)} is no libvirt URI", hint="such as qemu:///system")
+            raise RefusedError(f"{printable(uri)} is not a libvirt URI", hint="such as qemu:///system")
         self.uri = uri
         self.runner = runner
 

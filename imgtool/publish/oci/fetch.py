@@ -40,7 +40,7 @@ def fetch(
     UsageError for what is no reference or digest; else as `pull`."""
     parsed = parse_reference(reference)
     if not is_digest(digest):
-        raise UsageError(f"{printable(digest)!r} is no digest", hint="sha256: and 64 hexadecimal digits")
+        raise UsageError(f"{printable(digest)!r} is not a digest", hint="sha256: and 64 hexadecimal digits")
     folder = folder or default_folder()
     record = os.path.join(folder, f".{digest.replace(':', '-')}.json")
     known = _remembered(record)

@@ -46,7 +46,7 @@ def read_config(path: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{printable(path)}: {error.strerror}", path=path) from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{printable(path)} is no configuration of docker's", path=path) from error
+        raise ConfigError(f"{printable(path)} is not a docker configuration", path=path) from error
     by_host = {_host_of(key): entry for key, entry in auths.items() if isinstance(entry, dict)}
     return {"auths": by_host, "credHelpers": helpers, "credsStore": config.get("credsStore")}
 

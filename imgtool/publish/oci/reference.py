@@ -73,7 +73,7 @@ def parse_reference(text: str) -> Reference:
     rest = next((text.removeprefix(scheme) for scheme in SCHEMES if text.startswith(scheme)), text)
     rest, at, digest = rest.partition("@")
     if at and not _DIGEST.fullmatch(digest):
-        raise _wrong(text, f"{printable(digest)!r} is no digest", "sha256: and 64 hexadecimal digits")
+        raise _wrong(text, f"{printable(digest)!r} is not a digest", "sha256: and 64 hexadecimal digits")
     host, slash, rest = rest.partition("/")
     if not slash or not _is_host(host):
         raise _wrong(
@@ -81,11 +81,9 @@ def parse_reference(text: str) -> Reference:
         )
     name, colon, tag = rest.partition(":")
     if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
-        raise _wrong(
-            text, f"{printable(name)!r} is no name of a repository", "lower-case letters, digits, and . _ - /"
-        )
+        raise _wrong(text, f"{printable(name)!r} is not a repository name", "lower-case letters, digits, and . _ - /")
     if colon and not _TAG.fullmatch(tag):
-        raise _wrong(text, f"{printable(tag)!r} is no tag", "letters, digits, and _ . -, at most 128 of them")
+        raise _wrong(text, f"{printable(tag)!r} is not a tag", "letters, digits, and _ . -, at most 128 of them")
     return Reference(host, name, (tag or None) if colon or digest else DEFAULT_TAG, digest or None)
 
 

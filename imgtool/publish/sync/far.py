@@ -109,7 +109,7 @@ def parse_place(text: str) -> Place:
     anything else."""
     match = _PLACE.fullmatch(text)
     if match is None or match["host"].startswith("-"):
-        raise UsageError(f"{printable(text)} is no HOST:DIR", hint="such as root@host:/var/lib/images")
+        raise UsageError(f"{printable(text)} is not HOST:DIR", hint="such as root@host:/var/lib/images")
     folder = match["folder"]
     if folder == "~" or folder.startswith("~/"):
         folder = folder[2:]

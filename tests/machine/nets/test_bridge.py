@@ -142,7 +142,7 @@ def test_the_only_nic_that_is_up_is_refused(lab: Lab) -> None:
     ("nic", "reason"),
     [
         ("nope0", "there is no interface nope0"),
-        ("lo", "no Ethernet interface"),
+        ("lo", "is not an Ethernet interface"),
         ("member0", "is in br0 already"),
         ("br0", "is a bridge itself"),
         ("multi0", "multipath route"),

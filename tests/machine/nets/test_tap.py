@@ -91,7 +91,7 @@ def test_a_tap_that_somebody_made_is_taken_and_stays(bridged: Lab) -> None:
     holder.kill()
     assert list(taps(bridged)) == ["mine0"]
     wrong = bridged.run(*words({"name": "mine0", "queues": 2}))
-    assert "mine0 is no tap for several queues" in wrong.document["error"]
+    assert "mine0 is not a tap for several queues" in wrong.document["error"]
     assert "multi_queue" in wrong.document["hint"]
 
 
@@ -107,7 +107,7 @@ def test_a_tap_without_a_bridge_is_made_under_the_name_that_was_asked_for(lab: L
     ("request_", "reason", "hint"),
     [
         ({"bridge": "nope", "machine": "vm"}, "there is no bridge nope", "there are: br0"),
-        ({"bridge": "lo", "machine": "vm"}, "lo is no Linux bridge", "ip link show type bridge"),
+        ({"bridge": "lo", "machine": "vm"}, "lo is not a Linux bridge", "ip link show type bridge"),
         ({"bridge": "br0", "machine": "vm", "queues": 0}, "1 to 256 queues", None),
     ],
 )
