@@ -18,9 +18,39 @@ import pytest
 
 _NOBODY = 65534
 _CONFIG = 'cgroup_controllers = [ ]\nsecurity_driver = "none"\nstdio_handler = "file"\n'
+_ROOT_CONFIG = """\
+cgroup_controllers = [ ]
+security_driver = "none"
+stdio_handler = "file"
+namespaces = [ ]
+dynamic_ownership = 0
+remember_owner = 0
+user = "root"
+group = "root"
+hugetlbfs_mount = "{folder}/huge"
+"""
+_IN_NAMESPACES = """
+for place in /etc /run /var/lib /var/cache /var/log; do
+    mkdir -p $place/libvirt
+    mount --bind "$0/${place##*/}" $place/libvirt
+done
+mount --bind "$0/passwd" /etc/passwd
+mount --bind "$0/group" /etc/group
+mount -t hugetlbfs none "$0/huge"
+ip link set lo up
+ip link add br-it type bridge
+ip link set br-it up
+ip tuntap add dev it-tap0 mode tap
+libvirtd --pid-file "$0/libvirtd.pid" &
+wait $!  # as the first process, the shell reaps what others leave behind: libvirt waits for that
+"""
+_DEBIANS_USER = "libvirt-qemu"
+"""Debian's libvirtd looks it up before it reads whom its qemu.conf names; it comes with libvirt-daemon-system."""
 
 
 class Libvirt:
+    _said = "log"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.images = folder / "images"
@@ -67,9 +97,13 @@ class Libvirt:
                 env=env,
                 **other,  # type: ignore[call-overload]
             )
+        self._await_socket()
+
+    def _await_socket(self) -> None:
+        assert self._daemon is not None
         deadline = time.monotonic() + 60
         while not self.socket.exists():
-            assert self._daemon.poll() is None, (self.folder / "log").read_text()
+            assert self._daemon.poll() is None, (self.folder / self._said).read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         self.virsh("version")
@@ -85,12 +119,58 @@ class Libvirt:
         self.virsh("undefine", "--nvram", name, check=False)
 
     def stop(self) -> None:
-        for name in self.virsh("list", "--all", "--name").split():
-            self.remove(name)
-        if self._daemon is not None:
-            self._daemon.terminate()
-            self._daemon.wait(30)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            for name in self.virsh("list", "--all", "--name").split():
+                self.remove(name)
+        finally:
+            if self._daemon is not None:
+                self._end(self._daemon)
+                self._daemon.wait(30)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @staticmethod
+    def _end(daemon: subprocess.Popen[bytes]) -> None:
+        daemon.terminate()
+
+
+class RootLibvirt(Libvirt):
+    """The system's libvirtd, as root, with mounts, processes and a network of its own: huge pages, the bridge br-it,
+    the tap it-tap0. It needs none of the users, folders and services that a system's libvirt has."""
+
+    _said = "said"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.socket = folder / "run" / "libvirt-sock"
+        self.uri = f"qemu+unix:///system?socket={self.socket}"
+
+    def start(self) -> None:
+        for name in ("images", "etc", "run", "lib", "cache", "log", "huge"):
+            (self.folder / name).mkdir()
+        (self.folder / "etc" / "qemu.conf").write_text(_ROOT_CONFIG.format(folder=self.folder))
+        for name, fields in (("passwd", "x:0:0::/:/bin/false"), ("group", "x:0:")):
+            known = Path("/etc", name).read_text()
+            (self.folder / name).write_text(f"{known}{_DEBIANS_USER}:{fields}\n")
+        env = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
+        inside = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        inside += ["sh", "-euc", _IN_NAMESPACES, str(self.folder)]
+        with open(self.folder / self._said, "wb") as log:
+            self._daemon = subprocess.Popen(inside, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        self._await_socket()
+
+    @staticmethod
+    def _end(daemon: subprocess.Popen[bytes]) -> None:
+        daemon.kill()  # its namespace's processes end with it
+
+
+@pytest.fixture(scope="session")
+def root_libvirt() -> Iterator[RootLibvirt]:
+    server = RootLibvirt(Path(tempfile.mkdtemp(prefix="lv-", dir="/tmp")))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,8 @@ from imgtool.publish.libvirt.virsh import Connection, define_argv, dump_argv, is
 from imgtool.qemu.process import Completed, run
 from imgtool.qemu.programs import Programs
 from tests.conftest import Images
-from tests.publish.libvirtd import Libvirt
+from tests.hugepages import reserved
+from tests.publish.libvirtd import Libvirt, RootLibvirt
 from tests.publish.test_kubevirt import DISK, alone
 
 PROFILES = {
@@ -189,6 +190,24 @@ PROFILES = {
     """,
 }
 
+OF_ROOT = """
+    machine = "q35"
+    memory = "64M"
+    hugepages = { page-size = "2M" }
+    [numa]
+    node = [{ nodeid = 0, cpus = ["0"], mem = "64M" }]
+    [[network]]
+    type = "bridge"
+    br = "br-it"
+    [[network]]
+    type = "tap"
+    ifname = "it-tap0"
+    [[share]]
+    type = "virtiofs"
+    path = "FOLDER"
+    tag = "data"
+"""
+
 
 @pytest.fixture(autouse=True)
 def _one_cache(home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +279,21 @@ def by_id(machine: Machine) -> Machine:
 def test_a_domain_is_defined_started_and_read_back_as_it_was(
     name: str, libvirt: Libvirt, folder: Path, tmp_path: Path
 ) -> None:
-    machine = machine_of(name, folder)
+    there_and_back(machine_of(name, folder), libvirt, tmp_path)
+
+
+def test_so_is_one_with_what_root_alone_may_have(root_libvirt: RootLibvirt, tmp_path: Path) -> None:
+    images = Images(root_libvirt.images)
+    images.base("base.qcow2", "8M")
+    images.overlay("web.qcow2", "base.qcow2")
+    machine = parse_profile(OF_ROOT.replace("FOLDER", str(root_libvirt.images)))
+    disk = Drive(file=str(images / "web.qcow2"), interface="virtio")
+    with reserved(40) as enough:
+        assert enough
+        there_and_back(replace(machine, name="it-root", accel="tcg", drives=(disk,)), root_libvirt, tmp_path)
+
+
+def there_and_back(machine: Machine, libvirt: Libvirt, tmp_path: Path) -> None:
     prepared, written = export(machine)
     assert written.left_out == ()
     path = validate(written, tmp_path)
@@ -384,7 +417,7 @@ ONLY_WRITTEN = {
         udp = "127.0.0.1:5003"
         localaddr = "127.0.0.1:5002"
     """,
-    "hugepages": 'hugepages = { page-size = "2M", share = true }\nvsock = { cid = 5 }',
+    "hugepages": 'hugepages = { page-size = "2M" }\nvsock = { cid = 5 }',
     "virtiofs": '[[share]]\npath = "/srv"\ntype = "virtiofs"',
     "spice": 'display = { type = "spice", port = 5930, password = false }\nvga = "qxl"',
     "vnc": 'display = { type = "vnc", display = 3, address = "::1", password = false }',
