@@ -216,7 +216,7 @@ def exec_(context: Context, /, name: str, command: tuple[str, ...], timeout: flo
     return done.status
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  imgtool vm log web -n 20\n  imgtool vm log web --follow")
 @name_argument
 @click.option("-f", "--follow", is_flag=True, help="Keep showing output until the VM ends.")
 @click.option("-n", "--lines", type=click.IntRange(min=1), metavar="N", help="Show only the last N lines.")
@@ -257,7 +257,7 @@ def log(_: Context, /, name: str, follow: bool, lines: int | None, raw: bool, qe
         time.sleep(0.1)
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  imgtool vm screenshot web screen.png")
 @name_argument
 @click.argument("target", type=FILE_NAME, metavar="FILE")
 @output_option()
@@ -270,7 +270,7 @@ def screenshot(context: Context, /, name: str, target: str) -> None:
     _tell(context, control.screenshot(find(name)[0], target))
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  imgtool vm stop web\n  imgtool vm stop web --timeout 300")
 @name_argument
 @click.option("--timeout", type=click.FloatRange(min=0), default=60, metavar="SECONDS", help="[default: 60]")
 @quiet_option
@@ -287,7 +287,7 @@ def stop(context: Context, /, name: str, timeout: float) -> None:
     emit(context, Ended(name=name, how=how), [f"{name}: {how.replace('-', ' ')}"])
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  imgtool vm kill web")
 @name_argument
 @output_option()
 @pass_context
@@ -300,7 +300,7 @@ def kill(context: Context, /, name: str) -> None:
     _tell(context, Ended(name=name, how="killed"))
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  imgtool vm reset web")
 @name_argument
 @output_option()
 @pass_context
@@ -309,7 +309,7 @@ def reset(context: Context, /, name: str) -> None:
     _steer(context, name, "system_reset")
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  imgtool vm pause web && imgtool vm resume web")
 @name_argument
 @output_option()
 @pass_context
@@ -318,7 +318,7 @@ def pause(context: Context, /, name: str) -> None:
     _steer(context, name, "stop")
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  imgtool vm resume web")
 @name_argument
 @output_option()
 @pass_context
@@ -342,7 +342,10 @@ def _tell(context: Context, value: Any) -> None:
         emit(context, value, ())
 
 
-@click.command("set-cpus")
+@click.command(
+    "set-cpus",
+    epilog="\b\nExamples:\n  imgtool boot -d web.qcow2 --name web --smp 2,maxcpus=8\n  imgtool vm set-cpus web 4",
+)
 @name_argument
 @click.argument("number", type=int, metavar="N")
 @output_option()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from imgtool.machine.control import Status
 
 
-@click.command("list")
+@click.command("list", epilog="\b\nExamples:\n  imgtool vm list\n  imgtool vm list --output json")
 @output_option()
 @pass_context
 def list_(context: Context, /) -> None:
@@ -47,7 +47,7 @@ def _summary(one: Status) -> str:
     return ", ".join(parts)
 
 
-@click.command()
+@click.command(epilog="\b\nExamples:\n  imgtool vm show web\n  imgtool vm show web --output json")
 @name_argument
 @output_option()
 @pass_context

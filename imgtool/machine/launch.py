@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from imgtool.errors import CommandError, MachineError
+from imgtool.errors import ImgtoolError, MachineError
 from imgtool.image.policy import current, in_force
 from imgtool.machine.argv import compile_argv
 from imgtool.machine.console import restored
@@ -54,9 +54,9 @@ class Ended(NamedTuple):
 
 
 def launch(plan: Plan, programs: Programs, *, tied: bool = False) -> Started:
-    """Starts the VM and returns once its QEMU answers over QMP. CommandError with QEMU's own words when it does not
-    come up; then nothing of it is left but logs. A VM that is `tied`, in the background or not, ends with imgtool,
-    however that dies."""
+    """Starts the VM and returns once its QEMU answers over QMP. When it does not come up, CommandError with QEMU's
+    own words, or MachineError where more is known than QEMU says; nothing is then left of it but logs. A VM that is
+    `tied`, in the background or not, ends with imgtool, however that dies."""
     vm = plan.vm
     process: Process | None = None
     try:
@@ -256,8 +256,16 @@ def _await_monitor(plan: Plan, process: Process) -> None:
                 raise MachineError(f"QEMU did not answer within {START_SECONDS:g} s of its start") from None
 
 
-def _start_failure(plan: Plan, process: Process) -> CommandError:
+def _start_failure(plan: Plan, process: Process) -> ImgtoolError:
+    from imgtool.machine.ports import taken_ports
+
     error = process.failure()
+    port = next(taken_ports(plan.machine), None)
+    if port is not None:
+        return MachineError(
+            f"{port.protocol} port {port.number} of {port.address} is in use: {plan.vm.name} cannot forward it",
+            hint=f"choose another hostfwd; `ss -ap 'sport = :{port.number}'` shows who has this one",
+        )
     if process.poll() == 0:
         error.message = f"{plan.vm.name} ended as soon as it was started"
     return error

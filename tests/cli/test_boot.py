@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -245,6 +246,24 @@ def test_what_qemu_says_at_a_failed_start_is_the_error(machines: Machines, image
     detached = machines("boot", "-d", image, "--name", "bad", "--", "-device", "flux-capacitor", check=False)
     assert "'flux-capacitor' is not a valid device model name" in detached.stderr
     assert "bad" not in machines.vms()
+
+
+@pytest.mark.parametrize(("protocol", "kind"), [("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)])
+def test_a_port_that_is_in_use_is_named(
+    machines: Machines, image: Path, protocol: str, kind: socket.SocketKind
+) -> None:
+    with socket.socket(socket.AF_INET, kind) as taken:
+        taken.bind(("127.0.0.1", 0))
+        if kind == socket.SOCK_STREAM:
+            taken.listen()
+        port = taken.getsockname()[1]
+        network = f"user,hostfwd={protocol}::{port}-:22"
+        done = machines("boot", image, "--name", "vm", "--network", network, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2:] == [
+        f"imgtool: error: {protocol} port {port} of 127.0.0.1 is in use: vm cannot forward it",
+        f"hint: choose another hostfwd; `ss -ap 'sport = :{port}'` shows who has this one",
+    ]
 
 
 def test_the_exit_status_of_a_guest_that_reports_one_is_handed_on(machines: Machines, tmp_path: Path) -> None:

@@ -60,3 +60,9 @@ def test_every_example_is_a_call_that_its_command_takes() -> None:
             wrong[example] = str(error)
     assert wrong == {}
     assert len(found) > 150
+
+
+def test_every_command_shows_an_example() -> None:
+    top = click.Context(cli, info_name="imgtool", obj=Context())
+    leaves = [command for command in commands(cli, top) if not isinstance(command, click.Group)]
+    assert [command.name for command in leaves if "imgtool " not in (command.epilog or "")] == []
