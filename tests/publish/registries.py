@@ -67,8 +67,8 @@ class RegistryServer:
         return root / hex_digits[:2] / hex_digits / "data"
 
 
-def make_certificates(folder: Path) -> Certificates:
-    now = datetime.datetime.now(datetime.UTC)
+def make_certificates(folder: Path, *, expired: bool = False) -> Certificates:
+    now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=2 if expired else 0)
 
     def name(common: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])

@@ -26,17 +26,39 @@ T = TypeVar("T")
 RETRIES = 5
 """How often a request is tried again before a broken network is the user's to mend."""
 
-_TIMEOUT = (20.0, 120.0)
-"""Seconds to connect, and to wait for the next byte."""
+CONNECT_TIMEOUT = 20.0
+"""Seconds to connect."""
+
+ANSWER_TIMEOUT = 30.0
+"""Seconds to wait for the next byte."""
+
+STORED_TIMEOUT = 120.0
+"""The same after something was sent, which a registry may digest before it answers."""
 
 _PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses that may be others in a moment."""
 
 _LONGEST_WAIT = 30.0
+"""Seconds between two tries; a registry that asks for more is not waited for."""
+
+_AGAIN = "run it again: it goes on where it stopped"
+
+_EXPIRED = 10
+"""OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED."""
 
 
 class BrokenConnection(Exception):  # noqa: N818 - what `retrying` makes a RegistryError of
-    """The network failed in the middle of an answer."""
+    """The network failed in the middle of an answer, or the registry did.
+
+    `wait`: seconds until it is worth trying again. `tries`: how often it is, where that is less than ever so often.
+    `hint`: what to do when it was in vain, where that is not to wait for the network.
+    """
+
+    def __init__(
+        self, message: str, *, wait: float | None = None, tries: int | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.wait, self.tries, self.hint = wait, tries, hint
 
 
 def certificate_folders(host: str, given: Sequence[str] = ()) -> list[str]:
@@ -109,7 +131,7 @@ class Transport:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         try:
             with (
-                socket.create_connection((parts.hostname, parts.port or 443), timeout=_TIMEOUT[0]) as raw,
+                socket.create_connection((parts.hostname, parts.port or 443), timeout=CONNECT_TIMEOUT) as raw,
                 context.wrap_socket(raw, server_hostname=parts.hostname),
             ):
                 return True
@@ -178,6 +200,8 @@ class Transport:
                 )
             except requests.exceptions.SSLError as error:
                 raise self._untrusted(error) from error
+            except requests.exceptions.Timeout as error:
+                raise self._silent(error, _limits(method)) from error
             except requests.exceptions.RequestException as error:
                 inner = _innermost(error)
                 self._reached = self._reached or not isinstance(inner, ConnectionRefusedError | socket.gaierror)
@@ -191,7 +215,7 @@ class Transport:
         if response.status_code in expect:
             return response
         if response.status_code in _PASSING:
-            raise BrokenConnection(_said(response), _wait_of(response))
+            raise self._failed(response)
         raise self._refused(response, what)
 
     def retrying(self, work: Callable[[], T], what: str, *, moved: Callable[[], Any] = lambda: None) -> T:
@@ -205,21 +229,55 @@ class Transport:
                 now = moved()
                 tries = 1 if now != before else tries + 1
                 before = now
-                if tries > self._retries or not self._reached or self.halted.is_set():
+                most = self._retries if broken.tries is None else min(broken.tries, self._retries)
+                if tries > most or not self._reached or self.halted.is_set():
                     raise RegistryError(
                         f"{what}: {broken.args[0]}",
-                        hint="run it again when the network is back: it goes on where it stopped"
+                        hint=(broken.hint or "run it again when the network is back: it goes on where it stopped")
                         if self._reached
                         else f"is there a registry at {self.base}?",
                     ) from broken
-                wait = broken.args[1] if len(broken.args) > 1 else None
-                self.halted.wait(min(wait or 0.25 * 2**tries * (0.5 + random.random() / 2), _LONGEST_WAIT))
+                wait = broken.wait or 0.25 * 2**tries * (0.5 + random.random() / 2)
+                self.halted.wait(min(wait, _LONGEST_WAIT))
+
+    def _silent(self, error: Exception, limits: tuple[float, float]) -> BrokenConnection:
+        """What a time-out is: tried again once, for each takes as long."""
+        import requests
+
+        host = self.reference.host
+        if isinstance(error, requests.exceptions.ConnectTimeout):
+            return BrokenConnection(f"{host} did not take a connection within {limits[0]:g} seconds", tries=1)
+        self._reached = True
+        return BrokenConnection(
+            f"{host} took the connection, and said nothing for {limits[1]:g} seconds",
+            tries=1,
+            hint=f"the registry, or a proxy before it, hangs; when it answers, {_AGAIN}",
+        )
+
+    def _failed(self, response: requests.Response) -> BrokenConnection:
+        """What a status is that may be another in a moment."""
+        said, wait, host = _said(response), _wait_of(response), self.reference.host
+        status = response.status_code
+        response.close()
+        if status == 429:
+            hint = f"{host} limits how much it is asked: wait {f'{wait:g} s' if wait else 'a while'}, then {_AGAIN}"
+        else:
+            hint = f"{host} itself failed, not the network: its log says why; when it is mended, {_AGAIN}"
+        return BrokenConnection(said, wait=wait, tries=0 if wait and wait > _LONGEST_WAIT else None, hint=hint)
 
     def _untrusted(self, error: Exception) -> RegistryError:
+        import ssl
+
         folder = f"/etc/docker/certs.d/{self.reference.host}"
+        inner, hint = _innermost(error), "its CA's certificate belongs"
+        said = str(inner)
+        if isinstance(inner, ssl.SSLCertVerificationError):
+            said = inner.verify_message
+            if inner.verify_code == _EXPIRED:
+                hint = "the registry's certificate, or its CA's, has to be renewed; a new CA's belongs"
         return RegistryError(
-            f"{self.reference.host}: no trusted connection: {printable(str(error))}",
-            hint=f"its CA's certificate belongs into {folder}/ca.crt, or into a folder given with --cert-dir",
+            f"{self.reference.host}: no trusted connection: {printable(said)}",
+            hint=f"{hint} into {folder}/ca.crt, or into a folder given with --cert-dir",
         )
 
     def _refused(self, response: requests.Response, what: str) -> RegistryError:
@@ -245,7 +303,7 @@ def _make_session(context: ssl.SSLContext) -> requests.Session:
         """One that never waits for ever, and brings no other credentials along than those it is told."""
 
         def request(self, *args: Any, **kwargs: Any) -> requests.Response:
-            kwargs.setdefault("timeout", _TIMEOUT)
+            kwargs.setdefault("timeout", _limits(args[0] if args else kwargs["method"]))
             return super().request(*args, **kwargs)
 
     session = Session()
@@ -253,6 +311,11 @@ def _make_session(context: ssl.SSLContext) -> requests.Session:
     session.auth = _no_netrc
     session.headers["User-Agent"] = "imgtool"
     return session
+
+
+def _limits(method: str) -> tuple[float, float]:
+    """Seconds to connect, and to wait for the next byte."""
+    return CONNECT_TIMEOUT, ANSWER_TIMEOUT if method.upper() in ("GET", "HEAD") else STORED_TIMEOUT
 
 
 def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -287,4 +350,4 @@ def _said(response: requests.Response) -> str:
 
 def _wait_of(response: requests.Response) -> float | None:
     after = response.headers.get("Retry-After", "")
-    return float(after) if after.isdigit() else None
+    return float(after) if after.isascii() and after.isdigit() else None
