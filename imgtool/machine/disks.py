@@ -152,7 +152,7 @@ def _check_children(use: Use) -> None:
         f"{printable(use.path)} is the backing file of {named}{more}: a guest that writes it corrupts "
         f"{'it' if len(children) == 1 else 'them'}",
         path=use.path,
-        hint="--new-overlay PATH or --ephemeral boots it without writing to it; --force writes to it all the same",
+        hint="--new-overlay PATH or --ephemeral boots it without writing to it; --force writes to it anyway",
     )
 
 
