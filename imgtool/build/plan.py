@@ -149,7 +149,7 @@ def why_missed(inputs: Inputs, number: int, found: KeyDocument, *, forced: bool,
     if before is None:
         return ("it was never built",)
     changes = differences(before.document, plain(found))
-    return tuple(changes) or ("it is not in the store any more",)
+    return tuple(changes) or ("it is no longer in the store",)
 
 
 def make_plan(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg, choice: Choice) -> BuildPlan:
@@ -205,7 +205,7 @@ def _unknown(inputs: Inputs, number: int, memory: Memory, before: BuiltLayer | N
     changes = tuple(differences(before.document, plain(found)))
     if changes:
         return _estimated(PlannedLayer(name=name, state="miss", changes=changes), before)
-    beneath = ("the layer beneath is built anew",)
+    beneath = ("the layer below it is rebuilt",)
     return _estimated(PlannedLayer(name=name, state="unknown", changes=beneath), before)
 
 

@@ -197,7 +197,7 @@ def _verdict(store: Store, layer: Layer, qemu_img: QemuImg, *, quick: bool) -> t
     if not store.is_whole(layer):
         return "changed", "its file, or that of a layer beneath, was changed or is gone"
     if os.stat(layer.image).st_mode & 0o222:
-        return "changed", "its file is not read-only any more"
+        return "changed", "its file is no longer read-only"
     try:
         check = qemu_img.check(layer.image, format="qcow2")
         if check.status != "clean":

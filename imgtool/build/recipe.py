@@ -290,7 +290,7 @@ def _check_layer(layer: Layer, place: Place) -> None:
     if not any(getattr(layer, step) for step in _STEPS):
         raise Wrong(place, f"the layer {layer.name!r} does nothing", f"give it one of: {', '.join(_STEPS)}")
     if layer.interpreter and layer.script is None:
-        raise Wrong((*place, "interpreter"), "interpreter is for a script", "say script = FILE beside it")
+        raise Wrong((*place, "interpreter"), "interpreter is for a script", "add script = FILE next to it")
     for number, copy in enumerate(layer.copy):
         at = (*place, "copy", number)
         if not copy.to.startswith("/"):

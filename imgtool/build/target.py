@@ -43,7 +43,7 @@ def refuse_replacing(path: str, *, force: bool) -> None:
     if image is not None and image.children:
         raise RefusedError(
             f"{printable(path)} is the backing file of {printable(image.children[0])}, which a new image would break",
-            hint="give the recipe another output.path, or --force to replace it all the same",
+            hint="give the recipe another output.path, or --force to replace it anyway",
             path=path,
         )
 

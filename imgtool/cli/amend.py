@@ -73,9 +73,9 @@ def amend(
         print_option_help(context, format or "qcow2", amend=True)
         return
     if image is None:
-        raise UsageError("the name of the image is missing", hint="`imgtool amend --help` shows how it is used")
+        raise UsageError("the image is missing", hint="`imgtool amend --help` shows the usage")
     if not chosen:
-        raise UsageError("nothing is to be changed", hint="name it: -o compat=1.1; -o help lists what can be")
+        raise UsageError("nothing to change was given", hint="for example -o compat=1.1; -o help lists the options")
     settle(image, image_opts=image_opts, dry_run=dry_run)
     opened = open_image(image, format=format_, image_opts=image_opts)
     arguments: dict[str, Any] = {"format": opened.format, "cache": cache, "force": force, "objects": objects}

@@ -112,7 +112,7 @@ def bitmap(
     """
     actions: list[BitmapAction] = ctx.meta["imgtool.bitmap.actions"]
     if not actions:
-        raise UsageError("nothing is to be done to the bitmap", hint=f"one of --{', --'.join(_FLAGS)}, --merge")
+        raise UsageError("nothing to do to the bitmap was given", hint=f"one of --{', --'.join(_FLAGS)}, --merge")
     settle(image, image_opts=image_opts, dry_run=dry_run)
     opened = open_image(image, format=format_, image_opts=image_opts)
     source = None if source_file is None else open_image(source_file, format=source_format)

@@ -255,7 +255,7 @@ def _check_sources(
             raise ImageInUseError(
                 f"{source.place} is being written: a copy of it would be torn",
                 path=source.path,
-                hint="copy an internal snapshot (-l), or stop the machine; --force copies it all the same",
+                hint="copy an internal snapshot (-l), or stop the machine; --force copies it anyway",
             )
 
 

@@ -200,7 +200,7 @@ def _check_overlay(path: str, parent: Parent, size: int | None, force: bool) -> 
         f"the overlay would have {shown_size(size)}, its backing file has {shown_size(parent.virtual_size)}: "
         "the end of the disk would be cut off",
         path=path,
-        hint="leave the size out to have the backing file's; --force makes it all the same",
+        hint="leave out the size to use the backing file's; --force makes it anyway",
     )
 
 

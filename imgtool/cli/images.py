@@ -228,7 +228,7 @@ def refuse_children(path: str, children: Sequence[str], *, doing: str) -> None:
         raise RefusedError(
             f"{name} is the backing file of {listed(children)}: {doing} would change what is read there",
             path=path,
-            hint=f"`imgtool chain show {pasted(path)}` shows what stands on it; --force does it all the same",
+            hint=f"`imgtool chain show {pasted(path)}` shows what stands on it; --force does it anyway",
         )
 
 

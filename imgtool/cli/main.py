@@ -280,6 +280,6 @@ def _from_os(error: OSError) -> ImgtoolError:
     try:
         os.getcwd()
     except OSError:
-        return ImgtoolError("the current directory does not exist any more", hint="go to another one first")
+        return ImgtoolError("the current directory no longer exists", hint="change to another directory first")
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
     return ImgtoolError(error.strerror or str(error), path=name)

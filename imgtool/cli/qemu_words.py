@@ -104,7 +104,7 @@ def _hint(command: click.Command, name: str, value: str, *, double: bool) -> str
     if name not in _QEMU and (double or (len(name) == 1 and name not in "sS")):
         return None
     words = f"-{name} {shlex.quote(value)}" if value and len(name) > 1 else f"-{name}"
-    return f"what imgtool has no word for goes to QEMU itself, after `--` at the end: imgtool boot … -- {words}"
+    return f"what imgtool has no option for goes to QEMU itself, after `--` at the end: imgtool boot … -- {words}"
 
 
 def _named(command: click.Command, name: str) -> click.Option | None:

@@ -148,7 +148,7 @@ def _lines(image: str, done: Rebase, unsafe: bool) -> Iterator[str]:
     now, was = ("nothing" if name is None else printable(name) for name in (done.backing, done.before))
     tail = ": only the name was changed" if unsafe else ""
     if not done.proven:
-        tail += ", and nobody has looked whether a guest reads the same"
+        tail += ", and it was not checked that a guest reads the same data"
     yield f"{printable(image)} stands on {now} now, on {was} before{tail}"
 
 

@@ -127,7 +127,7 @@ def _kvm_fix(reason: str) -> str:
         return f"adduser {os.environ.get('USER', 'you')} kvm, then log in again"
     if "No such file" in reason:
         return "modprobe kvm_intel or kvm_amd; in a virtual machine: have its host allow nested virtualisation"
-    return "guests are emulated (tcg) meanwhile; on a host of your own, look at its BIOS and at nested virtualisation"
+    return "guests are emulated (tcg) until then; on your own host, check its BIOS and nested virtualisation"
 
 
 def _firmware(qemu: Capabilities, name: str, *, secure_boot: bool) -> Check:

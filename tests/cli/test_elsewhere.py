@@ -176,7 +176,7 @@ def test_chains_are_copied_over_ssh(imgtool: Imgtool, web: Path, sshd: SshServer
     (tmp_path / "file").touch()
     barred = imgtool("sync", *sshd.words, web, f"{getpass.getuser()}@127.0.0.1:{tmp_path / 'file'}")
     assert (barred.status, "sha256sum" in barred.stderr) == (1, False)
-    assert "goes on where it stopped" in barred.stderr
+    assert "resumes where it stopped" in barred.stderr
     assert imgtool("sync", web, "nowhere").status == 2
 
 

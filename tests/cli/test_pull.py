@@ -87,7 +87,7 @@ def test_a_disk_with_no_room_is_named_and_what_to_do(reference: str, tmp_path: P
     error = json.loads(done.stderr)["error"]
     assert error["path"].startswith(f"{tmp_path}/")
     assert "File too large" in error["message"]
-    assert "goes on where it stopped" in error["hint"]
+    assert "resumes where it stopped" in error["hint"]
 
 
 def test_what_the_registry_does_not_have_is_said(imgtool: Imgtool, registry: RegistryServer) -> None:

@@ -136,7 +136,7 @@ def test_a_broken_connection_leaves_no_image_and_is_gone_on_with(
     sizes = [image.bytes or 0 for image in request(sshd, chain / "web.qcow2", far).plan().images]
     with pytest.raises(CommandError, match="Connection closed") as caught:
         request(sshd, chain / "web.qcow2", far, runner=cut_after(1 << 20)).make()
-    assert "goes on where it stopped" in (caught.value.hint or "")
+    assert "resumes where it stopped" in (caught.value.hint or "")
     assert [name for name in names(far) if not name.startswith(".imgtool-")] == []
     done = request(sshd, chain / "web.qcow2", far).make()
     assert names(far) == ["base.qcow2", "web.qcow2"]

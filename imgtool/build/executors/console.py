@@ -88,7 +88,7 @@ class Console:
             if up is None:
                 continue
             if up.status != 0:
-                raise ExecutorError(f"{self._name} has no stty, without which its serial port is no use")
+                raise ExecutorError(f"{self._name} has no stty, without which its serial port cannot be used")
             return
 
     def quieten(self) -> None:
@@ -137,7 +137,7 @@ class Console:
                 return
             if not self.resync():
                 break
-        raise GuestLost(f"the shell on the serial port of {self._name} does not answer any more")
+        raise GuestLost(f"the shell on the serial port of {self._name} no longer answers")
 
     def _await(self, name: str, deadline: float, *, payload: bytes | None = None) -> Frame | None:
         """The next frame of this id (and payload); None at the deadline."""
@@ -211,7 +211,7 @@ class Console:
         while data:
             readable, writable, _ = select.select([self._port], [self._port], [], SHORT)
             if not readable and not writable:
-                raise GuestLost(f"the serial port of {self._name} takes nothing any more")
+                raise GuestLost(f"the serial port of {self._name} no longer accepts input")
             if readable:
                 self._dispatch(self._receive())
             if writable:

@@ -33,7 +33,7 @@ def check_memory(context: Context) -> Problems:
     if total is not None and size > total and not context.force:
         yield ConfigError(
             f"--memory {format_size(size)} is more than this host has: {format_size(total >> 20 << 20)}",
-            hint="--force starts it all the same, with swap as its memory",
+            hint="--force starts it anyway, with swap as its memory",
         )
 
 

@@ -77,7 +77,7 @@ def parse_subnet(text: str) -> IPv4Network:
         raise _no_subnet(text) from None
     if isinstance(interface, ipaddress.IPv6Interface):
         raise UsageError(
-            f"--nat {printable(text)} is IPv6", hint="give an IPv4 subnet, and the IPv6 one with --ipv6 besides"
+            f"--nat {printable(text)} is IPv6", hint="give an IPv4 subnet, and the IPv6 one with --ipv6 in addition"
         )
     network = interface.network
     if "/" not in text:

@@ -182,5 +182,5 @@ def _read(path: str, kind: type[V]) -> V | None:
         return None
     except msgspec.MsgspecError as error:
         raise MachineError(
-            f"{printable(path)} is damaged: {error}", hint="the network's parts are named in the journal beside it"
+            f"{printable(path)} is damaged: {error}", hint="the journal next to it names the network's parts"
         ) from None

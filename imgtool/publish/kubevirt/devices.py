@@ -95,7 +95,7 @@ def _sound(machine: Machine, found: dict[str, Any], notes: Notes) -> None:
     else:
         found["sound"] = {"name": "sound", "model": model}
     if wanted.driver != "none":
-        notes.add("audio.driver", "nobody hears a VM in KubeVirt")
+        notes.add("audio.driver", "a VM in KubeVirt has no audio output")
     notes.rest(wanted, "audio", ["driver", "model"])
 
 

@@ -44,10 +44,14 @@ def place(part: str, path: str) -> None:
         os.link(part, path, follow_symlinks=False)  # unlike rename(2), it never replaces
         os.unlink(part)
     except FileExistsError:
-        raise ImageExistsError(f"{printable(path)} was made by somebody else meanwhile", path=path) from None
+        raise ImageExistsError(
+            f"{printable(path)} was created by another program in the meantime", path=path
+        ) from None
     except OSError:  # a file system without hard links
         if os.path.lexists(path):
-            raise ImageExistsError(f"{printable(path)} was made by somebody else meanwhile", path=path) from None
+            raise ImageExistsError(
+                f"{printable(path)} was created by another program in the meantime", path=path
+            ) from None
         os.rename(part, path)
     fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -192,7 +192,7 @@ def refuse_damaged(chain: Sequence[Image], qemu_img: QemuImg) -> None:
         if report is not None and (report.corruptions or report.check_errors):
             raise RefusedError(
                 f"{printable(image.path)} is damaged: what is read of it may be nonsense",
-                hint=f"`imgtool check {pasted(image.path)}` says how; --force goes on all the same",
+                hint=f"`imgtool check {pasted(image.path)}` says how; --force goes on anyway",
                 path=image.path,
             )
 

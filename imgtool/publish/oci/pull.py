@@ -223,7 +223,7 @@ class PullRequest:
             except ImageError as error:
                 raise ImageError(
                     f"{printable(item.path)}: {error.message}",
-                    hint="when there is room run it again: it goes on where it stopped",
+                    hint="make room and run it again: it resumes where it stopped",
                     path=item.path,
                 ) from error
             item.state = "fetched"

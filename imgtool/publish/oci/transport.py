@@ -233,7 +233,7 @@ class Transport:
                 if tries > most or not self._reached or self.halted.is_set():
                     raise RegistryError(
                         f"{what}: {broken.args[0]}",
-                        hint=(broken.hint or "run it again when the network is back: it goes on where it stopped")
+                        hint=(broken.hint or "run it again when the network is back: it resumes where it stopped")
                         if self._reached
                         else f"is there a registry at {self.base}?",
                     ) from broken

@@ -173,7 +173,7 @@ class Far:
             os.close(end)
             pump.join()
         if done.status == _EXISTS:
-            raise ImgtoolError(f"{printable(name)} was made there by somebody else meanwhile")
+            raise ImgtoolError(f"{printable(name)} was created there by another program in the meantime")
         if done.status == _OTHER:
             raise ImgtoolError(
                 f"{printable(name)} arrived with other bytes than were sent, and was thrown away", hint="try again"
@@ -185,7 +185,7 @@ class Far:
             return done
         # The script says nothing to a person, and ssh without it shows whether the host lets one in.
         plain = done._replace(argv=done.argv[:-1], stderr=done.stderr.replace(b"\r\n", b"\n"))
-        raise failure(plain, hint="nothing half sent has a name there: run it again, and it goes on where it stopped")
+        raise failure(plain, hint="nothing half sent has a name there; run it again, and it resumes where it stopped")
 
 
 def _run_with(runner: Runner, argv: Sequence[str], stdin: int) -> Completed:
