@@ -73,7 +73,7 @@ def amend(
         print_option_help(context, format or "qcow2", amend=True)
         return
     if image is None:
-        raise UsageError("the image is missing", hint="`imgtool amend --help` shows the usage")
+        raise UsageError("the name of the image is missing", hint="`imgtool amend --help` shows the usage")
     if not chosen:
         raise UsageError("nothing to change was given", hint="for example -o compat=1.1; -o help lists the options")
     settle(image, image_opts=image_opts, dry_run=dry_run)
