@@ -41,7 +41,7 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 30.0
 """Seconds between two tries; a registry that asks for more is not waited for."""
 
-_AGAIN = "run it again: it goes on where it stopped"
+_AGAIN = "run it again: it resumes where it stopped"
 
 _EXPIRED = 10
 """OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED."""
