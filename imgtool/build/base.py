@@ -110,14 +110,20 @@ def find_base(loaded: Loaded, memory: Memory, qemu_img: QemuImg) -> Base:
 def content_of(chain: list[Image], memory: Memory, qemu_img: QemuImg) -> str:
     """The content digest of a chain that `guard` let pass, remembered by what its files are."""
     from imgtool.chain.content import layers_of
-    from imgtool.qemu.digest import content_digest
+    from imgtool.qemu.digest import content_map
 
     layers = layers_of(chain)
     size = chain[0].virtual_size
     assert size is not None
     files = [path for layer in layers for path in (layer.path, layer.data_file) if path is not None]
     formats = "+".join(layer.format for layer in layers)
-    return memory.digest(f"content:{formats}", files, lambda: content_digest(qemu_img, layers, size))
+
+    def compute() -> str:
+        found = content_map(qemu_img, layers, size)
+        memory.keep_map(found)
+        return found.digest
+
+    return memory.digest(f"content:{formats}", files, compute)
 
 
 def disk_size(loaded: Loaded, base: Base) -> int:

@@ -10,15 +10,18 @@ import msgspec
 from imgtool._version import __version__
 from imgtool.build.base import Base
 from imgtool.build.keys import KeyDocument, canonical
+from imgtool.build.memory import Memory
 from imgtool.build.store import KEY_FILE, MANIFEST, Layer, Manifest, Store, Work, encode, write_file
 from imgtool.chain.anchors import standing
-from imgtool.chain.content import digest_of
+from imgtool.chain.content import digest_of, layers_of
+from imgtool.chain.walk import guard
 from imgtool.errors import ImageFormatError
 from imgtool.image import remembered
 from imgtool.image.anchor import edited_head, write_anchor
 from imgtool.image.header import read_header
 from imgtool.operations.anchoring import anchor_to
 from imgtool.operations.copying import copy_file
+from imgtool.qemu.digest import content_map, map_over
 from imgtool.qemu.qemu_img import QemuImg
 
 
@@ -88,7 +91,7 @@ class Sealing(msgspec.Struct, frozen=True, kw_only=True):
     qemu: str
 
 
-def seal(store: Store, work: Work, folder: str, sealing: Sealing, qemu_img: QemuImg) -> Layer:
+def seal(store: Store, work: Work, folder: str, sealing: Sealing, memory: Memory, qemu_img: QemuImg) -> Layer:
     """Checks and digests the overlay in the work folder, which nobody writes any more, makes it read-only and moves
     it into the store as `folder`. ImageFormatError when it is damaged."""
     image = os.path.join(work.path, image_name(sealing.layer))
@@ -100,7 +103,7 @@ def seal(store: Store, work: Work, folder: str, sealing: Sealing, qemu_img: Qemu
             hint="nothing was kept of it; build again",
             path=image,
         )
-    content = digest_of(image, format="qcow2", qemu_img=qemu_img)
+    content = _content(image, sealing.ground, memory, qemu_img)
     os.chmod(image, 0o444)
     status = os.stat(image)
     parent = sealing.ground.layer
@@ -128,6 +131,19 @@ def seal(store: Store, work: Work, folder: str, sealing: Sealing, qemu_img: Qemu
     layer = store.publish(work, folder)
     remembered.remember(layer.image, sealing.ground.image)
     return layer
+
+
+def _content(image: str, ground: Ground, memory: Memory, qemu_img: QemuImg) -> str:
+    """The layer's content digest, for which only what the layer changed is read where that can be. The output's is
+    made by reading all of it, and held against this."""
+    chain = guard(image, format="qcow2")
+    size = chain[0].virtual_size
+    assert size is not None
+    below = memory.map_of(ground.content)
+    layers = layers_of(chain)
+    found = content_map(qemu_img, layers, size) if below is None else map_over(qemu_img, layers, size, below)
+    memory.keep_map(found)
+    return found.digest
 
 
 def _anchor(image: str, ground: Ground) -> None:

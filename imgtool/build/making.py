@@ -179,7 +179,7 @@ def _seal(
         qemu=session.qemu_version(),
     )
     try:
-        return seal(session.tools.store, work, folder, sealing, tools.qemu_img)
+        return seal(session.tools.store, work, folder, sealing, tools.memory, tools.qemu_img)
     except BaseException:
         if os.path.exists(work.path):
             session.tools.store.drop(work)

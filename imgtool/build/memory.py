@@ -13,15 +13,20 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 from imgtool.image.userdirs import user_dir
 
+if TYPE_CHECKING:
+    from imgtool.qemu.digest import ContentMap
+
 _TICK_NS = 20_000_000
 """Linux stamps files by the tick of its timer, 10 ms at the coarsest."""
 _COARSE_NS = 2_000_000_000
 _CHUNK = 1 << 20
+_MOST_MAPS = 100
 
 
 class Memory:
@@ -46,7 +51,7 @@ class Memory:
             return file.read()
         found = compute()
         if _identities(paths) == before and not _is_coarse(before):
-            self._keep(place, found)
+            self._write(place, found.encode())
         return found
 
     def sha256(self, path: str) -> str:
@@ -61,16 +66,39 @@ class Memory:
         except OSError as error:
             raise ConfigError(f"{printable(path)} cannot be read: {error.strerror}", path=path) from error
 
+    def map_of(self, digest: str) -> ContentMap | None:
+        """The map of the disk of this content digest, if it was kept."""
+        from imgtool.qemu.digest import ContentMap
+
+        try:
+            with open(self._map_place(digest), "rb") as file:
+                return ContentMap.decoded(file.read(), digest)
+        except OSError:
+            return None
+
+    def keep_map(self, content: ContentMap) -> None:
+        """Keeps it, and the latest others. Of a disk of 10 GiB of data it takes 400 KiB."""
+        place = self._map_place(content.digest)
+        self._write(place, content.encoded())
+        with contextlib.suppress(OSError):
+            folder = os.path.dirname(place)
+            kept = sorted(os.scandir(folder), key=lambda entry: entry.stat().st_mtime_ns)
+            for entry in kept[:-_MOST_MAPS]:
+                os.unlink(entry)
+
+    def _map_place(self, digest: str) -> str:
+        return os.path.join(self.directory, "maps", digest.rpartition(":")[2])
+
     def _place(self, kind: str, identities: Sequence[tuple[int, ...]]) -> str:
         name = hashlib.sha256(repr((kind, list(identities))).encode()).hexdigest()[:40]
         return os.path.join(self.directory, name)
 
-    def _keep(self, place: str, digest: str) -> None:
+    def _write(self, place: str, content: bytes) -> None:
         with contextlib.suppress(OSError):
-            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
             draft = f"{place}.{os.getpid()}"
-            with open(draft, "w") as file:
-                file.write(digest)
+            with open(draft, "wb") as file:
+                file.write(content)
             os.replace(draft, place)
 
 

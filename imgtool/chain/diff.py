@@ -17,17 +17,9 @@ from imgtool.image.names import PathLike
 from imgtool.image.partitions import Partition, Table, read_table
 from imgtool.qemu.digest import chunk_digests
 from imgtool.qemu.disk import Disk
-from imgtool.qemu.extents import Extent, read_extents
+from imgtool.qemu.extents import read_extents
 from imgtool.qemu.qemu_img import QemuImg
-
-
-class Range(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
-    start: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length
+from imgtool.qemu.ranges import Range, aligned, overlap, union, within
 
 
 class Changed(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -158,30 +150,6 @@ def _common(one: Sequence[Image], other: Sequence[Image]) -> Image | None:
     return next((image for image in one if any(_same(image, there) for there in other)), None)
 
 
-def union(ranges: Iterable[Range]) -> list[Range]:
-    """The same bytes in as few ranges as can be, in order."""
-    found: list[Range] = []
-    for one in sorted(ranges, key=lambda one: one.start):
-        if found and one.start <= found[-1].end:
-            found[-1] = Range(found[-1].start, max(one.end, found[-1].end) - found[-1].start)
-        elif one.length:
-            found.append(one)
-    return found
-
-
-def overlap(ranges: Sequence[Range], others: Sequence[Range]) -> int:
-    """How many bytes are in both; each is in order and without overlaps."""
-    total = at = 0
-    for one in ranges:
-        while at < len(others) and others[at].end <= one.start:
-            at += 1
-        for other in others[at:]:
-            if other.start >= one.end:
-                break
-            total += min(one.end, other.end) - max(one.start, other.start)
-    return total
-
-
 def _clusters(ranges: Iterable[Range], size: int) -> int:
     count, behind = 0, 0
     for one in ranges:
@@ -199,35 +167,13 @@ def _by_partition(table: Table, ranges: Sequence[Range]) -> Iterator[Changed]:
 
 def _really_different(sides: Sequence[_Side], ranges: Sequence[Range], img: QemuImg) -> list[Range]:
     """The chunks within `ranges` whose bytes differ; what lies behind the end of the smaller disk differs."""
-    wanted = _aligned(ranges)
+    wanted = aligned(ranges, EXACT_CHUNK)
     size = max(side.size for side in sides)
     one, other = (
-        chunk_digests(img, side.layers, side.size, chunk=EXACT_CHUNK, extents=list(_within(side.extents, wanted)))
+        chunk_digests(img, side.layers, side.size, chunk=EXACT_CHUNK, extents=list(within(side.extents, wanted)))
         for side in sides
     )
     numbers = {number for number in one.keys() | other.keys() if one.get(number) != other.get(number)}
     smaller = min(side.size for side in sides)
     found = [Range(number * EXACT_CHUNK, min(EXACT_CHUNK, size - number * EXACT_CHUNK)) for number in numbers]
     return union([*found, Range(smaller, size - smaller)])
-
-
-def _aligned(ranges: Iterable[Range]) -> list[Range]:
-    def widened(one: Range) -> Range:
-        start = one.start // EXACT_CHUNK * EXACT_CHUNK
-        return Range(start, -(-one.end // EXACT_CHUNK) * EXACT_CHUNK - start)
-
-    return union(map(widened, ranges))
-
-
-def _within(extents: Iterable[Extent], ranges: Sequence[Range]) -> Iterator[Extent]:
-    """The parts of `extents` in `ranges`."""
-    at = 0
-    for extent in extents:
-        while at < len(ranges) and ranges[at].end <= extent.start:
-            at += 1
-        for one in ranges[at:]:
-            if one.start >= extent.end:
-                break
-            start, end = max(one.start, extent.start), min(one.end, extent.end)
-            offset = None if extent.offset is None else extent.offset + start - extent.start
-            yield msgspec.structs.replace(extent, start=start, length=end - start, offset=offset)

@@ -15,9 +15,9 @@ import struct
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from imgtool.errors import ImageInUseError, ImageUnreadableError
 from imgtool.image.locks import forbid_writers
@@ -27,6 +27,7 @@ from imgtool.qemu.extents import PLAIN, Extent, Layer, options_of, read_extents
 from imgtool.qemu.img_argv import ImageOpts
 from imgtool.qemu.img_base import ImgBase
 from imgtool.qemu.process import workers
+from imgtool.qemu.ranges import Range, aligned, holds, within
 
 PREFIX = "imgtool1:"
 """Stands before the hexadecimal digits, and changes when the definition does."""
@@ -34,8 +35,14 @@ PREFIX = "imgtool1:"
 CHUNK = 1 << 20
 _SLICE = 256 * CHUNK
 """What qemu-img unpacks at once, so that a scratch file is never larger."""
+_SMALL_SLICES = (8 * CHUNK, 64 * CHUNK)
+"""The same for a part of the disk, whose chunks may be few and far between."""
+_MOST_SMALL = 32
+"""So many small slices at most: each takes a process."""
 _BATCH = 16
 _ZEROS = bytes(CHUNK)
+_MAGIC = b"imgtool1\n"
+_HEAD = len(_MAGIC) + 8
 _ENTRY = struct.Struct(">Q32s")
 
 Progress = Callable[[float], None]
@@ -65,6 +72,39 @@ class _Piece(NamedTuple):
 _Chunk = tuple[int, list[_Piece]]
 
 
+class _Slices(NamedTuple):
+    """The slices of the disk, of `size` bytes, that qemu-img has to unpack."""
+
+    size: int
+    packed: set[int]
+
+
+class ContentMap(NamedTuple):
+    """What a guest reads of a disk of `size` bytes: the SHA-256 of each chunk of `CHUNK` bytes that is not all zeros,
+    by its number."""
+
+    size: int
+    chunks: Mapping[int, bytes]
+
+    @property
+    def digest(self) -> str:
+        """The content digest."""
+        return PREFIX + hashlib.sha256(self.encoded()).hexdigest()
+
+    def encoded(self) -> bytes:
+        """All of it, the same for the same disk: what the digest is the SHA-256 of."""
+        entries = (_ENTRY.pack(number, self.chunks[number]) for number in sorted(self.chunks))
+        return b"".join((_MAGIC, self.size.to_bytes(8, "big"), *entries))
+
+    @classmethod
+    def decoded(cls, content: bytes, digest: str) -> Self | None:
+        """What `encoded` made `content` of; None when it is not the map of the disk of this digest."""
+        if PREFIX + hashlib.sha256(content).hexdigest() != digest:
+            return None
+        size = int.from_bytes(content[len(_MAGIC) : _HEAD], "big")
+        return cls(size, dict(_ENTRY.iter_unpack(content[_HEAD:])))
+
+
 def content_digest(
     img: ImgBase,
     layers: Sequence[Layer],
@@ -79,11 +119,37 @@ def content_digest(
     ImageInUseError when a program writes one of the files; CommandError when qemu-img cannot read them, for lack of a
     key for one. Nothing that heeds QEMU's locks can write them meanwhile.
     """
-    whole = hashlib.sha256(b"imgtool1\n" + virtual_size.to_bytes(8, "big"))
+    return content_map(img, layers, virtual_size, extents=extents, threads=threads, progress=progress).digest
+
+
+def content_map(
+    img: ImgBase,
+    layers: Sequence[Layer],
+    virtual_size: int,
+    *,
+    extents: Sequence[Extent] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> ContentMap:
+    """What the digest is made of; as for `content_digest`."""
     found = chunk_digests(img, layers, virtual_size, extents=extents, threads=threads, progress=progress)
-    for number in sorted(found):
-        whole.update(_ENTRY.pack(number, found[number]))
-    return PREFIX + whole.hexdigest()
+    return ContentMap(virtual_size, found)
+
+
+def map_over(img: ImgBase, layers: Sequence[Layer], virtual_size: int, below: ContentMap) -> ContentMap:
+    """The map of the disk that `layers` make up, where `below` is that of all but the topmost: only those chunks are
+    read in which the topmost holds something. Raises as `content_digest`."""
+    extents = read_extents(img, layers)
+    held = [extent for extent in extents if extent.depth == 0 and extent.present is not False]
+    edge = min(virtual_size, below.size)
+    touched = aligned([*held, Range(edge, edge != max(virtual_size, below.size))], CHUNK)
+    chunks = {
+        number: digest
+        for number, digest in below.chunks.items()
+        if number * CHUNK < virtual_size and not holds(touched, number * CHUNK)
+    }
+    chunks |= chunk_digests(img, layers, virtual_size, extents=list(within(extents, touched)))
+    return ContentMap(virtual_size, chunks)
 
 
 def chunk_digests(
@@ -97,25 +163,23 @@ def chunk_digests(
     progress: Progress | None = None,
 ) -> dict[int, bytes]:
     """The SHA-256 of each chunk of `chunk` bytes (at most `CHUNK`, which it divides) that is not all zeros, by its
-    number. As for `content_digest`; `extents` may be a part of the disk."""
+    number. As for `content_digest`; `extents` may be a part of the disk, in whole chunks: then of these alone."""
     threads = threads or os.cpu_count() or 1
+    asked = None if extents is None else aligned(extents, chunk)
     with contextlib.ExitStack() as stack:
         fds = [_opened(stack, layer) for layer in layers]
         if extents is None:
             extents = read_extents(img, layers)
-        packed = {
-            number
-            for extent in extents
-            if extent.data and not extent.zero and _is_packed(extent, layers)
-            for number in range(extent.start // _SLICE, (extent.end - 1) // _SLICE + 1)
-        }
-        pieces = _plain_pieces(extents, fds, packed)
-        if packed:
-            unpacker = _Unpacker(stack, img, layers, virtual_size)
-            pieces = chain(unpacker.slices(sorted(packed), threads), pieces)
+        slices = _slices(extents, layers, small=asked is not None)
+        pieces = _plain_pieces(extents, fds, slices)
+        if slices.packed:
+            unpacker = _Unpacker(stack, img, layers, virtual_size, slices.size)
+            pieces = chain(unpacker.slices(sorted(slices.packed), threads), pieces)
         work = _Work(virtual_size, chunk, _chunks(pieces, chunk), extents, progress)
         work.run(threads)
-        return work.found
+        if asked is None:
+            return work.found
+        return {number: digest for number, digest in work.found.items() if holds(asked, number * chunk)}
 
 
 def _opened(stack: contextlib.ExitStack, layer: Layer) -> int:
@@ -136,12 +200,22 @@ def _opened(stack: contextlib.ExitStack, layer: Layer) -> int:
     return fd
 
 
+def _slices(extents: Sequence[Extent], layers: Sequence[Layer], *, small: bool) -> _Slices:
+    packed = [extent for extent in extents if extent.data and not extent.zero and _is_packed(extent, layers)]
+    for size in (*_SMALL_SLICES, _SLICE) if small else (_SLICE,):
+        found = {number for one in packed for number in range(one.start // size, (one.end - 1) // size + 1)}
+        if len(found) <= _MOST_SMALL:
+            break
+    return _Slices(size, found)
+
+
 def _is_packed(extent: Extent, layers: Sequence[Layer]) -> bool:
     return extent.offset is None or layers[extent.depth].format not in PLAIN
 
 
-def _plain_pieces(extents: Sequence[Extent], fds: Sequence[int], packed: set[int]) -> Iterator[_Piece]:
-    """The data of the disk, but for that in the slices `packed`."""
+def _plain_pieces(extents: Sequence[Extent], fds: Sequence[int], slices: _Slices) -> Iterator[_Piece]:
+    """The data of the disk, but for that in the slices that are unpacked."""
+    size, packed = slices
     for extent in extents:
         if not extent.data or extent.zero:
             continue
@@ -151,8 +225,8 @@ def _plain_pieces(extents: Sequence[Extent], fds: Sequence[int], packed: set[int
             continue
         at = extent.start
         while at < extent.end:
-            end = min(extent.end, (at // _SLICE + 1) * _SLICE)
-            if at // _SLICE not in packed:
+            end = min(extent.end, (at // size + 1) * size)
+            if at // size not in packed:
                 assert extent.offset is not None
                 yield _Piece(at, end - at, fds[extent.depth], extent.offset + at - extent.start)
             at = end
@@ -180,8 +254,10 @@ def _chunks(pieces: Iterable[_Piece], size: int) -> Iterator[_Chunk]:
 class _Unpacker:
     """Has qemu-img write slices of the disk as raw scratch files, beside the image where that can be."""
 
-    def __init__(self, stack: contextlib.ExitStack, img: ImgBase, layers: Sequence[Layer], virtual_size: int) -> None:
-        self.img, self.layers, self.virtual_size = img, layers, virtual_size
+    def __init__(
+        self, stack: contextlib.ExitStack, img: ImgBase, layers: Sequence[Layer], virtual_size: int, size: int
+    ) -> None:
+        self.img, self.layers, self.virtual_size, self.size = img, layers, virtual_size, size
         folder = os.path.dirname(layers[0].path)
         self.directory = stack.enter_context(
             tempfile.TemporaryDirectory(prefix=".imgtool-", dir=folder if os.access(folder, os.W_OK) else None)
@@ -197,12 +273,12 @@ class _Unpacker:
                 yield from self._pieces(number, scratch)
 
     def _unpack(self, number: int) -> _Scratch:
-        start = number * _SLICE
+        start = number * self.size
         below = options_of(self.layers, "file.")
         if below is None:
             top = self.layers[0]
             below = {"file.driver": top.format, "file.file.filename": top.path}
-        length = min(_SLICE, self.virtual_size - start)
+        length = min(self.size, self.virtual_size - start)
         source = ImageOpts.of({"driver": "raw", "offset": start, "size": length, **below})
         path = os.path.join(self.directory, str(number))
         argv = img_argv.convert(self.img.program, [source], path, output_format="raw", cache="unsafe")
@@ -211,7 +287,7 @@ class _Unpacker:
 
     def _pieces(self, number: int, scratch: _Scratch) -> Iterator[_Piece]:
         for start, end in _data_parts(scratch.fd):
-            yield _Piece(number * _SLICE + start, end - start, scratch.fd, start, scratch)
+            yield _Piece(number * self.size + start, end - start, scratch.fd, start, scratch)
 
 
 def _data_parts(fd: int) -> Iterator[tuple[int, int]]:

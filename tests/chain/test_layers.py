@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgtool.chain.diff import Range, diff, overlap, union
+from imgtool.chain.diff import diff
 from imgtool.chain.layers import Part, layers
 from imgtool.chain.picture import bar, to_svg
 from imgtool.errors import ChainError, ImageInUseError
 from imgtool.operations.overlay import new_overlay
+from imgtool.qemu.ranges import Range, overlap, union
 from tests.image.test_partitions import gpt, mbr
+from tests.qemu.disks import write
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -115,6 +117,14 @@ def test_siblings_differ_in_what_either_wrote(images: Images) -> None:
     found = diff(top, other)
     assert found.common == str(images / "middle.qcow2")
     assert found.ranges == (Range(8 * MIB, MIB // 2), Range(12 * MIB, 128 * 1024))
+
+
+def test_exact_looks_at_what_may_differ_only_though_the_base_is_compressed(images: Images) -> None:
+    plain = write(images / "plain.raw", b"compressible " * 100_000)
+    images.qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", plain, images / "base.qcow2")
+    top = images.overlay("top.qcow2", "base.qcow2")
+    images.run_io(top, "write -P 7 512k 64k")
+    assert diff(images / "base.qcow2", top, exact=True).ranges == (Range(512 * 1024, 64 * 1024),)
 
 
 def test_exact_leaves_out_what_is_the_same(images: Images) -> None:

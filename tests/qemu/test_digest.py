@@ -12,9 +12,10 @@ import pytest
 from imgtool.chain.content import digest_of
 from imgtool.errors import ChainError, ImageInUseError, RefusedError
 from imgtool.qemu import digest as digest_module
-from imgtool.qemu.digest import CHUNK, PREFIX, chunk_digests
-from imgtool.qemu.extents import Layer
+from imgtool.qemu.digest import CHUNK, PREFIX, ContentMap, chunk_digests, content_map, map_over
+from imgtool.qemu.extents import Layer, read_extents
 from imgtool.qemu.qemu_img import QemuImg
+from imgtool.qemu.ranges import Range, within
 from tests.qemu.disks import FORMATS, MIB, disk, write
 
 if TYPE_CHECKING:
@@ -171,6 +172,63 @@ def test_smaller_chunks_say_where_disks_differ(images: Images) -> None:
     ]
     assert len(found[0]) == len(found[1]) == 16
     assert [number for number in found[0] if found[0][number] != found[1][number]] == [1200 * 1024 // chunk]
+
+
+def test_chunks_of_a_part_of_the_disk_are_those_of_that_part_alone(images: Images) -> None:
+    """Though qemu-img unpacks more than was asked for."""
+    raw = write(images / "disk.raw", disk(1, 8 * MIB))
+    images.qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, images / "c.qcow2")
+    layers = [Layer(str(images / "c.qcow2"), "qcow2")]
+    whole = chunk_digests(QemuImg(), layers, 8 * MIB)
+    number = max(whole)
+    part = within(read_extents(QemuImg(), layers), [Range(number * MIB, MIB)])
+    assert chunk_digests(QemuImg(), layers, 8 * MIB, extents=list(part)) == {number: whole[number]}
+
+
+CHANGES = {
+    "nothing": [],
+    "a cluster": ["write -P 1 1M 64k"],
+    "a cluster across chunks": ["write -P 1 1020k 8k"],
+    "zeros": ["write -z 1M 1M"],
+    "zeros in a chunk of zeros": ["write -z 3M 1M"],
+    "data, and then zeros": ["write -P 1 2M 1M", "write -z 2M 1M"],
+    "a discard": ["write -P 1 0 2M", "discard 512k 1M"],
+    "the last byte": [f"write -P 1 {SIZE - 512} 512"],
+    "everything": [f"write -P 9 0 {SIZE}"],
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("size", [SIZE, SIZE + 100 * 1024, SIZE + 3 * MIB, 8 * MIB, SIZE - 100 * 1024, 2 * MIB])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_map_made_over_that_of_the_parent_is_that_of_the_disk(
+    images: Images, raw: Path, change: str, size: int, packed: bool
+) -> None:
+    images.qemu_img("convert", *(["-c"] if packed else []), "-f", "raw", "-O", "qcow2", raw, images / "base.qcow2")
+    top = images.overlay("top.qcow2", "base.qcow2", size=str(size))
+    fitting = [words for words in CHANGES[change] if size >= SIZE or words.split()[-2] in ("0", "512k")]
+    images.run_io(top, *(words.replace(f"0 {SIZE}", f"0 {min(size, SIZE)}") for words in fitting))
+    layers = [Layer(str(top), "qcow2"), Layer(str(images / "base.qcow2"), "qcow2")]
+    below = content_map(QemuImg(), layers[1:], SIZE)
+    assert map_over(QemuImg(), layers, size, below) == content_map(QemuImg(), layers, size)
+
+
+def test_what_the_topmost_image_does_not_hold_is_not_read_again(images: Images, raw: Path) -> None:
+    images.qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, images / "base.qcow2")
+    top = images.overlay("top.qcow2", "base.qcow2")
+    images.run_io(top, "write -P 1 1M 64k")
+    layers = [Layer(str(top), "qcow2"), Layer(str(images / "base.qcow2"), "qcow2")]
+    claimed = ContentMap(SIZE, {number: bytes([number]) * 32 for number in range(5)})
+    found = map_over(QemuImg(), layers, SIZE, claimed).chunks
+    assert {number for number in claimed.chunks if found[number] != claimed.chunks[number]} == {1}
+
+
+def test_a_map_is_read_back_for_its_own_disk_only(images: Images, raw: Path) -> None:
+    found = content_map(QemuImg(), [Layer(str(raw), "raw")], SIZE)
+    assert found.digest == digest_of(raw, format="raw")
+    assert ContentMap.decoded(found.encoded(), found.digest) == found
+    for damaged in (b"", found.encoded()[:-1], found.encoded() + bytes(40), bytes(len(found.encoded()))):
+        assert ContentMap.decoded(damaged, found.digest) is None
 
 
 def test_a_broken_chain_is_an_error(images: Images) -> None:
