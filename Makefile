@@ -7,10 +7,10 @@ PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 mount procps nftables dnsmasq-base bu
     fuse3 libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils \
     netcat-openbsd openssh-server qemu-block-extra swtpm-tools \
     debian-archive-keyring e2fsprogs fakeroot mmdebstrap
-# Debian 12 has libvirt's storage driver in libvirt-daemon, virtiofsd in qemu-system-common, SPICE in QEMU itself.
+# Debian 12 has libvirt's drivers in libvirt-daemon, virtiofsd in qemu-system-common, SPICE in QEMU itself.
 PACKAGES_TEST += $(shell . /etc/os-release 2>/dev/null; \
     [ "$$ID" != debian ] || [ "$${VERSION_ID:-0}" -lt 13 ] || \
-    echo libvirt-daemon-driver-storage qemu-system-modules-spice virtiofsd)
+    echo libvirt-daemon-driver-network libvirt-daemon-driver-storage qemu-system-modules-spice virtiofsd)
 PACKAGES_MATRIX := $(PACKAGES_TEST)
 PACKAGES_BENCH := $(PACKAGES_DEMO) libvirt-clients libvirt-daemon-system
 

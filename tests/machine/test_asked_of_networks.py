@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
-import struct
-import threading
-from typing import ClassVar
 
 import pytest
 
@@ -15,6 +11,7 @@ from imgtool.machine.checks.network import SMBD
 from imgtool.machine.compile.networks import NO_CARDS, stable_mac
 from imgtool.qemu.capabilities import Capabilities
 from tests.machine.paused import Paused, Typed, free_port
+from tests.vhost_user import Switch
 
 pytestmark = pytest.mark.matrix
 
@@ -93,33 +90,6 @@ def test_passt_beside_qemu(typed: Typed, real_capabilities: Capabilities) -> Non
     vm = typed(line)
     assert typed.vm("vm0").file("net0.sock") in info(vm, "net0")
     assert "net0.pid" in os.listdir(typed.vm("vm0").path)
-
-
-class Switch(threading.Thread):
-    """As much of a vhost-user switch as QEMU needs to start. QEMU docs: interop/vhost-user."""
-
-    ANSWERED: ClassVar = {1: 1 << 30, 15: 1, 17: 4}
-    """GET_FEATURES (protocol features), GET_PROTOCOL_FEATURES (MQ), GET_QUEUE_NUM."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(daemon=True)
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
-        self.listener.listen()
-        self.heard: set[int] = set()
-
-    def run(self) -> None:
-        with self.listener:
-            connection, _ = self.listener.accept()
-        with connection:
-            while header := connection.recv(12, socket.MSG_WAITALL):
-                request, flags, size = struct.unpack("<III", header)
-                connection.recv(size, socket.MSG_WAITALL) if size else b""
-                self.heard.add(request)
-                if request in self.ANSWERED:
-                    connection.sendall(struct.pack("<IIIQ", request, 5, 8, self.ANSWERED[request]))
-                elif flags & 8:
-                    connection.sendall(struct.pack("<IIIQ", request, 5, 8, 0))
 
 
 def test_a_switch_in_another_process_shares_the_guests_memory(typed: Typed) -> None:

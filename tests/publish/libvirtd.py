@@ -40,6 +40,7 @@ mount -t hugetlbfs none "$0/huge"
 ip link set lo up
 ip link add br-it type bridge
 ip link set br-it up
+ip addr add 192.0.2.1/24 dev br-it  # an address beside the loopback: SPICE's getaddrinfo asks for one
 ip tuntap add dev it-tap0 mode tap
 libvirtd --pid-file "$0/libvirtd.pid" &
 wait $!  # as the first process, the shell reaps what others leave behind: libvirt waits for that

@@ -15,6 +15,7 @@ from imgtool.errors import CommandError, ConfigError, RefusedError
 from imgtool.machine.config import Machine
 from imgtool.machine.firmware import Found as Firmware
 from imgtool.machine.host import Disk, Host, Link, Uefi
+from imgtool.machine.layout import SHORTHANDS
 from imgtool.machine.profile import parse_profile
 from imgtool.machine.values.network import Nat
 from imgtool.machine.values.storage import Drive
@@ -31,6 +32,7 @@ from tests.conftest import Images
 from tests.hugepages import reserved
 from tests.publish.libvirtd import Libvirt, RootLibvirt
 from tests.publish.test_kubevirt import DISK, alone
+from tests.vhost_user import Switch
 
 PROFILES = {
     "plain": "",
@@ -188,25 +190,120 @@ PROFILES = {
         type = "socket"
         mcast = "230.0.0.1:22155"
     """,
+    "drives": """
+        machine = "pc"
+        memory = "128M"
+        vga = "cirrus"
+        watchdog = { model = "ib700" }
+        firmware = { bios = "/usr/share/seabios/bios.bin" }
+        audio = { driver = "wav", path = "FOLDER/heard.wav", model = "es1370" }
+        [[drive]]
+        file = "FOLDER/ide.raw"
+        format = "raw"
+        if = "ide"
+        cyls = 40
+        heads = 16
+        secs = 4
+        trans = "lba"
+        cache = "directsync"
+        aio = "threads"
+        werror = "enospc"
+        rerror = "ignore"
+        [[drive]]
+        file = "FOLDER/scsi.qcow2"
+        if = "scsi"
+        unit = 5
+        cache = "unsafe"
+        aio = "io_uring"
+        discard = "ignore"
+        detect-zeroes = "on"
+        werror = "ignore"
+        rerror = "stop"
+        throttling = { iops-rd = 100, iops-wr = 50, iops-rd-max = 200, iops-size = 4096, group = "limits" }
+        [[drive]]
+        file = "FOLDER/install.iso"
+        format = "raw"
+        if = "scsi"
+        media = "cdrom"
+        cache = "writeback"
+    """,
+    "shorthands": """
+        machine = "pc"
+        memory = "128M"
+        vga = "vmware"
+        boot = { order = "dca" }
+        fda = "FOLDER/floppy.raw"
+        hda = "FOLDER/second.qcow2"
+        hdb = "FOLDER/scsi.qcow2"
+        hdd = "FOLDER/nvme.qcow2"
+        cdrom = "FOLDER/install.iso"
+        serial = [{ type = "host", path = "/dev/null" }, { type = "pty" }]
+        [[network]]
+        type = "user"
+        model = "vmxnet3"
+    """,
 }
 
-OF_ROOT = """
-    machine = "q35"
-    memory = "64M"
-    hugepages = { page-size = "2M" }
-    [numa]
-    node = [{ nodeid = 0, cpus = ["0"], mem = "64M" }]
-    [[network]]
-    type = "bridge"
-    br = "br-it"
-    [[network]]
-    type = "tap"
-    ifname = "it-tap0"
-    [[share]]
-    type = "virtiofs"
-    path = "FOLDER"
-    tag = "data"
-"""
+OF_ROOT = {
+    "host": """
+        machine = "q35"
+        smp = 2
+        memory = "64M"
+        hugepages = { page-size = "2M", share = true }
+        [numa]
+        node = [
+            { nodeid = 0, cpus = ["0"], mem = "32M", host-nodes = ["0"], policy = "bind" },
+            { nodeid = 1, cpus = ["1"], mem = "32M", host-nodes = ["0"], policy = "interleave" },
+        ]
+        [[network]]
+        type = "bridge"
+        br = "br-it"
+        [[network]]
+        type = "tap"
+        ifname = "it-tap0"
+        vhost = false
+        sndbuf = 1600
+        [[network]]
+        type = "tap"
+        br = "br-it"
+        ifname = "it-tap1"
+        queues = 2
+        [[network]]
+        type = "nat"
+        net = "lab"
+        [[share]]
+        type = "virtiofs"
+        path = "FOLDER"
+        tag = "data"
+    """,
+    "wires": """
+        machine = "q35"
+        memory = "64M"
+        display = { type = "spice", port = 5930, password = false }
+        vga = "qxl"
+        [[network]]
+        type = "socket"
+        listen = "127.0.0.1:5000"
+        [[network]]
+        type = "socket"
+        connect = "127.0.0.1:5000"
+        [[network]]
+        type = "socket"
+        udp = "127.0.0.1:5003"
+        localaddr = "127.0.0.1:5002"
+        [[network]]
+        type = "vhost-user"
+        path = "FOLDER/switch.sock"
+        queues = 2
+    """,
+    "vnc": """
+        memory = "64M"
+        display = { type = "vnc", display = 3, address = "::1", password = false }
+        vga = "std"
+    """,
+}
+"""Started by a libvirtd of root's: what needs the host's memory or network, or ports that are free for sure."""
+LAB = "<network><name>lab</name><forward mode='bridge'/><bridge name='br-it'/></network>"
 
 
 @pytest.fixture(autouse=True)
@@ -237,8 +334,8 @@ def folder(libvirt: Libvirt) -> Path:
     return libvirt.images
 
 
-def machine_of(name: str, folder: Path) -> Machine:
-    machine = parse_profile(PROFILES[name].replace("FOLDER", str(folder)))
+def machine_of(text: str, folder: Path, name: str = "plain") -> Machine:
+    machine = parse_profile(text.replace("FOLDER", str(folder)))
     disk = Drive(file=str(folder / "web.qcow2"), interface="virtio")
     return replace(machine, name=f"it-{name}", accel="tcg", drives=(disk, *machine.drives))
 
@@ -279,18 +376,24 @@ def by_id(machine: Machine) -> Machine:
 def test_a_domain_is_defined_started_and_read_back_as_it_was(
     name: str, libvirt: Libvirt, folder: Path, tmp_path: Path
 ) -> None:
-    there_and_back(machine_of(name, folder), libvirt, tmp_path)
+    there_and_back(machine_of(PROFILES[name], folder, name), libvirt, tmp_path)
 
 
-def test_so_is_one_with_what_root_alone_may_have(root_libvirt: RootLibvirt, tmp_path: Path) -> None:
-    images = Images(root_libvirt.images)
-    images.base("base.qcow2", "8M")
-    images.overlay("web.qcow2", "base.qcow2")
-    machine = parse_profile(OF_ROOT.replace("FOLDER", str(root_libvirt.images)))
-    disk = Drive(file=str(images / "web.qcow2"), interface="virtio")
-    with reserved(40) as enough:
+@pytest.mark.parametrize("name", OF_ROOT)
+def test_so_is_one_with_what_root_alone_may_have(name: str, root_libvirt: RootLibvirt, tmp_path: Path) -> None:
+    folder = root_libvirt.images
+    images = Images(folder)
+    if not (images / "web.qcow2").exists():
+        images.base("base.qcow2", "8M")
+        images.overlay("web.qcow2", "base.qcow2")
+        (tmp_path / "lab.xml").write_text(LAB)
+        root_libvirt.virsh("net-define", tmp_path / "lab.xml")
+        root_libvirt.virsh("net-start", "lab")
+        Switch(str(folder / "switch.sock")).start()
+    machine = machine_of(OF_ROOT[name], folder, name)
+    with reserved(40 if machine.hugepages is not None else 0) as enough:
         assert enough
-        there_and_back(replace(machine, name="it-root", accel="tcg", drives=(disk,)), root_libvirt, tmp_path)
+        there_and_back(machine, root_libvirt, tmp_path)
 
 
 def there_and_back(machine: Machine, libvirt: Libvirt, tmp_path: Path) -> None:
@@ -308,15 +411,18 @@ def there_and_back(machine: Machine, libvirt: Libvirt, tmp_path: Path) -> None:
     assert found.left_out == ()
     assert to_toml(by_id(found.machine)).split("\n") == to_toml(by_id(prepared.settled.machine)).split("\n")
     assert by_id(found.machine) == by_id(prepared.settled.machine)
-    known = replace(machine, machine=replace(machine.machine, type=None))
+    shorthands = {name: path for name in SHORTHANDS if (path := getattr(machine, name)) is not None}
+    known = replace(machine, machine=replace(machine.machine, type=None), **dict.fromkeys(SHORTHANDS))
     drives = tuple(replace(drive, id=f"drive{place}") for place, drive in enumerate(known.drives))
-    assert list(differences(by_id(replace(known, drives=drives)), by_id(found.machine))) == []
+    assert {drive.id: drive.file for drive in found.machine.drives if drive.id in SHORTHANDS} == shorthands
+    others = tuple(drive for drive in found.machine.drives if drive.id not in SHORTHANDS)
+    assert list(differences(by_id(replace(known, drives=drives)), by_id(replace(found.machine, drives=others)))) == []
     assert parse_profile(to_toml(found.machine)) == found.machine
 
 
 def test_a_chain_is_copied_into_a_pool_once_and_starts_there(libvirt: Libvirt, folder: Path, tmp_path: Path) -> None:
     libvirt.virsh("pool-create-as", "images", "dir", "--target", libvirt.pool)
-    machine = replace(machine_of("plain", folder), name="it-pool")
+    machine = replace(machine_of(PROFILES["plain"], folder), name="it-pool")
     request = DefineRequest(machine, Programs(), uri=libvirt.uri, pool="images")
     try:
         first = request.make()
@@ -344,7 +450,7 @@ def test_a_chain_is_copied_into_a_pool_once_and_starts_there(libvirt: Libvirt, f
 def test_a_machine_for_another_host_leaves_the_choice_of_firmware_to_its_libvirt(
     libvirt: Libvirt, folder: Path, tmp_path: Path
 ) -> None:
-    machine = replace(machine_of("secure", folder), name="it-elsewhere")
+    machine = replace(machine_of(PROFILES["secure"], folder, "secure"), name="it-elsewhere")
     machine = replace(machine, firmware=replace(machine.firmware, vars=None))
     assert prepare(replace(machine, accel=None), Programs(), here=False).settled.machine.accel == "kvm"
     prepared = prepare(machine, Programs(), here=False)
@@ -373,7 +479,7 @@ def test_an_upload_that_breaks_leaves_no_volume(libvirt: Libvirt, folder: Path) 
     libvirt.virsh("pool-create-as", "images", "dir", "--target", libvirt.pool)
     try:
         request = DefineRequest(
-            machine_of("plain", folder), Programs(), uri=libvirt.uri, pool="images", runner=broken
+            machine_of(PROFILES["plain"], folder), Programs(), uri=libvirt.uri, pool="images", runner=broken
         )
         with pytest.raises(CommandError, match="the connection is gone"):
             request.make()
@@ -388,40 +494,18 @@ ONLY_WRITTEN = {
         type = "passt"
         hostfwd = ["tcp:127.0.0.1:2222-:22", "udp:127.0.0.1:53-:53"]
     """,
-    "networks": """
-        [[network]]
-        type = "bridge"
-        br = "br0"
+    "vhost": """
+        vsock = { cid = 5 }
         [[network]]
         type = "tap"
         ifname = "tap0"
-        vhost = false
-        sndbuf = 1600
+        vhost = true
         queues = 4
         [[network]]
         type = "nat"
         net = "lab"
         vhost = true
-        [[network]]
-        type = "vhost-user"
-        path = "/run/switch.sock"
-        queues = 2
-        [[network]]
-        type = "socket"
-        listen = "127.0.0.1:5000"
-        [[network]]
-        type = "socket"
-        connect = "127.0.0.1:5001"
-        [[network]]
-        type = "socket"
-        udp = "127.0.0.1:5003"
-        localaddr = "127.0.0.1:5002"
     """,
-    "hugepages": 'hugepages = { page-size = "2M" }\nvsock = { cid = 5 }',
-    "virtiofs": '[[share]]\npath = "/srv"\ntype = "virtiofs"',
-    "spice": 'display = { type = "spice", port = 5930, password = false }\nvga = "qxl"',
-    "vnc": 'display = { type = "vnc", display = 3, address = "::1", password = false }',
-    "bios": 'firmware = { bios = "/usr/share/seabios/bios.bin" }\naudio = { driver = "wav", path = "/tmp/a.wav" }',
 }
 """What needs devices, daemons or a libvirt that are not everywhere: libvirt 9.0 of Debian 12 has no passt."""
 
@@ -583,7 +667,7 @@ def test_virsh_is_given_names_that_are_no_options() -> None:
 
 
 def test_nothing_is_dropped_in_silence(folder: Path) -> None:
-    host = prepare(machine_of("plain", folder), Programs()).host
+    host = prepare(machine_of(PROFILES["plain"], folder), Programs()).host
     host = replace(host, disks={str(DISK.file): Disk(chain=(Link(path=str(DISK.file), format="qcow2"),))})
     dropped, seen = [], 0
     for name, machine, before in alone():

@@ -138,9 +138,7 @@ def _hugepages(root: Element) -> Hugepages | None:
     page = backing.find("hugepages/page")
     size = None if page is None else (number(page, "size") or 0) * _UNITS.get(page.get("unit", "KiB"), 1024)
     shared = attribute(backing, "access", "mode") == "shared"
-    others = root.find("devices/filesystem/driver[@type='virtiofs']") is not None
-    others |= root.find("devices/interface[@type='vhostuser']") is not None
-    return Hugepages(page_size=size, prealloc=True, share=True if shared and not others else None)
+    return Hugepages(page_size=size, prealloc=True, share=True if shared else None)
 
 
 def _numa(root: Element, notes: Notes) -> Numa:

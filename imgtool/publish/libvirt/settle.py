@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from imgtool.machine.board import Board, board, known_machine
 from imgtool.machine.compile.devices import share_tag
 from imgtool.machine.compile.display import display_type, vga_model
-from imgtool.machine.compile.memory import cpu_range, memory_size, node_sizes
+from imgtool.machine.compile.memory import cpu_range, memory_size, node_sizes, shares_memory
 from imgtool.machine.compile.networks import network_id, networks, stable_mac
 from imgtool.machine.compile.start import wants_uefi, with_bootindex
 from imgtool.machine.config import Machine
@@ -217,6 +217,6 @@ def _devices(machine: Machine, host: Host) -> dict[str, object]:
             pages,
             page_size=pages.page_size or (mount.page_size if mount is not None else None),
             prealloc=pages.prealloc is not False,
-            share=pages.share or None,
+            share=pages.share or shares_memory(machine) or None,
         )
     return found
