@@ -112,7 +112,7 @@ def refuse_changed(chain: Sequence[Image], *, force: bool = False) -> list[str]:
             )
             raise RefusedError(
                 f"{found.message}: what is read through the overlay may be nonsense",
-                hint=f"{proof}`imgtool chain anchor {name}` takes it as it is now; --force goes on this once",
+                hint=f"{proof}`imgtool chain anchor {name}` takes it as it is now; --force goes on just this once",
                 path=found.overlay,
             )
         if found.state not in ("same", "none"):

@@ -23,7 +23,7 @@ def layers_of(chain: Sequence[Image]) -> list[Layer]:
     for image in chain:
         if image.format is None or (image.data_file is not msgspec.UNSET and image.data_file.path is None):
             raise RefusedError(
-                f"{printable(chain[0].path)} stands on {printable(image.path)}, which is no file on this host",
+                f"{printable(chain[0].path)} stands on {printable(image.path)}, which is not a file on this host",
                 path=chain[0].path,
             )
         data_file = None if image.data_file is msgspec.UNSET else image.data_file.path

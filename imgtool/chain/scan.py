@@ -57,7 +57,7 @@ def survey(
     `policy` nothing is opened that it does not let an image refer to (`paths` and `store` are what the user named):
     for those who only want to see. Whoever changes images has to know of all that stand on them."""
     if format is not None and format not in FORMATS:
-        raise UsageError(f"{format!r} is no image format", hint=f"one of {', '.join(FORMATS)}")
+        raise UsageError(f"{format!r} is not an image format", hint=f"one of {', '.join(FORMATS)}")
     paths, store = paths_of(paths), paths_of(store)
     found = Store(notice, None if policy is None else policy.naming(*paths, *store))
     trees: list[str] = []

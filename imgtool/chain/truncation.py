@@ -32,7 +32,7 @@ def refuse_truncated(chain: Sequence[Image]) -> None:
         if image.format == "qcow2" and _ends_early(image.path):
             raise RefusedError(
                 f"the end of {printable(image.path)} is missing: QEMU would read zeros where its data was",
-                hint=f"`imgtool check {pasted(image.path)}` says what is damaged; --force goes on all the same",
+                hint=f"`imgtool check {pasted(image.path)}` says what is damaged; --force goes on anyway",
                 path=image.path,
             )
 

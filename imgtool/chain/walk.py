@@ -110,7 +110,7 @@ def guard(
             raise ChainError(
                 f"the backing chain of {printable(top.path)} never ends: {found.message}",
                 path=top.path,
-                hint=f"`imgtool rebase -u --force -b BASE -F FORMAT {pasted(last.path)}` opens the circle",
+                hint=f"`imgtool rebase -u --force -b BASE -F FORMAT {pasted(last.path)}` breaks the cycle",
             )
     _check_leaves(chain, opens_parents=opens_parents)
     if max_depth is not None and len(chain) > max_depth:
@@ -155,7 +155,7 @@ def _check_leaves(chain: list[Image], *, opens_parents: bool) -> None:
             raise ChainError(
                 f"the backing chain of {printable(top.path)} never ends: {printable(leaf.path)} leads back into it",
                 path=top.path,
-                hint=f"`imgtool rebase -u --force -b BASE -F FORMAT {pasted(child.path)}` opens the circle",
+                hint=f"`imgtool rebase -u --force -b BASE -F FORMAT {pasted(child.path)}` breaks the cycle",
             )
         if opens_parents:
             _check_parents([child, *below])

@@ -61,7 +61,7 @@ def _parser(format: str) -> Callable[[Source], Header]:
     parser = _parsers.get(format)
     if parser is None:
         if format not in FORMATS:
-            raise ImageFormatError(f"{format!r} is no image format", hint=f"one of {', '.join(FORMATS)}")
+            raise ImageFormatError(f"{format!r} is not an image format", hint=f"one of {', '.join(FORMATS)}")
         parser = importlib.import_module(f"imgtool.image.formats.{format}").parse
         _parsers[format] = parser
     return parser

@@ -65,7 +65,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
                 protocols.add(word)
             else:
                 raise UsageError(
-                    f"{printable(word)!r} is nothing to trust",
+                    f"{printable(word)!r} is not something to trust",
                     hint=f"a directory is written with a slash (./{printable(word)}); "
                     f"else one of {', '.join(sorted(PROTOCOLS))}, {GUESSED_FORMATS}",
                 )
@@ -251,8 +251,8 @@ def _read(step: _Step) -> tuple[Header, tuple[int, int]] | None:
         identity = (status.st_dev, status.st_ino)
         if identity in step.ancestors:
             raise ChainError(
-                f"the backing files of {printable(step.above or step.path)} go in a circle",
-                hint="imgtool chain show draws the circle; rebase -u breaks it",
+                f"the backing files of {printable(step.above or step.path)} form a cycle",
+                hint="`imgtool chain show` draws the cycle; `imgtool rebase -u` breaks it",
                 path=step.path,
             )
         header = read_header(fd, format=step.format, name=step.path)
@@ -269,10 +269,10 @@ def _read(step: _Step) -> tuple[Header, tuple[int, int]] | None:
 
 def _wrong_kind(step: _Step) -> PolicyError:
     return PolicyError(
-        f"{printable(step.above or '')} wants to read {printable(step.path)}, which is no file and no block device",
+        f"{printable(step.above or '')} wants to read {printable(step.path)}, which is not a file or block device",
         wants=step.path,
         word=None,
-        hint="QEMU would wait for it for ever",
+        hint="QEMU would wait for it forever",
         path=step.above,
     )
 
@@ -320,7 +320,7 @@ def _check_protocol(protocol: str, wanted: str, policy: Policy, path: str) -> No
         word=protocol if known else None,
         hint=f"if you trust this image with it: --trust {protocol}"
         if known
-        else "imgtool knows nothing of such a protocol, and lets no image use it",
+        else "imgtool does not know this protocol, and lets no image use it",
         path=path,
     )
 
@@ -328,7 +328,7 @@ def _check_protocol(protocol: str, wanted: str, policy: Policy, path: str) -> No
 def _guessed(step: _Step, header: Header) -> PolicyError:
     above = printable(step.guessed_by or "")
     return PolicyError(
-        f"{above} does not say in which format its backing file {printable(step.path)} is; guessed as "
+        f"{above} does not say which format its backing file {printable(step.path)} has; guessed as "
         f"{header.format} it refers to other files",
         wants=step.path,
         word=GUESSED_FORMATS,

@@ -65,7 +65,7 @@ class AnchorRequest:
         image, parent = around.image, around.parent
         shown = printable(image.path)
         if parent is None:
-            raise RefusedError(f"{shown} is a base: it stands on nothing that it could remember", path=image.path)
+            raise RefusedError(f"{shown} is a base: it has no parent to remember", path=image.path)
         if not can_be_anchored(header_of(image)):
             raise RefusedError(
                 f"{shown} has no room for an anchor: only a qcow2 of version 3 has",

@@ -141,7 +141,7 @@ class Around:
 def check_format(format: str | None) -> None:
     """UsageError when QEMU has no format of that name."""
     if format is not None and format not in FORMATS:
-        raise UsageError(f"{printable(format)!r} is no image format", hint=f"one of {', '.join(FORMATS)}")
+        raise UsageError(f"{printable(format)!r} is not an image format", hint=f"one of {', '.join(FORMATS)}")
 
 
 def _local(node: Image) -> bool:

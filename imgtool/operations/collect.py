@@ -61,7 +61,7 @@ class CollectRequest:
         self.directory = directory_at(directory)
         if not keep:
             raise UsageError(
-                "nothing is said to be kept, so that everything would go",
+                "no image to keep was named, so everything would be collected",
                 hint="--keep IMAGE, once for each image that is needed; what they stand on is kept with them",
             )
         if settle:
@@ -89,7 +89,7 @@ class CollectRequest:
         if image.has("missing"):
             raise ImageNotFoundError(
                 f"{printable(image.path)} is to be kept, but does not exist",
-                hint="what it stood on would be thought of no use; leave it out if that is right",
+                hint="what it stood on would be taken for unneeded; leave it out if that is right",
                 path=image.path,
             )
         for problem in image.findings:
@@ -130,7 +130,7 @@ class CollectRequest:
         for name in image.all_names:
             if os.path.islink(name):
                 raise RefusedError(
-                    f"{printable(name)} is a symlink to {printable(image.path)}, which nobody needs",
+                    f"{printable(name)} is a symlink to {printable(image.path)}, which nothing needs",
                     hint="remove the symlink first, or keep the image",
                     path=image.path,
                 )
@@ -207,7 +207,7 @@ def _refuse_unseen(graph: Graph) -> None:
         if problem.code in ("unreadable-directory", "unreadable-files", "unreadable"):
             raise RefusedError(
                 f"{problem.message}; what stands on what is not known",
-                hint="run the command as a user who may read it, or move it away",
+                hint="run the command as a user who can read it, or move it away",
             )
 
 

@@ -39,14 +39,14 @@ class DeleteRequest:
         if children and not force:
             raise RefusedError(
                 f"{names(children)} {'stands' if len(children) == 1 else 'stand'} on {shown}",
-                hint=f"{self._way_out(children)}; --force deletes it all the same",
+                hint=f"{self._way_out(children)}; --force deletes it anyway",
                 path=image.path,
             )
         refuse_in_use(children, why=f"it stands on {shown}", even_reading=True)
         if image.backing is None and not force:
             raise RefusedError(
-                f"{shown} is no overlay: it stands on nothing, and what it holds is nowhere else",
-                hint="--force deletes it all the same",
+                f"{shown} is not an overlay: it stands on nothing, and its data exists nowhere else",
+                hint="--force deletes it anyway",
                 path=image.path,
             )
         if image.data_file_of:

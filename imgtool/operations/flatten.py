@@ -89,7 +89,7 @@ class FlattenRequest:
         if not self.around.chain[0].backing:
             raise RefusedError(
                 f"{printable(self.image.path)} stands on nothing already",
-                hint="--to NEW copies it all the same",
+                hint="--to NEW copies it anyway",
                 path=self.image.path,
             )
         if self.output_format != self.image.format or self.options or self.compressed:

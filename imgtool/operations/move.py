@@ -168,7 +168,7 @@ class MoveRequest:
             if os.path.islink(name) and not self.names.moves(name):
                 raise RefusedError(
                     f"{printable(name)} is a symlink to {printable(image.path)}, and would lead nowhere",
-                    hint="remove it first, and make it anew afterwards",
+                    hint="remove it first, and create it again afterwards",
                     path=image.path,
                 )
         if image.format is None:

@@ -80,7 +80,7 @@ def _gather(old: str, new: str, found: Renamed) -> None:
     if place_of(old) == place_of(new):
         raise UsageError(f"{shown} would stay where it is", path=old)
     if os.path.lexists(new):
-        raise ImageExistsError(f"{printable(new)} exists already", path=new, hint="move or remove it first")
+        raise ImageExistsError(f"{printable(new)} already exists", path=new, hint="move or remove it first")
     if stat.S_ISREG(status.st_mode):
         found.files[old] = new
     elif stat.S_ISDIR(status.st_mode):

@@ -105,7 +105,7 @@ class OverlayRequest:
             recover(os.path.realpath(self.directory))
         if self.path is not None and os.path.lexists(self.path):
             raise ImageExistsError(
-                f"{printable(self.path)} exists already",
+                f"{printable(self.path)} already exists",
                 hint="choose another name, or none to have one made up",
                 path=self.path,
             )

@@ -77,7 +77,7 @@ class OverlaysRequest:
         for path in paths:
             if os.path.basename(path) in taken:
                 raise ImageExistsError(
-                    f"{printable(path)} exists already", hint="choose another name, or a directory", path=path
+                    f"{printable(path)} already exists", hint="choose another name, or a directory", path=path
                 )
         return paths
 

@@ -41,7 +41,7 @@ def prove_same(
     """ProofError when a guest would not read the same from `copy`, the new version of `image`, as from `original`."""
     if not same(qemu_img, copy, original, formats=formats):
         raise ProofError(
-            f"a guest would not read the same from {printable(image)} any more; nothing was changed",
+            f"a guest would no longer read the same data from {printable(image)}; nothing was changed",
             hint=f"`imgtool check {pasted(image)}` says whether it is damaged",
             path=image,
         )

@@ -85,12 +85,12 @@ class UndoRequest:
         for old, new in self.places.items():
             if os.path.lexists(new):
                 raise RefusedError(
-                    f"{printable(new)} exists again: it is not replaced",
+                    f"{printable(new)} exists again; it is not replaced",
                     hint="move it away first",
                     path=new,
                 )
             if not os.path.lexists(old):
-                raise ImageNotFoundError(f"{printable(old)} is not in the quarantine any more", path=old)
+                raise ImageNotFoundError(f"{printable(old)} is no longer in the quarantine", path=old)
 
     def _inside(self, path: str) -> str:
         return os.path.join(self.box, os.path.relpath(path, self.batch.directory))
@@ -183,7 +183,7 @@ def _chosen(directory: PathLike, name: str | None) -> tuple[str, Quarantined]:
         for file in batch.files
     )
     if not all(file.path.startswith(top + "/") for file in files):
-        raise ImageError(f"the manifest of {printable(batch.id)} makes no sense", path=top)
+        raise ImageError(f"the manifest of {printable(batch.id)} cannot be understood", path=top)
     return os.path.join(top, KEPT, batch.id), msgspec.structs.replace(batch, directory=top, files=files)
 
 
@@ -238,7 +238,7 @@ def rename_all(change: Transaction, places: dict[str, str], order: Sequence[str]
 def directory_at(path: PathLike) -> str:
     found = absolute(path)
     if not os.path.isdir(found):
-        raise ImageNotFoundError(f"{printable(found)} is no directory", path=found)
+        raise ImageNotFoundError(f"{printable(found)} is not a directory", path=found)
     return os.path.realpath(found)
 
 

@@ -68,7 +68,7 @@ class RepairRequest:
         """See `repair`."""
         for code in only:
             if code not in KINDS:
-                raise UsageError(f"{printable(code)!r} is no code of a defect", hint=f"one of {', '.join(KINDS)}")
+                raise UsageError(f"{printable(code)!r} is not a defect code", hint=f"one of {', '.join(KINDS)}")
         self.paths, self.store, self.only = paths_of(paths), paths_of(store), tuple(only)
         self.deep = deep
         self.verified = Verified(self.paths, store=self.store, deep=deep, progress=progress)
@@ -128,7 +128,7 @@ class RepairRequest:
     def _find_parent(self, image: Image, qemu_img: QemuImg) -> str:
         found = Remedies(self.verified.by_path, self.verified.health).candidate(image)
         if found is None or not found.sure or image.backing is None:
-            raise RefusedError("nothing was found that is surely its backing file", path=image.path)
+            raise RefusedError("nothing was found that is certain to be its backing file", path=image.path)
         _refuse_written(image)
         was_absolute = os.path.isabs(image.backing.reference)
         reference = reference_to(found.path, os.path.dirname(image.path), absolute=was_absolute)

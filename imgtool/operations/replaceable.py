@@ -16,7 +16,7 @@ def check_replaceable(path: str) -> None:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise RefusedError(
-            f"{printable(path)} is no regular file: it cannot be changed whole or not at all",
+            f"{printable(path)} is not a regular file, so it cannot be changed atomically",
             hint="`imgtool convert` copies it into a file",
             path=path,
         )
@@ -36,7 +36,7 @@ def check_removable(path: str) -> None:
     folder = os.stat(os.path.dirname(path))
     mine = os.geteuid()
     if folder.st_mode & stat.S_ISVTX and mine not in (0, folder.st_uid, os.lstat(path).st_uid):
-        raise RefusedError(f"{printable(path)} is another user's, and may not be replaced", path=path)
+        raise RefusedError(f"{printable(path)} belongs to another user, and may not be replaced", path=path)
 
 
 def take_attributes(staged: str, target: str) -> None:

@@ -79,7 +79,7 @@ class ResetRequest:
         if kept and not force:
             raise RefusedError(
                 f"{shown} has {kept} internal {'snapshot' if kept == 1 else 'snapshots'}, which would be lost",
-                hint="`imgtool snapshot -d` deletes them; --force resets all the same",
+                hint="`imgtool snapshot -d` deletes them; --force resets it anyway",
                 path=self.image.path,
             )
         refuse_in_use(children, why=f"it stands on {shown}", even_reading=True)

@@ -175,13 +175,13 @@ class Transaction:
     def place(self, target: str, staged: str) -> None:
         """`staged` becomes `target`, a new name. ImageExistsError when there is something of that name."""
         if os.path.lexists(target):
-            raise ImageExistsError(f"{printable(target)} exists already", path=target)
+            raise ImageExistsError(f"{printable(target)} already exists", path=target)
         self._steps.append(Step("place", staged, target, os.lstat(staged).st_ino))
 
     def link(self, source: str, target: str) -> None:
         """`target` becomes a further name of the file `source`, in the same file system."""
         if os.path.lexists(target):
-            raise ImageExistsError(f"{printable(target)} exists already", path=target)
+            raise ImageExistsError(f"{printable(target)} already exists", path=target)
         self._steps.append(Step("link", source, target, os.lstat(source).st_ino))
 
     def remove(self, target: str) -> None:
@@ -255,7 +255,7 @@ class Transaction:
 
     def _taken(self) -> ImageExistsError:
         taken = next((step.target for step in self._steps if os.path.lexists(step.target)), self.directory)
-        return ImageExistsError(f"{printable(taken)} was made by somebody else meanwhile", path=taken)
+        return ImageExistsError(f"{printable(taken)} was created by another program", path=taken)
 
     @contextlib.contextmanager
     def alone(self, confirm: Callable[[], None] | None = None) -> Iterator[None]:
@@ -301,7 +301,7 @@ class Transaction:
             raise _os_error(error, held.path, "cannot be looked at") from error
         if now != held.identity:
             raise ImageInUseError(
-                f"{printable(held.path)} was changed by another program meanwhile",
+                f"{printable(held.path)} was changed by another program in the meantime",
                 hint="nothing was changed here; run the command again",
                 path=held.path,
             )

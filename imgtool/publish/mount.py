@@ -123,7 +123,7 @@ class MountRequest:
         shown = printable(self.at)
         if self.raw:
             if os.path.lexists(self.at):
-                raise RefusedError(f"{shown} exists already", hint="choose another name", path=self.at)
+                raise RefusedError(f"{shown} already exists", hint="choose another name", path=self.at)
         elif not os.path.isdir(self.at):
             raise RefusedError(f"{shown} is no directory", hint=f"mkdir {shown}", path=self.at)
         elif os.path.ismount(self.at):

@@ -126,7 +126,7 @@ class ServeRequest:
         if where is not None and len(os.fsencode(where)) > _LONGEST:
             raise UsageError(f"{printable(where)} is too long for a unix socket", hint=f"at most {_LONGEST} bytes")
         if where is not None and os.path.lexists(where):
-            raise RefusedError(f"{printable(where)} exists already", hint="choose another name", path=where)
+            raise RefusedError(f"{printable(where)} already exists", hint="choose another name", path=where)
         self.tls = None if tls_creds is None else absolute(tls_creds)
         if self.tls is not None and not os.path.isdir(self.tls):
             raise UsageError(

@@ -81,7 +81,7 @@ def parse_options(text: str) -> dict[str, str]:
     for item in text.replace(",,", "\0").split(","):
         key, equals, value = item.replace("\0", ",").partition("=")
         if not key:
-            raise UsageError(f"{text!r} is no list of options", hint="write -o name=value,name=value")
+            raise UsageError(f"{text!r} is not a list of options", hint="write -o name=value,name=value")
         options[key] = value if equals else "on"
     return options
 

@@ -28,7 +28,7 @@ def check_input(path: str, *, what: str = "image", write: bool = False) -> None:
     try:
         status = os.stat(path)
     except ValueError as error:  # a NUL byte
-        raise ImageNotFoundError(f"{shown}: no file can have this name", path=path) from error
+        raise ImageNotFoundError(f"{shown}: no file can have that name", path=path) from error
     except OSError as error:
         raise _unreachable(error, path, what) from error
     kind = stat.S_IFMT(status.st_mode)

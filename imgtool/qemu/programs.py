@@ -63,7 +63,7 @@ class Programs:
                 found = _which(wanted)
                 if found is None:
                     raise ProgramError(
-                        f"{source} names {printable(wanted)}, which is no program",
+                        f"{source} names {printable(wanted)}, which is not a program",
                         hint=f"give the path of an executable {name}",
                     )
                 return os.path.abspath(found)
@@ -102,5 +102,5 @@ def parse_version(name: str, output: str) -> Version:
     first = output.partition("\n")[0]
     match = re.search(r"version (?P<text>(\d+)\.(\d+)(?:\.(\d+))?.*)", first)
     if match is None:
-        raise ProgramError(f"{name} --version answers {printable(first)!r}, which names no version")
+        raise ProgramError(f"{name} --version answers {printable(first)!r}, which contains no version")
     return Version(int(match[2]), int(match[3]), int(match[4] or 0), match["text"].strip())

@@ -66,7 +66,7 @@ def _status(path: str) -> os.stat_result | None:
 def exists_already(path: str, status: os.stat_result) -> ImageExistsError:
     """The error for a new file whose name is taken by the file of this status."""
     replaceable = ", or --force to replace it" if stat.S_ISREG(status.st_mode) else ""
-    return ImageExistsError(f"{printable(path)} exists already", hint=f"choose another name{replaceable}", path=path)
+    return ImageExistsError(f"{printable(path)} already exists", hint=f"choose another name{replaceable}", path=path)
 
 
 def _check_target(final: str, overwrite: bool) -> None:
@@ -75,7 +75,7 @@ def _check_target(final: str, overwrite: bool) -> None:
     try:
         status = _status(final)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no file can have this name"
+        reason = error.strerror if isinstance(error, OSError) else "no file can have that name"
         raise ImageError(f"{shown} cannot be made: {reason}", path=final) from error
     if status is None:
         if not os.path.isdir(folder):
@@ -137,7 +137,7 @@ class _Work:
             place = os.path.join(self.folder, name)
             if os.path.lexists(place):
                 raise ImageExistsError(
-                    f"{printable(place)} exists already, which {printable(self.name)} would consist of",
+                    f"{printable(place)} already exists, which {printable(self.name)} would consist of",
                     hint="remove it, or choose another name",
                     path=place,
                 )
@@ -158,7 +158,7 @@ class _Work:
             os.link(source, place, follow_symlinks=False)  # unlike rename(2), it never replaces
             os.unlink(source)
         except FileExistsError:
-            raise ImageExistsError(f"{printable(place)} was made by somebody else meanwhile", path=place) from None
+            raise ImageExistsError(f"{printable(place)} was created by another program", path=place) from None
         except OSError:  # a file system without hard links
             os.rename(source, place)
 

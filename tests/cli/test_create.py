@@ -42,7 +42,7 @@ def test_what_exists_is_kept_unless_forced(images: Images, imgtool: Imgtool) -> 
         done = imgtool("create", "-f", "qcow2", path, "1G", *dry_run)
         assert (done.status, done.stdout) == (1, "")
         assert done.stderr == (
-            f"imgtool: error: {path} exists already\nhint: choose another name, or --force to replace it\n"
+            f"imgtool: error: {path} already exists\nhint: choose another name, or --force to replace it\n"
         )
     assert path.read_bytes() == before
     assert imgtool("create", "-f", "qcow2", path, "1G", "--force").status == 0

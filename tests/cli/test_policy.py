@@ -42,7 +42,7 @@ def test_trust_widens_the_policy_by_a_directory(imgtool: Imgtool, images: Images
     assert imgtool("compare", outside, images / "bases/base.qcow2").status == 0, "both were named"
     done = imgtool("info", outside, "--trust", "nonsense")
     assert done.status == 2
-    assert "nothing to trust" in done.stderr
+    assert "not something to trust" in done.stderr
 
 
 def test_compare_never_says_different_for_what_it_refuses(imgtool: Imgtool, images: Images, outside: Path) -> None:

@@ -128,7 +128,7 @@ OPERATIONS = (
         "chain flatten --to",
         _chain,
         lambda store: ["chain", "flatten", store / "top.qcow2", "--to", store / "new.qcow2"],
-        done="exists already",
+        done="already exists",
     ),
     Operation(
         "chain shorten",
@@ -140,7 +140,7 @@ OPERATIONS = (
         "overlay new --count 4",
         _two_bases,
         lambda store: ["overlay", "new", "--count", "4", store / "new.qcow2", store / "web-{n}.qcow2"],
-        done="exists already",
+        done="already exists",
     ),
     Operation("overlay reset", _line, lambda store: ["overlay", "reset", store / "5.qcow2"]),
     Operation("overlay delete", _line, lambda store: ["overlay", "delete", store / "5.qcow2"], done="does not exist"),

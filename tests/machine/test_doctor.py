@@ -36,7 +36,7 @@ def test_without_qemu_the_rest_is_still_looked_at() -> None:
     for name in ("qemu-img", "qemu-system", "kvm", "tcg", "uefi"):
         assert not checks[name].ok
         assert checks[name].fix
-    assert "which is no program" in checks["qemu-system"].detail
+    assert "which is not a program" in checks["qemu-system"].detail
 
 
 def test_only_what_was_asked_for_counts() -> None:

@@ -208,7 +208,7 @@ CASES: dict[str, Case] = {
     "delete": Case("overlay delete leaf.qcow2", reads={"leaf.qcow2": None}),
     "delete under an overlay": Case("overlay delete mid.qcow2", REFUSED, ["top.qcow2", "--force"]),
     "delete a base": Case("overlay delete small.qcow2", REFUSED, ["larger.qcow2"]),
-    "delete what is no overlay": Case("overlay delete copy-of-base.qcow2", REFUSED, ["no overlay", "--force"]),
+    "delete what is no overlay": Case("overlay delete copy-of-base.qcow2", REFUSED, ["not an overlay", "--force"]),
     "delete one of two names": Case("overlay delete second-name.qcow2", REFUSED, ["two-names.qcow2", "--force"]),
     "delete an orphan": Case("overlay delete orphan.qcow2"),
     "delete one of a circle": Case("overlay delete loop-b.qcow2", REFUSED, ["loop-a.qcow2"]),

@@ -127,7 +127,7 @@ def test_the_whole_disk_is_a_raw_file(disk: Images) -> None:
     finally:
         unmount(view)
     assert not view.exists()
-    with pytest.raises(RefusedError, match="exists already"):
+    with pytest.raises(RefusedError, match="already exists"):
         MountRequest(disk / "web.qcow2", disk / "hello", Programs(), raw=True)
 
 

@@ -180,7 +180,7 @@ def test_pulling_again_changes_nothing(chain: Images, repository: str, elsewhere
 def test_another_file_of_that_name_is_not_replaced(chain: Images, repository: str, elsewhere: Path) -> None:
     push(chain / "web.qcow2", repository)
     (elsewhere / "web.qcow2").write_bytes(b"mine")
-    with pytest.raises(ImageExistsError, match="exists already"):
+    with pytest.raises(ImageExistsError, match="already exists"):
         pull(repository, elsewhere / "web.qcow2")
     assert names(elsewhere) == ["web.qcow2"]
     assert (elsewhere / "web.qcow2").read_bytes() == b"mine"

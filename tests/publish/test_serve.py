@@ -113,7 +113,7 @@ def test_images_in_use_and_those_that_others_stand_on_are_refused(chain: Images)
         ServeRequest(chain / "web.qcow2", Programs(), address="0.0.0.0", port=10809)
     with pytest.raises(UsageError, match="needs a port"):
         ServeRequest(chain / "web.qcow2", Programs(), address="::1")
-    with pytest.raises(RefusedError, match="exists already"):
+    with pytest.raises(RefusedError, match="already exists"):
         ServeRequest(chain / "web.qcow2", Programs(), socket=chain / "db.qcow2")
 
 

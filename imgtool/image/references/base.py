@@ -51,7 +51,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 def refuse(text: str, why: str) -> NoReturn:
     """ImageFormatError: QEMU could not make sense of this name either."""
-    raise ImageFormatError(f"{_shortened(text)} is no usable reference: {why}")
+    raise ImageFormatError(f"{_shortened(text)} is not a usable reference: {why}")
 
 
 def _shortened(text: str) -> str:

@@ -141,7 +141,7 @@ class PullRequest:
             if item.state is None and os.path.lexists(item.path):
                 if top:
                     raise ImageExistsError(
-                        f"{printable(item.path)} exists already", hint="choose another name", path=item.path
+                        f"{printable(item.path)} already exists", hint="choose another name", path=item.path
                     )
                 item.path = free_name(item.path)
             items.append(item)
