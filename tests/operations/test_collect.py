@@ -157,7 +157,7 @@ def test_nothing_to_put_away(images: Images) -> None:
 def test_without_a_keep_list_nothing_goes(images: Images) -> None:
     family(images)
     before = names(images)
-    with pytest.raises(UsageError, match="everything would go"):
+    with pytest.raises(UsageError, match="everything would be collected"):
         collect(images.directory, keep=[])
     with pytest.raises(ImageNotFoundError, match="to be kept"):
         collect(images.directory, keep=[images / "wbe.qcow2"])

@@ -56,7 +56,7 @@ def test_one_with_children_is_not(store: Store) -> None:
 
 def test_a_base_is_no_overlay(store: Store) -> None:
     store.base("base.qcow2", 1)
-    assert "no overlay" in refused(store, RefusedError, "base.qcow2").message
+    assert "not an overlay" in refused(store, RefusedError, "base.qcow2").message
     delete(store / "base.qcow2", force=True)
     assert names(store) == set()
 

@@ -192,5 +192,5 @@ def test_only_what_is_named_is_mended_and_the_plan_changes_nothing(images: Image
     assert [touched.path for touched in request.plan("qemu-img").images] == [str(top)]
     assert repair([images.directory], only=["leaks"]).mended == ()
     assert top.read_bytes() == whole
-    with pytest.raises(UsageError, match="no code"):
+    with pytest.raises(UsageError, match="not a defect code"):
         repair([images.directory], only=["nonsense"])

@@ -377,7 +377,7 @@ def test_of_two_changes_of_one_file_the_second_is_refused(tmp_path: Path) -> Non
             write(staged, text)
             change.replace(a, staged)
         one.commit()
-        with pytest.raises(ImageInUseError, match="meanwhile"):
+        with pytest.raises(ImageInUseError, match="in the meantime"):
             two.commit()
     assert Path(a).read_text() == "one"
     assert hidden(tmp_path) == []
