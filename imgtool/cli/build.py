@@ -246,7 +246,7 @@ def _built_lines(built: Built) -> Iterator[str]:
     epilog="\b\nExample:\n  imgtool build lint web.qcow2 --output json\n\n"
     "The exit status is 3 when there is something that must not be in a clone.",
 )
-@file_argument()
+@file_argument(metavar="IMAGE")
 @format_option()
 @quiet_option
 @output_option()

@@ -47,7 +47,7 @@ def registry_options(command: F) -> F:
             type=click.IntRange(0),
             default=5,
             metavar="N",
-            help="How often to resume a broken transfer that makes no progress.  [default: 5]",
+            help="Resume a broken transfer at most N times in a row without progress.  [default: 5]",
         ),
     ]
     for option in reversed(options):

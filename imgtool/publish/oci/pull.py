@@ -340,7 +340,7 @@ def pull(
 
     With `read_only` the image is read-only too; with `deep` the whole chain is read and held against the content
     digest that the registry has. ImageExistsError when another file is at `path`; DigestError when the registry sends
-    other bytes than it should; RegistryError when it cannot be reached: run again it goes on where it stopped.
+    other bytes than it should; RegistryError when it cannot be reached: run again, it resumes where it stopped.
     """
     request = PullRequest(reference, path, read_only=read_only, deep=deep, connection=connection)
     return request.make(qemu_img or QemuImg(), progress=progress)

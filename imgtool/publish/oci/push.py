@@ -302,8 +302,8 @@ def push(
 
     With `content` what a guest reads is digested and recorded, which reads the whole disk once. `annotations` are
     added to the manifest's. Raises as `guard` does; RefusedError for a chain that is damaged or whose parents changed
-    (not with `force`), or whose images cannot be layers; RegistryError when the registry does not take it: run again
-    it goes on where it stopped.
+    (not with `force`), or whose images cannot be layers; RegistryError when the registry does not take it: run again,
+    it resumes where it stopped.
     """
     request = PushRequest(
         image,
