@@ -42,7 +42,7 @@ def test_what_can_be_amended_is_listed(imgtool: Imgtool) -> None:
     [
         (["-o", "lazyrefcounts=on", "disk.qcow2"], "did you mean 'lazy_refcounts'?"),
         (["-o", "compat=1.1", "disk.img"], "raw images have no options that can be amended"),
-        (["-o", "=1", "disk.qcow2"], "no list of options"),
+        (["-o", "=1", "disk.qcow2"], "not a list of options"),
         (["disk.qcow2"], "nothing to change was given"),
         (["-o", "compat=1.1"], "name of the image is missing"),
     ],

@@ -102,7 +102,7 @@ def test_a_program_that_is_gone_is_a_program_error(tmp_path: Path) -> None:
 
 
 def test_a_program_that_is_no_qemu_is_a_program_error(tmp_path: Path) -> None:
-    with pytest.raises(ProgramError, match="names no version"):
+    with pytest.raises(ProgramError, match="contains no version"):
         capabilities("/bin/true", cache_dir=str(tmp_path))
 
 
