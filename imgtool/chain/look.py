@@ -16,7 +16,7 @@ import msgspec
 from imgtool.chain.findings import Finding, finding
 from imgtool.chain.graph import Backing, BackingKind, DataFile, Image
 from imgtool.errors import ImageFormatError
-from imgtool.image.header import Header, Qcow2Details, read_header, read_snapshots
+from imgtool.image.header import Header, HeaderReader, Qcow2Details, read_snapshots
 from imgtool.image.locks import lock_state
 from imgtool.image.names import printable
 from imgtool.image.reference import Reference, parse, parse_data_file
@@ -78,6 +78,7 @@ class Looker:
     def __init__(self, notice: Notice | None = None) -> None:
         """`notice` is called for each image whose header could be read, while its file is open."""
         self._backings: dict[tuple[str, bytes, str | None], Backing | ImageFormatError] = {}
+        self._headers = HeaderReader()
         self._notice = notice
 
     def at(self, path: str, *, format: str | None = None) -> tuple[Image, Identity | None]:
@@ -106,7 +107,7 @@ class Looker:
         """The node for the file open at `fd`; `path` is how it was reached, `directory` the part of it before the
         last slash."""
         try:
-            header = read_header(fd, format=format)
+            header = self._headers.read(fd, format=format)
         except ImageFormatError as error:
             image = Image(path=path, actual_size=status.st_blocks * 512, in_use=lock_state(fd))
             code = "unreadable" if isinstance(error.__cause__, OSError) else "malformed"

@@ -56,6 +56,7 @@ from imgtool.cli.progress import progress
 from imgtool.errors import ImageInUseError, UsageError
 from imgtool.image.names import absolute, pasted, printable, printable_lines
 from imgtool.image.qapi import to_builtins
+from imgtool.qemu.direct import cache_for
 from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_options
 
 
@@ -99,7 +100,10 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
     help="Write parts as they become ready: faster, but the layout varies from run to run.",
 )
 @rate_limit_option
-@cache_option("The cache mode for the target.  [default: writeback]")
+@cache_option(
+    "The cache mode for the target.  [default: none, past the page cache, for a new qcow2 or raw image where the "
+    "file system can; else writeback]"
+)
 @source_cache_option
 @click.option("-C", "--copy-offload", is_flag=True, help="Let the storage do the copying where it can.")
 @click.option("-n", "--skip-creation", is_flag=True, help="The target exists and is written in place.")
@@ -188,7 +192,6 @@ def convert(
         "options": chosen,
         "snapshot": snapshot_param(snapshot),
         "force_share": force_share,
-        "cache": others["cache"] or "writeback",
     }
     if others["compressed"] and output_format == "qcow2" and not others["skip_creation"]:
         _choose_compression(context, chosen)
@@ -196,6 +199,16 @@ def convert(
     places = [source.source for source in sources]
     with explained(context, formats=[format_, output_format], option_format=output_format, options=chosen):
         refuse_too_large(context, program, places, max_size, arguments)
+    arguments["cache"] = others["cache"] or cache_for(
+        target,
+        places,
+        output_format=output_format,
+        format=arguments["format"],
+        options=chosen,
+        compressed=others["compressed"],
+        snapshot=snapshot is not None,
+        in_place=others["skip_creation"],
+    )
     if dry_run:
         _plan(context, program.program, places, target, parent.path if parent else None, arguments)
         return

@@ -6,19 +6,21 @@ Bounded (`READ_LIMIT` bytes, whatever the header claims), without any process, a
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 
 from imgtool.errors import ImageFormatError
 from imgtool.image.formats import FORMATS, magics, qcow2, raw
 from imgtool.image.formats.base import Details, Header
 from imgtool.image.formats.qcow2 import Qcow2Details, Snapshot
-from imgtool.image.source import READ_LIMIT, Source
+from imgtool.image.source import HEAD, READ_LIMIT, Source
 
 __all__ = [
     "FORMATS",
     "READ_LIMIT",
     "Details",
     "Header",
+    "HeaderReader",
     "Qcow2Details",
     "Snapshot",
     "parse",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _SNAPSHOT_LIMIT = 8 << 20
+_MOST_KNOWN = 64  # beginnings of images that a HeaderReader keeps, 4 KiB each
 
 # the two usual formats are imported up front; the others' modules when an image needs them
 _parsers: dict[str, Callable[[Source], Header]] = {"qcow2": qcow2.parse, "raw": raw.parse}
@@ -41,6 +44,33 @@ def read_header(fd: int, *, format: str | None = None, name: str | None = None) 
     ImageFormatError when it cannot be read, is not in that format, is damaged, or looks like two formats at once.
     """
     return parse(Source.of(fd), format=format, name=name)
+
+
+class HeaderReader:
+    """Reads the headers of many images. The overlays that one program made on one base begin with the same bytes:
+    these are read of each image, and understood once."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Header] = {}
+
+    def read(self, fd: int, *, format: str | None = None) -> Header:
+        """As `read_header`."""
+        if format is not None:
+            return read_header(fd, format=format)
+        try:
+            head = os.pread(fd, HEAD, 0)
+        except OSError:
+            return read_header(fd)  # which says what is the matter
+        known = self._known.get(head)
+        if known is not None:
+            return known
+        source = Source.of(fd, head=head)
+        header = parse(source)
+        if source.only_head:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[head] = header
+        return header
 
 
 def parse(source: Source, *, format: str | None = None, name: str | None = None) -> Header:

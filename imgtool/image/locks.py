@@ -38,9 +38,7 @@ class Holder(msgspec.Struct, frozen=True):
 def lock_state(fd: int) -> LockState | None:
     """`write` when some QEMU has the image open at `fd` for writing, `read` when only for reading, None when nobody
     has it locked. Any descriptor will do, and no lock is taken. None too where the file system knows no locks."""
-    if not sys.platform.startswith("linux"):
-        return None
-    if not _locked(fd, _PERM_BASE, _SPAN):
+    if not sys.platform.startswith("linux") or not _locked(fd, _PERM_BASE, _SPAN):
         return None
     if _locked(fd, _PERM_BASE + _WRITE, 1) or _locked(fd, _PERM_BASE + _RESIZE, 1):
         return "write"

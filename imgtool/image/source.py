@@ -29,21 +29,27 @@ class Source:
     Every failure is an ImageFormatError: an offset past 2⁶³, more bytes than the limit, a read that fails.
     """
 
-    __slots__ = ("_left", "_read", "_size", "head", "size_known")
+    __slots__ = ("_left", "_limit", "_read", "_size", "head", "size_known")
 
     def __init__(
-        self, read: Callable[[int, int], bytes], size: int | Callable[[], int], *, limit: int = READ_LIMIT
+        self,
+        read: Callable[[int, int], bytes],
+        size: int | Callable[[], int],
+        *,
+        limit: int = READ_LIMIT,
+        head: bytes | None = None,
     ) -> None:
         self._read = read
         self._size = size
-        self._left = limit - HEAD
-        self.head = read(0, HEAD)
+        self._left = self._limit = limit - HEAD
+        self.head = read(0, HEAD) if head is None else head
         """The first `HEAD` bytes, fewer when the file is shorter."""
         self.size_known = True
 
     @classmethod
-    def of(cls, fd: int, *, limit: int = READ_LIMIT) -> Source:
-        """The file open at `fd`, read with pread so that its position stays."""
+    def of(cls, fd: int, *, limit: int = READ_LIMIT, head: bytes | None = None) -> Source:
+        """The file open at `fd`, read with pread so that its position stays; `head` is its first `HEAD` bytes where
+        they were read before."""
 
         def read(offset: int, length: int) -> bytes:
             try:
@@ -51,7 +57,7 @@ class Source:
             except OSError as error:
                 raise ImageFormatError(f"the image cannot be read: {error.strerror}") from error
 
-        return cls(read, lambda: size_of(fd), limit=limit)
+        return cls(read, lambda: size_of(fd), limit=limit, head=head)
 
     @classmethod
     def of_bytes(cls, data: bytes, *, whole: bool = True, limit: int = READ_LIMIT) -> Source:
@@ -78,6 +84,12 @@ class Source:
     def sectors(self) -> int:
         """Sectors of 512 bytes in the file, a last partial one counted, as QEMU's block layer sees it."""
         return -(-self.size // _SECTOR)
+
+    @property
+    def only_head(self) -> bool:
+        """Whether nothing but `head` was looked at so far, not even how large the file is: then another file that
+        begins with the same bytes says the same."""
+        return self._left == self._limit and not isinstance(self._size, int)
 
     def again(self, limit: int) -> Source:
         """The same bytes with a bound of its own."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from imgtool.image.remembered import remember
 from imgtool.qemu import img_argv
+from imgtool.qemu.direct import cache_for
 from imgtool.qemu.img_argv import Backing, OptionValue, Source
 from imgtool.qemu.img_base import ImgBase, Progress, place_named
 
@@ -56,6 +57,9 @@ class Staging(ImgBase):
         progress: Progress | None = None,
     ) -> None:
         """Makes the file `staged` an image of the disk that `source` holds."""
+        cache = cache_for(
+            staged, [source], output_format=output_format, format=format, options=options, compressed=compressed
+        )
         argv = img_argv.convert(
             self.program,
             [source],
@@ -65,7 +69,7 @@ class Staging(ImgBase):
             options=options,
             compressed=compressed,
             bitmaps=bitmaps,
-            cache="unsafe",
+            cache="none" if cache == "none" else "unsafe",
             progress=progress is not None,
         )
         cwd = self._approve([source], [format])
