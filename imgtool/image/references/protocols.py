@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from imgtool.image.references.base import MAX_PORT, Reference, parse_url, refuse
+from imgtool.image.references.base import MAX_PORT, Reference, refuse
+from imgtool.image.references.url import parse_url
 
 NBD_PORT = 10809
 _SSH_PORT = 22
