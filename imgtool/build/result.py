@@ -159,6 +159,7 @@ def _convert(making: Making, output: Output, hidden: str) -> None:
         backing_format=making.base.format if thin else None,
         options=options,
         compressed=compression != "none",
+        cache="writeback",  # it is read again, to be proved
         overwrite=True,
     )
     if thin:

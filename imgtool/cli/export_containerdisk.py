@@ -9,6 +9,7 @@ import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
+from imgtool.cli.publishing import annotation_map, annotation_option, publish
 from imgtool.cli.registry_options import LOGIN, connection_of, registry_options
 
 if TYPE_CHECKING:
@@ -39,13 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--arch", "architecture", metavar="ARCH", help="The architecture, by its Go name.  [default: this host's]"
 )
-@click.option(
-    "--annotation",
-    "annotations",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Add this to the manifest. May be repeated.",
-)
+@annotation_option
 @force_option("Even if an image of the chain is damaged, or its parent has changed since it was made.")
 @registry_options
 @progress_option
@@ -76,11 +71,6 @@ def containerdisk(
     The containerDisk is an OCI image with one file, /disk/disk.qcow2 or /disk/disk.img, owned by QEMU (107:107, mode
     0440).
     """
-    from imgtool.cli.images import qemu_img
-    from imgtool.cli.output import emit, remark
-    from imgtool.cli.plan import emit_plan
-    from imgtool.cli.progress import progress
-    from imgtool.cli.push import annotation_map
     from imgtool.publish.containerdisk import ContainerDiskRequest
 
     request = ContainerDiskRequest(
@@ -96,14 +86,7 @@ def containerdisk(
         force=force,
         connection=connection_of(plain_http, cert_dir, jobs, retries),
     )
-    if dry_run:
-        emit_plan(context, request.plan(context.programs.find("qemu-img")))
-        return
-    for note in request.notes:
-        remark(context, note)
-    with progress(context, "export") as show:
-        exported = request.make(qemu_img(context), progress=show)
-    emit(context, exported, _lines(exported))
+    publish(context, request, "export", _lines, dry_run=dry_run)
 
 
 def _lines(exported: Exported) -> Iterator[str]:

@@ -9,8 +9,8 @@ import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.options import file_argument, force_option, format_option
+from imgtool.cli.publishing import annotation_map, annotation_option, publish
 from imgtool.cli.registry_options import LOGIN, connection_of, registry_options
-from imgtool.errors import UsageError
 
 if TYPE_CHECKING:
     from imgtool.publish.oci.push import Pushed
@@ -30,13 +30,7 @@ if TYPE_CHECKING:
 @click.option("-c", "--compress", is_flag=True, help="With --flatten: compress it.")
 @click.option("--no-content-digest", is_flag=True, help="Leave out the digest of the disk's contents.")
 @click.option("--recipe-digest", metavar="DIGEST", help="The digest of the recipe the image was built from.")
-@click.option(
-    "--annotation",
-    "annotations",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Add this to the manifest. May be repeated.",
-)
+@annotation_option
 @force_option("Even if an image of the chain is damaged, or its parent has changed since it was made.")
 @registry_options
 @progress_option
@@ -65,10 +59,6 @@ def push(
 
     Layers that the registry has are not sent again; an interrupted push resumes where it stopped.
     """
-    from imgtool.cli.images import qemu_img
-    from imgtool.cli.output import emit, remark
-    from imgtool.cli.plan import emit_plan
-    from imgtool.cli.progress import progress
     from imgtool.publish.oci.push import PushRequest
 
     request = PushRequest(
@@ -83,28 +73,10 @@ def push(
         force=force,
         connection=connection_of(plain_http, cert_dir, jobs, retries),
     )
-    if dry_run:
-        emit_plan(context, request.plan(context.programs.find("qemu-img")))
-        return
-    for note in request.notes:
-        remark(context, note)
-    with progress(context, "push") as show:
-        pushed = request.make(qemu_img(context), progress=show)
-    emit(context, pushed, push_lines(pushed))
+    publish(context, request, "push", _lines, dry_run=dry_run)
 
 
-def annotation_map(given: tuple[str, ...]) -> dict[str, str]:
-    """`KEY=VALUE` words as a mapping."""
-    found = {}
-    for word in given:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UsageError(f"{word!r} is not an annotation", hint="KEY=VALUE")
-        found[key] = value
-    return found
-
-
-def push_lines(pushed: Pushed) -> Iterator[str]:
+def _lines(pushed: Pushed) -> Iterator[str]:
     from imgtool.cli.render import short_size
     from imgtool.image.names import printable
 

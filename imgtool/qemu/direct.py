@@ -1,6 +1,7 @@
 """Whether a new image is better written past the page cache (`-t none`).
 
-Where the result has to be on disk at the end, that takes half to two thirds of the time, and leaves memory to others.
+Where the result has to be on disk at the end, that takes half to two thirds of the time if the disk is fast, as much
+if it is slow, and leaves memory to others. Whoever reads the result at once is better off with the page cache.
 """
 
 from __future__ import annotations

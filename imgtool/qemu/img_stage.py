@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from imgtool.image.remembered import remember
 from imgtool.qemu import img_argv
-from imgtool.qemu.direct import cache_for
 from imgtool.qemu.img_argv import Backing, OptionValue, Source
 from imgtool.qemu.img_base import ImgBase, Progress, place_named
+from imgtool.qemu.writeback import written_early
 
 
 class Staging(ImgBase):
@@ -56,10 +56,8 @@ class Staging(ImgBase):
         bitmaps: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """Makes the file `staged` an image of the disk that `source` holds."""
-        cache = cache_for(
-            staged, [source], output_format=output_format, format=format, options=options, compressed=compressed
-        )
+        """Makes the file `staged` an image of the disk that `source` holds. It stays in the page cache, for those who
+        prove it before it is brought to disk."""
         argv = img_argv.convert(
             self.program,
             [source],
@@ -69,8 +67,9 @@ class Staging(ImgBase):
             options=options,
             compressed=compressed,
             bitmaps=bitmaps,
-            cache="none" if cache == "none" else "unsafe",
+            cache="unsafe",
             progress=progress is not None,
         )
         cwd = self._approve([source], [format])
-        self._change(argv, staged, others=[source], cwd=cwd, progress=progress)
+        with written_early(staged):
+            self._change(argv, staged, others=[source], cwd=cwd, progress=progress)
