@@ -204,6 +204,7 @@ def convert(
         places,
         output_format=output_format,
         format=arguments["format"],
+        backing=arguments["backing"],
         options=chosen,
         compressed=others["compressed"],
         snapshot=snapshot is not None,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from imgtool.errors import ImgtoolError
 from imgtool.image.header import FORMATS, read_header
 from imgtool.image.names import absolute
-from imgtool.qemu.img_argv import Cache, ImageOpts, OptionValue, Source
+from imgtool.qemu.img_argv import Backing, Cache, ImageOpts, OptionValue, Source
 
 _ALIGNMENT = 4096
 """The coarsest block of a disk or file system. Direct I/O writes whole blocks: a raw image that ends within one would
@@ -25,6 +25,7 @@ def cache_for(
     *,
     output_format: str,
     format: str | None = None,
+    backing: Backing | None = None,
     options: Mapping[str, OptionValue] = {},
     compressed: bool = False,
     snapshot: bool = False,
@@ -35,7 +36,9 @@ def cache_for(
     """
     if isinstance(target, ImageOpts) or in_place or compressed or "data_file" in options:
         return "writeback"
-    path = absolute(target)
+    if backing is not None:
+        return "writeback"  # QEMU opens the backing chain as the target, and it may lie where that is impossible
+    path = os.path.realpath(absolute(target))  # what a symlink leads to is replaced
     if os.path.exists(path) and not os.path.isfile(path):
         return "writeback"  # a block device, which is written in place
     fits = output_format == "qcow2"

@@ -120,6 +120,7 @@ class Making(ImgBase):
             images,
             output_format=output_format,
             format=format,
+            backing=backing,
             options=options if data_file is None else {**options, "data_file": os.fsdecode(data_file)},
             compressed=compressed,
             snapshot=snapshot is not None,

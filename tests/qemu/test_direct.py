@@ -46,6 +46,25 @@ def test_what_is_written_past_the_cache(takes: bool, disk: Path, tmp_path: Path)
     assert cache_for("/dev/null", [disk], output_format="qcow2") == "writeback"
 
 
+def test_a_backing_file_would_be_read_past_the_cache_too(
+    monkeypatch: pytest.MonkeyPatch, disk: Path, tmp_path: Path
+) -> None:
+    """On a file system that may not take it."""
+    monkeypatch.setattr(direct, "_takes_direct_io", lambda _: True)
+    target = tmp_path / "new.qcow2"
+    assert cache_for(target, [disk], output_format="qcow2", backing="base.qcow2") == "writeback"
+
+
+def test_where_a_symlink_leads_to_is_what_counts(monkeypatch: pytest.MonkeyPatch, disk: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "cached"
+    cached.mkdir()
+    monkeypatch.setattr(direct, "_takes_direct_io", lambda folder: folder != str(cached))
+    link = tmp_path / "link.qcow2"
+    link.symlink_to("cached/real.qcow2")
+    (cached / "real.qcow2").touch()
+    assert cache_for(link, [disk], output_format="qcow2") == "writeback"
+
+
 def test_a_raw_image_whose_size_is_not_known_to_be_whole_blocks_is_not(
     monkeypatch: pytest.MonkeyPatch, disk: Path, tmp_path: Path
 ) -> None:
