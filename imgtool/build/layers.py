@@ -134,14 +134,18 @@ def seal(store: Store, work: Work, folder: str, sealing: Sealing, memory: Memory
 
 
 def _content(image: str, ground: Ground, memory: Memory, qemu_img: QemuImg) -> str:
-    """The layer's content digest, for which only what the layer changed is read where that can be. The output's is
-    made by reading all of it, and held against this."""
+    """The layer's content digest, for which only what the layer changed is read once the map of its ground is there.
+    The output's is made by reading all of it, and held against this."""
     chain = guard(image, format="qcow2")
-    size = chain[0].virtual_size
+    size, size_below = chain[0].virtual_size, chain[1].virtual_size
     assert size is not None
-    below = memory.map_of(ground.content)
+    assert size_below is not None
     layers = layers_of(chain)
-    found = content_map(qemu_img, layers, size) if below is None else map_over(qemu_img, layers, size, below)
+    below = memory.map_of(ground.content)
+    if below is None:  # its digest is remembered for longer than its map
+        below = content_map(qemu_img, layers[1:], size_below)
+        memory.keep_map(below)
+    found = map_over(qemu_img, layers, size, below)
     memory.keep_map(found)
     return found.digest
 

@@ -96,6 +96,17 @@ def test_the_result_is_what_the_layers_hold(bench: Bench) -> None:
     assert manifest.lineage == (manifest.base_content, *(layer.content for layer in built.layers))
 
 
+def test_a_map_that_was_lost_is_made_again(bench: Bench) -> None:
+    """The digest of the base is remembered without it, and each build to come would read the whole disk."""
+    before = bench.builder().build(bench.recipe(RECIPE))
+    (bench.folder / "web-1.qcow2").unlink()
+    shutil.rmtree(bench.folder / "cache" / "maps")
+    built = bench.builder().build(bench.recipe(RECIPE), Choice(no_cache=True))
+    assert [layer.content for layer in built.layers] == [layer.content for layer in before.layers]
+    manifest = decode((bench.folder / "web-1.qcow2.manifest.json").read_bytes(), ImageManifest)
+    assert all(bench.memory.map_of(content) is not None for content in manifest.lineage)
+
+
 def test_the_same_layers_make_the_same_bytes(bench: Bench) -> None:
     bench.builder().build(bench.recipe(RECIPE))
     first = (bench.folder / "web-1.qcow2").read_bytes()

@@ -46,6 +46,17 @@ def test_only_the_latest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_one_that_is_used_is_among_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "_MOST_MAPS", 3)
+    memory = Memory(str(tmp_path))
+    for number in range(5):
+        memory.keep_map(a_map(number))
+        for path in tmp_path.rglob("*"):
+            if path.is_file():
+                os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**9))
+        assert memory.map_of(a_map(0).digest) is not None
+
+
 def test_where_nothing_can_be_written_nothing_is_kept_and_nothing_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     memory = Memory(str(tmp_path / "file" / "folder"))
