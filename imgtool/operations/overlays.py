@@ -55,9 +55,10 @@ class OverlaysRequest:
         self._pattern = None
         if overlay is not None:
             name = absolute_path(overlay)
-            if NUMBER in os.path.basename(name):
+            folder, last = os.path.split(name)
+            if NUMBER in last:
                 self._pattern = name
-                overlay = name.replace(NUMBER, "1")
+                overlay = os.path.join(folder, last.replace(NUMBER, "1"))
             elif not os.path.isdir(name):
                 raise UsageError(
                     f"{printable(name)} would be the name of {count} overlays",

@@ -63,6 +63,14 @@ def test_each_remembers_its_base_and_is_as_good_as_the_first(images: Images) -> 
     images.run_io(Path(made[2].path), "read -P 7 0 64k")
 
 
+def test_the_number_goes_into_the_name_and_not_into_its_directory(images: Images) -> None:
+    folder = images / "{n}"
+    folder.mkdir()
+    made = new_overlays(images.base("base.qcow2"), 2, folder / "top-{n}.qcow2")
+    assert listing(folder) == {Path(image.path).name for image in made} == {"top-1.qcow2", "top-2.qcow2"}
+    assert [walk(image.path)[1].path for image in made] == [str(images / "base.qcow2")] * 2
+
+
 def test_made_up_names_go_round_those_that_are_there(images: Images) -> None:
     base = images.base("base.qcow2")
     (images / "base-overlay-2.qcow2").touch()
