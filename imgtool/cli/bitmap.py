@@ -19,8 +19,8 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.render import counted
 from imgtool.cli.requests import on_copy, settle
-from imgtool.errors import ImgtoolError, UsageError
-from imgtool.image.names import printable
+from imgtool.errors import ImgtoolError, RefusedError, UsageError
+from imgtool.image.names import pasted, printable
 from imgtool.image.qapi import to_builtins
 from imgtool.qemu.img_argv import Merge
 
@@ -124,6 +124,7 @@ def bitmap(
         "objects": objects,
     }
     program = qemu_img(context)
+    _refuse_other_formats(opened)
     _check(program, opened, name, actions, objects)
     if dry_run:
         from imgtool.qemu import img_argv
@@ -148,6 +149,18 @@ def bitmap(
             yield from bitmap_table(now, indent="  ")
 
     say(context, to_builtins(changed), lines())
+
+
+def _refuse_other_formats(opened: Opened) -> None:
+    """RefusedError when the image is of a format in which QEMU cannot keep bitmaps."""
+    if opened.path is None or opened.format == "qcow2":
+        return
+    target = pasted(opened.path + ".qcow2")
+    raise RefusedError(
+        f"QEMU keeps bitmaps in qcow2 images only, and {opened.place} is {opened.format}",
+        hint=f"convert it first: `imgtool convert -f {opened.format} -O qcow2 {pasted(opened.path)} {target}`",
+        path=opened.path,
+    )
 
 
 def _check(

@@ -71,6 +71,19 @@ def test_a_bitmap_that_is_not_there(images: Images, imgtool: Imgtool) -> None:
     )
 
 
+@pytest.mark.parametrize("format", ["raw", "vmdk"])
+def test_an_image_that_can_keep_no_bitmaps(images: Images, imgtool: Imgtool, format: str) -> None:
+    path = images / f"disk.{format}"
+    images.qemu_img("create", "-q", "-f", format, path, "1M")
+    for words in (["--add"], ["--clear"], ["--add", "--dry-run"]):
+        done = imgtool("bitmap", *words, path, "monday")
+        assert (done.status, done.stdout) == (1, ""), words
+        assert done.stderr == (
+            f"imgtool: error: QEMU keeps bitmaps in qcow2 images only, and {path} is {format}\n"
+            f"hint: convert it first: `imgtool convert -f {format} -O qcow2 {path} {path}.qcow2`\n"
+        )
+
+
 def test_requests_that_make_no_sense(images: Images, imgtool: Imgtool) -> None:
     path = images.base("disk.qcow2")
     for words in ([path, "b0"], ["--add", path], ["--add", "-g", "x", path, "b0"], ["--merge"]):
