@@ -207,7 +207,13 @@ def _no_disk(image: str) -> UsageError:
 
 
 def _taken(words: Mapping[str, Any]) -> str | None:
-    """What to do when an option whose value may be left out took the IMAGE for its value."""
+    """What to do when `--`, or an option whose value may be left out, took the IMAGE."""
+    arguments = click.get_current_context().meta.get(_ARGUMENTS, ())
+    if arguments and os.path.isfile(arguments[0]):
+        from imgtool.image.names import pasted
+
+        name = os.path.join(os.curdir, arguments[0]) if arguments[0].startswith("-") else arguments[0]
+        return f"what stands after -- goes to QEMU: write {pasted(name)} before it"
     for name, _, _ in OPTIONAL:
         value = words.get(name)
         if isinstance(value, str) and os.path.isfile(value):

@@ -381,6 +381,14 @@ def test_an_image_behind_an_option_that_takes_it_for_its_value_is_found_out(mach
     assert "give an IMAGE" in done.stderr
 
 
+def test_an_image_after_the_arguments_of_qemu_is_found_out(machines: Machines, image: Path) -> None:
+    done = machines("boot", "--dry-run", "--", image, check=False)
+    assert done.returncode == 2
+    assert f"hint: what stands after -- goes to QEMU: write {image} before it" in done.stderr
+    done = machines("boot", "--dry-run", "--", "-S", check=False)
+    assert "give an IMAGE" in done.stderr
+
+
 def test_a_raw_disk_with_the_header_of_another_format_is_in_doubt(machines: Machines, image: Path) -> None:
     raw = image.with_name("disk.raw")
     image.rename(raw)
