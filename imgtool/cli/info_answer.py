@@ -110,7 +110,10 @@ def header_of(fd: int, path: str, format: str | None) -> Header | None:
     """
     if format is not None and format not in FORMATS:
         return None
-    end = os.lseek(fd, 0, os.SEEK_END)
+    try:
+        end = os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:  # a file of /proc, or of a file system that fails
+        raise ImageFormatError(f"the image cannot be read: {error.strerror}", path=path) from error
     if end == 0 and format is None:
         raise ImageFormatError(
             "the file is empty: there is no image in it",

@@ -224,3 +224,9 @@ def test_a_json_answer_loads_nothing_that_people_need(images: Images) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+def test_a_file_without_an_end_is_named_in_the_error(imgtool: Imgtool) -> None:
+    done = imgtool("info", "/proc/self/mem")
+    assert (done.status, done.stdout) == (1, "")
+    assert done.stderr.startswith("imgtool: error: /proc/self/mem: the image cannot be read: ")
