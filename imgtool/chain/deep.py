@@ -73,9 +73,15 @@ def _check(image: Image, qemu_img: QemuImg, policy: Policy) -> CheckResult | Img
         return error
 
 
+def _without_warnings(message: str) -> str:
+    """What went wrong, without what QEMU says about the options of `alone`."""
+    lines = message.splitlines()
+    return "\n".join([line for line in lines if not line.startswith("qemu-img: warning: ")]) or message
+
+
 def _tell(image: Image, result: CheckResult | ImgtoolError) -> None:
     if isinstance(result, ImgtoolError):
-        image.add(finding("check-failed", f"it was not checked: {result.message}"))
+        image.add(finding("check-failed", f"it was not checked: {_without_warnings(result.message)}"))
         return
     report = result.report
     if report is None or result.status == "clean":

@@ -231,6 +231,17 @@ def test_a_data_file_that_is_gone(images: Images) -> None:
     assert found[0].images == (str(path),)
 
 
+def test_an_overlay_that_cannot_be_checked_is_told_why_and_no_more(images: Images) -> None:
+    images.base("base.qcow2")
+    data, path = images / "data.raw", images / "top.qcow2"
+    words = ["-b", images / "base.qcow2", "-F", "qcow2", "-o", f"data_file={data}"]
+    images.qemu_img("create", "-q", "-f", "qcow2", *words, path)
+    data.unlink()
+    message = only(defects(images, deep=True), "check-failed").message
+    assert message.startswith("it was not checked: qemu-img: Could not open ")
+    assert "deprecated" not in message
+
+
 def test_a_parent_outside_of_the_store(images: Images) -> None:
     base = images.base("bases/base.qcow2")
     images.overlay("vms/top.qcow2", "../bases/base.qcow2")
