@@ -42,6 +42,9 @@ class Context:
         """Words of --trust."""
         self.named: list[str] = []
         """Files and directories on the command line."""
+        self.held: list[tuple[str, str]] = []
+        """(label, text) of the warnings and notes that wait for the end of a command that answers in JSON: should it
+        fail, its one error document is all that stderr gets."""
         self.limit_memory: int | None = None
         self.limit_cpu: int | None = None
         self._programs: Programs | None = None

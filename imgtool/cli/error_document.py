@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from imgtool.errors import CommandError, ImgtoolError
@@ -26,9 +28,11 @@ class ErrorDocument(msgspec.Struct, frozen=True):
     """The one object on stderr of a command that fails under `--output json`."""
 
     error: ErrorDetails
+    warnings: tuple[str, ...] = ()
+    """What there was to say before it failed."""
 
 
-def error_document(error: ImgtoolError) -> ErrorDocument:
+def error_document(error: ImgtoolError, warnings: Sequence[str] = ()) -> ErrorDocument:
     command = error if isinstance(error, CommandError) else None
     return ErrorDocument(
         ErrorDetails(
@@ -39,5 +43,6 @@ def error_document(error: ImgtoolError) -> ErrorDocument:
             command=command.command if command and command.argv else None,
             exit_status=error.status,
             stderr=command.stderr.decode(errors="replace") if command else None,
-        )
+        ),
+        tuple(warnings),
     )

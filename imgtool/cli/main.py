@@ -13,7 +13,7 @@ import click
 
 from imgtool.cli.context import Context, pass_context
 from imgtool.cli.lazy import Entry, LazyGroup
-from imgtool.cli.output import report
+from imgtool.cli.output import report, tell_held
 from imgtool.errors import ImgtoolError, UsageError
 from imgtool.image.policy_source import deciding
 
@@ -164,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         with deciding(lambda: context.policy):
             status = _run(words, context)
+            tell_held(context)
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -12,6 +12,8 @@ from imgtool.cli.context import Context, want_color
 from imgtool.errors import CommandError, ImgtoolError
 from imgtool.image.names import harmless, printable
 
+_WARNING = "warning"
+
 
 def emit(context: Context, value: Any, human: Iterable[str]) -> None:
     """The answer of a command: `value` as one JSON document, or the lines of `human` (not touched for JSON)."""
@@ -45,12 +47,30 @@ def to_json(value: Any) -> bytes:
 def remark(context: Context, text: str, *, label: str = "note") -> None:
     """Something a person may want to know, on stderr; not with `-q` and not in place of an answer."""
     if not context.quiet:
-        click.echo(f"imgtool: {label}: {harmless(text)}", err=True)
+        _tell(context, label, text)
 
 
 def warn(context: Context, text: str) -> None:
-    color = want_color(context, sys.stderr)
-    click.echo(f"imgtool: {click.style('warning', fg='yellow')}: {harmless(text)}", err=True, color=color)
+    _tell(context, _WARNING, text)
+
+
+def _tell(context: Context, label: str, text: str) -> None:
+    if context.json:
+        context.held.append((label, text))
+    else:
+        _write(context, label, text)
+
+
+def _write(context: Context, label: str, text: str) -> None:
+    shown = click.style(label, fg="yellow") if label == _WARNING else label
+    click.echo(f"imgtool: {shown}: {harmless(text)}", err=True, color=want_color(context, sys.stderr))
+
+
+def tell_held(context: Context) -> None:
+    """What waited for a command to end without an error."""
+    held, context.held = context.held, []
+    for label, text in held:
+        _write(context, label, text)
 
 
 def report(context: Context, error: ImgtoolError) -> None:
@@ -58,7 +78,9 @@ def report(context: Context, error: ImgtoolError) -> None:
     if context.json:
         from imgtool.cli.error_document import error_document
 
-        click.echo(to_json(error_document(error)), err=True)
+        warnings = [text for label, text in context.held if label == _WARNING]
+        context.held = []
+        click.echo(to_json(error_document(error, warnings)), err=True)
         return
     color = want_color(context, sys.stderr)
     text = harmless(_located(error))

@@ -394,4 +394,7 @@ def _locked(fd: int) -> bool:
 def _os_error(error: OSError, path: str, what: str) -> ImageError:
     if isinstance(error, FileNotFoundError):
         return ImageNotFoundError(f"{printable(path)} does not exist", path=path)
-    return ImageError(f"{printable(path)} {what}: {error.strerror}", path=path)
+    hint = None
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and os.path.isdir(path):
+        hint = "images are changed on a copy beside them, which then takes their place"
+    return ImageError(f"{printable(path)} {what}: {error.strerror}", hint=hint, path=path)

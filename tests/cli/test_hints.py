@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -197,3 +198,17 @@ def test_a_json_reference_is_not_told_to_be_a_driver(imgtool: Imgtool, store: Pa
     assert refused.status == 1
     assert "file.driver=json" not in refused.error["hint"]
     assert "--image-opts driver=FORMAT" in refused.error["hint"]
+
+
+def test_a_warning_before_an_error_is_part_of_its_one_document(imgtool: Imgtool, tmp_path: Path) -> None:
+    words = ["create", tmp_path / "disk.qcow2"]
+    failed = imgtool(*words, "--output", "json")
+    document = json.loads(failed.stderr)
+    assert (failed.status, document["error"]["code"]) == (2, "usage")
+    assert [text.partition(": ")[2] for text in document["warnings"]] == [
+        "no format is given; -f qcow2 makes what it says"
+    ]
+    made = imgtool(*words, "1M", "--output", "json")
+    assert made.document["info"]["format"] == "raw"
+    assert made.stderr.startswith("imgtool: warning: ")
+    assert made.stderr.endswith(": no format is given; -f qcow2 makes what it says\n")

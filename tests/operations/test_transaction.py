@@ -13,6 +13,7 @@ import pytest
 from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, RefusedError
 from imgtool.operations.journal import journals, recover
 from imgtool.operations.transaction import Transaction
+from tests.files import as_nobody
 from tests.operations.dying import ends_well
 
 
@@ -235,6 +236,13 @@ def test_a_journal_that_came_from_elsewhere_moves_nothing(tmp_path: Path) -> Non
 def test_a_directory_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError), Transaction(str(tmp_path / "gone" / "a")):
         pass
+
+
+def test_why_a_directory_has_to_be_writable_is_said(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"disk")
+    with as_nobody(tmp_path), pytest.raises(ImageError) as caught, Transaction(str(tmp_path / "disk")):
+        pass
+    assert caught.value.hint == "images are changed on a copy beside them, which then takes their place"
 
 
 STOPPED = """
