@@ -201,7 +201,7 @@ def test_a_json_reference_is_not_told_to_be_a_driver(imgtool: Imgtool, store: Pa
 
 
 def test_a_warning_before_an_error_is_part_of_its_one_document(imgtool: Imgtool, tmp_path: Path) -> None:
-    words = ["create", tmp_path / "disk.qcow2"]
+    words = ("create", tmp_path / "disk.qcow2")
     failed = imgtool(*words, "--output", "json")
     document = json.loads(failed.stderr)
     assert (failed.status, document["error"]["code"]) == (2, "usage")
