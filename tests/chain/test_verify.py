@@ -234,7 +234,7 @@ def test_a_data_file_that_is_gone(images: Images) -> None:
 def test_an_overlay_that_cannot_be_checked_is_told_why_and_no_more(images: Images) -> None:
     images.base("base.qcow2")
     data, path = images / "data.raw", images / "top.qcow2"
-    words = ["-b", images / "base.qcow2", "-F", "qcow2", "-o", f"data_file={data}"]
+    words = ("-b", images / "base.qcow2", "-F", "qcow2", "-o", f"data_file={data}")
     images.qemu_img("create", "-q", "-f", "qcow2", *words, path)
     data.unlink()
     message = only(defects(images, deep=True), "check-failed").message
