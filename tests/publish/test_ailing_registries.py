@@ -29,6 +29,9 @@ class Ailing(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.status, self.headers, self.asked = status, headers, 0
         self.host = f"127.0.0.1:{self.server_port}"
+        self.stops_short = False
+        """Whether an answer ends after its first byte, once `gone` is set."""
+        self.gone = threading.Event()
 
     def handle_error(self, *_: object) -> None:
         """A client that speaks TLS to it, or goes, is no news."""
@@ -42,8 +45,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(self.server.status)
         for name, value in self.server.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", "1000" if self.server.stops_short else "0")
         self.end_headers()
+        if self.server.stops_short and "manifests" in self.path:
+            self.wfile.write(b"{")
+            self.server.gone.wait()
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -113,6 +119,30 @@ def test_a_registry_that_hangs_is_named_with_the_time_it_was_given(
     assert f"{host} took the connection, and said nothing for 0.25 seconds" in str(error)
     assert "hangs" in (error.hint or "")
     assert connections == 2, "it was tried again once"
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(home: Path, elsewhere: Path) -> None:
+    server = Ailing(200, {})
+    server.stops_short = True
+    server.gone.set()
+    with serving(server):
+        error = refusal(server.host, elsewhere, Connection(retries=1, plain_http=True))
+    assert server.asked == 2
+    assert re.search(r"web:1: the connection broke: [^(]", str(error))
+
+
+def test_an_answer_that_stands_still_is_a_registry_that_hangs(
+    home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "ANSWER_TIMEOUT", 0.25)
+    server = Ailing(200, {})
+    server.stops_short = True
+    with serving(server):
+        error = refusal(server.host, elsewhere, Connection(plain_http=True))
+        server.gone.set()
+    assert server.asked == 2, "it was tried again once"
+    assert "said nothing for 0.25 seconds" in str(error)
+    assert "hangs" in (error.hint or "")
 
 
 @pytest.mark.parametrize(

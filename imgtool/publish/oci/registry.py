@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from imgtool.publish.oci.errors import DigestError, RegistryError
@@ -36,45 +37,45 @@ class Registry:
         """(bytes, media type, digest) of the manifest that a tag or digest names. RegistryNotFoundError when there is
         none; DigestError when it is not the one that the digest names."""
         what = f"no manifest of {self.reference}"
-        response = self.transport.request(
-            "GET",
-            self.transport.url("manifests", version),
-            headers={"Accept": ", ".join(_ACCEPTED)},
-            expect=(200,),
-            what=what,
-            stream=True,
-        )
-        content = self._bounded(response, MAX_DOCUMENT, what)
+        url, accepted = self.transport.url("manifests", version), {"Accept": ", ".join(_ACCEPTED)}
+        content, headers = self._bounded(url, MAX_DOCUMENT, what, accepted)
         digest = digest_of(content)
-        said = response.headers.get("Docker-Content-Digest", digest)
+        said = headers.get("Docker-Content-Digest", digest)
         for wanted in (said, version if version.startswith("sha256:") else digest):
             if wanted != digest:
                 raise DigestError(f"the registry sent another manifest of {self.reference} than {wanted}")
-        return content, response.headers.get("Content-Type", "").partition(";")[0], digest
+        return content, headers.get("Content-Type", "").partition(";")[0], digest
 
     def document(self, descriptor: Descriptor) -> bytes:
         """The bytes of a small blob. DigestError when they are not those."""
         what = f"no blob {descriptor.digest} of {self.reference.repository}"
         if descriptor.size > MAX_DOCUMENT:
             raise RegistryError(f"{what}: {descriptor.size} bytes are too many for a document")
-        response = self.transport.request("GET", self._blob(descriptor.digest), expect=(200,), what=what, stream=True)
-        content = self._bounded(response, descriptor.size, what)
+        content, _ = self._bounded(self._blob(descriptor.digest), descriptor.size, what)
         if digest_of(content) != descriptor.digest:
             raise DigestError(f"the registry sent other bytes than {descriptor.digest}")
         return content
 
-    def _bounded(self, response: object, most: int, what: str) -> bytes:
-        content = b""
-        try:
-            for piece in response.iter_content(65536):  # type: ignore[attr-defined]
-                content += piece
-                if len(content) > most:
-                    raise RegistryError(f"{what}: it is larger than {most} bytes")
-        except OSError as error:
-            raise RegistryError(f"{what}: {error}", hint="run it again") from error
-        finally:
-            response.close()  # type: ignore[attr-defined]
-        return content
+    def _bounded(
+        self, url: str, most: int, what: str, headers: dict[str, str] | None = None
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """(bytes, headers) of a document of at most `most` bytes, all of it asked for again when it breaks off."""
+
+        def once() -> tuple[bytes, Mapping[str, str]]:
+            response = self.transport.once("GET", url, headers=headers, expect=(200,), what=what, stream=True)
+            content = b""
+            try:
+                for piece in response.iter_content(65536):
+                    content += piece
+                    if len(content) > most:
+                        raise RegistryError(f"{what}: it is larger than {most} bytes")
+            except OSError as error:
+                raise self.transport.broken_off(error) from error
+            finally:
+                response.close()
+            return content, response.headers
+
+        return self.transport.retrying(once, what)
 
     def has_blob(self, digest: str, size: int | None = None) -> bool:
         """Whether the repository has the blob. RegistryError when the one it has is of another size."""

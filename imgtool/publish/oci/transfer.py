@@ -253,7 +253,7 @@ class _Download:
                 self._write(piece)
                 self._took(piece)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise BrokenConnection(f"the connection broke: {printable(str(error))}") from error
+            raise self._registry.transport.broken_off(error) from error
 
     def _write(self, piece: bytes) -> None:
         """Appends `piece`; zeros become a hole. The file's size says how far it has come."""

@@ -205,7 +205,7 @@ class Transport:
             except requests.exceptions.RequestException as error:
                 inner = _innermost(error)
                 self._reached = self._reached or not isinstance(inner, ConnectionRefusedError | socket.gaierror)
-                raise BrokenConnection(_reason(inner)) from error
+                raise _broke(inner) from error
             self._reached = True
             challenge = response.headers.get("WWW-Authenticate", "")
             if response.status_code == 401 and ours and attempt < 2 and self._login.answer(challenge, said):
@@ -239,6 +239,11 @@ class Transport:
                     ) from broken
                 wait = broken.wait or 0.25 * 2**tries * (0.5 + random.random() / 2)
                 self.halted.wait(min(wait, _LONGEST_WAIT))
+
+    def broken_off(self, error: Exception) -> BrokenConnection:
+        """What an answer is that ended too early, or stood still."""
+        inner = _innermost(error)
+        return self._silent(error, _limits("GET")) if isinstance(inner, TimeoutError) else _broke(inner)
 
     def _silent(self, error: Exception, limits: tuple[float, float]) -> BrokenConnection:
         """What a time-out is: tried again once, for each takes as long."""
@@ -330,9 +335,9 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def _reason(error: BaseException) -> str:
+def _broke(error: BaseException) -> BrokenConnection:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"the connection broke: {printable(text or type(error).__name__)}"
+    return BrokenConnection(f"the connection broke: {printable(text or type(error).__name__)}")
 
 
 def _said(response: requests.Response) -> str:
