@@ -15,6 +15,8 @@ from imgtool.cli.options import FILE_NAME, SIZE, file_argument, force_option, op
 
 if TYPE_CHECKING:
     from imgtool.chain.graph import Image
+    from imgtool.operations.overlay import OverlayRequest
+    from imgtool.operations.overlays import OverlaysRequest
 
 SECTIONS = {
     "Commands": {
@@ -77,7 +79,8 @@ def new(
     Without OVERLAY, or if it is a directory, a name is chosen: disk-overlay-1.qcow2 next to disk.qcow2. The overlay
     always records the format of BASE and an anchor, the state of BASE now, so that a later change of BASE is noticed.
 
-    With --count, OVERLAY is a directory, or a name in which {n} stands for 1, 2, 3…; otherwise names are chosen.
+    With --count, OVERLAY is a directory, or a name in which {n} stands for 1, 2, 3…; otherwise names are chosen. In
+    JSON they are a list then, even of one.
     """
     given: dict[str, Any] = {
         "absolute": absolute,
@@ -89,39 +92,21 @@ def new(
         "force": force,
         "settle": not dry_run,
     }
-    if count is not None:
-        _several(context, base, path, count, given, dry_run=dry_run)
-        return
     from imgtool.cli.images import warn_of_named_raw
-    from imgtool.operations.overlay import OverlayRequest
+    from imgtool.cli.requests import show_plan
 
-    request = OverlayRequest(base, path, **given)
+    request: OverlayRequest | OverlaysRequest
+    if count is None:
+        from imgtool.operations.overlay import OverlayRequest
+
+        request = OverlayRequest(base, path, **given)
+    else:
+        from imgtool.operations.overlays import OverlaysRequest
+
+        request = OverlaysRequest(base, count, path, **given)
     warn_of_named_raw(context, request.base, request.base_format)
     if dry_run:
-        from imgtool.cli.plan import emit_plan
-
-        emit_plan(context, request.plan(context.programs.find("qemu-img")))
-        return
-    made = request.make(context.qemu_img)
-    if context.json:
-        from imgtool.cli.output import to_json
-
-        click.echo(to_json(made))
-    else:
-        echo_path(made.path)
-
-
-def _several(
-    context: Context, base: str, path: str | None, count: int, given: dict[str, Any], *, dry_run: bool
-) -> None:
-    """Makes `count` overlays. Their paths are printed a line each; in JSON they are a list, even of one."""
-    from imgtool.operations.overlays import OverlaysRequest
-
-    request = OverlaysRequest(base, count, path, **given)
-    if dry_run:
-        from imgtool.cli.plan import emit_plan
-
-        emit_plan(context, request.plan(context.programs.find("qemu-img")))
+        show_plan(context, request)
         return
     made = request.make(context.qemu_img)
     if context.json:
@@ -129,7 +114,7 @@ def _several(
 
         click.echo(to_json(made))
         return
-    for one in made:
+    for one in made if isinstance(made, list) else [made]:
         echo_path(one.path)
 
 

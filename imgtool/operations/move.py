@@ -173,6 +173,13 @@ class MoveRequest:
                 )
         if image.format is None:
             return
+        if image.has("data-file-missing") and image.has("depends-on-cwd"):
+            raise RefusedError(
+                f"{printable(image.path)} names a data file that is not in its directory: QEMU finds it only when "
+                f"started where that file lies",
+                hint="move the data file into the image's directory first",
+                path=image.path,
+            )
         folder = os.path.dirname(image.path)
         for extent in getattr(header_of(image).details, "extents", ()):
             if not self.names.moves(os.path.join(folder, os.fsdecode(extent.name))):

@@ -65,7 +65,7 @@ class OverlaysRequest:
                     hint=f"write {NUMBER} where their number goes, or give a directory",
                 )
         self._first = OverlayRequest(base, overlay, options=given, **others)
-        self.base = self._first.base
+        self.base, self.base_format = self._first.base, self._first.base_format
         self.paths = self._names(count)
 
     def _names(self, count: int) -> list[str]:

@@ -205,14 +205,16 @@ def test_a_raw_image_has_the_options_of_files(images: Images, imgtool: Imgtool) 
 
 
 @pytest.mark.parametrize(
-    "words", [["create", "-f", "qcow2", "-b"], ["overlay", "new"]], ids=["create", "overlay new"]
+    "words",
+    [["create", "-f", "qcow2", "-b"], ["overlay", "new"], ["overlay", "new", "--count", "2"]],
+    ids=["create", "overlay new", "overlay new --count"],
 )
 def test_a_base_that_is_called_raw_and_is_not_is_warned_of(
     images: Images, imgtool: Imgtool, words: list[str]
 ) -> None:
     images.base("base.qcow2")
     images.base("base.img", format="raw")
-    done = imgtool(*words, "base.qcow2", "-F", "raw", "top.qcow2", cwd=images.directory)
+    done = imgtool(*words, "base.qcow2", "-F", "raw", "top-{n}.qcow2", cwd=images.directory)
     assert done.status == 0
     assert "named raw, but begins like a qcow2" in done.stderr
-    assert imgtool(*words, "base.img", "-F", "raw", "new.qcow2", cwd=images.directory).stderr == ""
+    assert imgtool(*words, "base.img", "-F", "raw", "new-{n}.qcow2", cwd=images.directory).stderr == ""

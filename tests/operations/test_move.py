@@ -197,6 +197,19 @@ def test_a_data_file_goes_with_its_image(images: Images, elsewhere: Path) -> Non
     assert info.qcow2.data_file == str(elsewhere / "disk.data")
 
 
+def test_an_image_whose_data_file_only_qemu_in_another_directory_finds_stays(images: Images) -> None:
+    (images / "folder").mkdir()
+    words = ("-f", "qcow2", "-o", "data_file=disk.data", "folder/disk.qcow2", "1M")
+    subprocess.run(["qemu-img", "create", "-q", *words], cwd=images.directory, check=True)
+    before = (images / "folder" / "disk.qcow2").read_bytes()
+    with pytest.raises(RefusedError, match="names a data file that is not in its directory"):
+        move(images / "folder", images / "moved")
+    assert (images / "folder" / "disk.qcow2").read_bytes() == before
+    (images / "disk.data").rename(images / "folder" / "disk.data")
+    move(images / "folder", images / "moved")
+    assert sorted(path.name for path in (images / "moved").iterdir()) == ["disk.data", "disk.qcow2"]
+
+
 def test_a_data_file_that_is_moved_alone_is_followed(images: Images) -> None:
     image, data = images / "disk.qcow2", images / "disk.data"
     images.qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={data}", image, "4M")
