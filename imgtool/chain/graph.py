@@ -111,10 +111,11 @@ def loops(parents: dict[str, str | None]) -> list[list[str]]:
     found: list[list[str]] = []
     done: set[str] = set()
     for start in parents:
-        if start in done:
+        node = parents[start]
+        if start in done or node is None or node in done:
+            done.add(start)
             continue
-        trail: dict[str, int] = {}
-        node: str | None = start
+        trail = {start: 0}
         while node is not None and node not in done and node not in trail:
             trail[node] = len(trail)
             node = parents.get(node)
@@ -130,8 +131,8 @@ def depths(parents: dict[str, str | None]) -> dict[str, int | None]:
     """Node → how many lie beneath it; None for a node on a cycle or above one."""
     known: dict[str, int | None] = {}
     for start in parents:
-        trail: dict[str, None] = {}
-        node: str | None = start
+        trail: dict[str, None] = {start: None}
+        node = parents[start]
         while node is not None and node not in known and node not in trail:
             trail[node] = None
             node = parents.get(node)

@@ -220,13 +220,12 @@ class Store:
                         if not listed:
                             self.hidden.append(entry.path)
                         continue
-                    if entry.is_dir(follow_symlinks=False):
+                    if entry.is_file(follow_symlinks=False):
+                        if not listed:
+                            self._file(entry.path, directory, name)
+                    elif entry.is_dir(follow_symlinks=False):
                         below.append(entry.path)
-                    elif listed:
-                        continue
-                    elif entry.is_file(follow_symlinks=False):
-                        self._file(entry.path, directory, name)
-                    elif entry.is_symlink():
+                    elif entry.is_symlink() and not listed:
                         self._links.append(entry.path)
         except OSError:
             self._closed_directories.append(directory)

@@ -27,6 +27,20 @@ _F_OFD_SETLK = 37
 _FLOCK = struct.Struct("hhqqi4x")
 
 
+def _question(start: int, length: int) -> bytes:
+    """What asks whether these bytes are locked: asking for a write lock finds shared ones too, and F_OFD_GETLK wants
+    l_pid to be 0."""
+    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+
+
+if sys.platform.startswith("linux"):
+    import fcntl
+
+    _ANYBODY = _question(_PERM_BASE, _SPAN)
+    _WRITERS = (_question(_PERM_BASE + _WRITE, 1), _question(_PERM_BASE + _RESIZE, 1))
+    _NOBODY = struct.pack("h", fcntl.F_UNLCK)
+
+
 class Holder(msgspec.Struct, frozen=True):
     """A process that has the image open."""
 
@@ -38,25 +52,17 @@ class Holder(msgspec.Struct, frozen=True):
 def lock_state(fd: int) -> LockState | None:
     """`write` when some QEMU has the image open at `fd` for writing, `read` when only for reading, None when nobody
     has it locked. Any descriptor will do, and no lock is taken. None too where the file system knows no locks."""
-    if not sys.platform.startswith("linux") or not _locked(fd, _PERM_BASE, _SPAN):
+    if not sys.platform.startswith("linux") or not _locked(fd, _ANYBODY):
         return None
-    if _locked(fd, _PERM_BASE + _WRITE, 1) or _locked(fd, _PERM_BASE + _RESIZE, 1):
-        return "write"
-    return "read"
+    return "write" if any(_locked(fd, question) for question in _WRITERS) else "read"
 
 
-def _locked(fd: int, start: int, length: int) -> bool:
-    """Whether another open file description holds a lock, shared or exclusive, on any of these bytes."""
-    import fcntl
-
-    # asking for a write lock finds shared locks too; F_OFD_GETLK wants l_pid to be 0
-    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+def _locked(fd: int, question: bytes) -> bool:
+    """Whether another open file description holds a lock, shared or exclusive, on any of the bytes asked for."""
     try:
-        answer = fcntl.fcntl(fd, _F_OFD_GETLK, request)
+        return not fcntl.fcntl(fd, _F_OFD_GETLK, question).startswith(_NOBODY)
     except OSError:
         return False
-    kind: int = _FLOCK.unpack(answer)[0]
-    return kind != fcntl.F_UNLCK
 
 
 def forbid_writers(fd: int) -> bool:
@@ -64,8 +70,6 @@ def forbid_writers(fd: int) -> bool:
     writes it. True too where the file system knows no locks."""
     if not sys.platform.startswith("linux"):
         return True
-    import fcntl
-
     for permission in (_WRITE, _RESIZE):
         request = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _SHARED_BASE + permission, 1, 0)
         try:
