@@ -14,6 +14,9 @@ from typing import Literal
 
 import msgspec
 
+if sys.platform.startswith("linux"):
+    import fcntl
+
 LockState = Literal["read", "write"]
 
 _PERM_BASE = 100
@@ -34,8 +37,6 @@ def _question(start: int, length: int) -> bytes:
 
 
 if sys.platform.startswith("linux"):
-    import fcntl
-
     _ANYBODY = _question(_PERM_BASE, _SPAN)
     _WRITERS = (_question(_PERM_BASE + _WRITE, 1), _question(_PERM_BASE + _RESIZE, 1))
     _NOBODY = struct.pack("h", fcntl.F_UNLCK)

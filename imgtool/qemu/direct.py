@@ -13,6 +13,7 @@ from imgtool.errors import ImgtoolError
 from imgtool.image.header import FORMATS, read_header
 from imgtool.image.names import absolute
 from imgtool.qemu.img_argv import Backing, Cache, ImageOpts, OptionValue, Source
+from imgtool.qemu.inputs import check_input
 
 _ALIGNMENT = 4096
 """The coarsest block of a disk or file system. Direct I/O writes whole blocks: a raw image that ends within one would
@@ -52,6 +53,7 @@ def _whole_blocks(source: Source, format: str | None) -> bool:
     if isinstance(source, ImageOpts):
         return False
     try:
+        check_input(absolute(source))  # what is no file or disk is not opened
         fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             header = read_header(fd, format=format if format in FORMATS else None)

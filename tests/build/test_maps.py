@@ -29,14 +29,19 @@ def test_a_map_of_another_disk_is_none(tmp_path: Path, content: bytes) -> None:
     assert memory.map_of(a_map(1).digest) is None
 
 
+def grow_older(folder: Path) -> None:
+    """Every map by a second, so that the order they were kept in shows whatever a file system's clock."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**9))
+
+
 def test_only_the_latest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "_MOST_MAPS", 3)
     memory = Memory(str(tmp_path))
     for number in range(5):
         memory.keep_map(a_map(number))
-        for path in tmp_path.rglob("*"):
-            if path.is_file():
-                os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**9))
+        grow_older(tmp_path)
     assert [memory.map_of(a_map(number).digest) is not None for number in range(5)] == [
         False,
         False,
@@ -51,9 +56,7 @@ def test_one_that_is_used_is_among_the_latest(tmp_path: Path, monkeypatch: pytes
     memory = Memory(str(tmp_path))
     for number in range(5):
         memory.keep_map(a_map(number))
-        for path in tmp_path.rglob("*"):
-            if path.is_file():
-                os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**9))
+        grow_older(tmp_path)
         assert memory.map_of(a_map(0).digest) is not None
 
 

@@ -73,7 +73,8 @@ def test_a_raw_image_whose_size_is_not_known_to_be_whole_blocks_is_not(
     odd.write_bytes(bytes(4096 + 512))
     opts = ImageOpts(f"driver=raw,file.filename={disk}")
     assert cache_for(target, [disk, odd], output_format="raw") == "writeback"
-    assert cache_for(target, [tmp_path / "missing"], output_format="raw") == "writeback"
+    for unfit in (tmp_path / "missing", tmp_path, "/dev/zero"):
+        assert cache_for(target, [unfit], output_format="raw") == "writeback"
     assert cache_for(target, [opts], output_format="raw") == "writeback"
     assert cache_for(target, [disk], output_format="raw", snapshot=True) == "writeback"
     assert cache_for(target, [odd, opts], output_format="qcow2") == "none"
