@@ -24,7 +24,6 @@ Every error owns its exit status and a stable `code`; `imgtool.cli` is the one p
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -107,6 +106,8 @@ class CommandError(ImgtoolError):
     @property
     def command(self) -> str:
         """The command line, quoted so that it can be pasted into a shell; behind it the comment, as the shell's."""
+        import shlex
+
         line = shlex.join(self.argv)
         return line if self.comment is None else f"{line}  # {self.comment}"
 

@@ -10,8 +10,7 @@ import re
 from imgtool.errors import UsageError
 
 _EXPONENTS = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
-_PATTERN = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>[bkmgtpe]?)", re.IGNORECASE)
-_HEX = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)
+_PATTERN = r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>[bkmgtpe]?)"
 
 MAX_SIZE = 2**63 - 1
 """The largest image: block layer offsets are signed 64-bit numbers of bytes."""
@@ -20,10 +19,10 @@ MAX_SIZE = 2**63 - 1
 def parse_size(text: str) -> int:
     """The number of bytes that QEMU reads in `text`: `512`, `64k`, `1.5G`, `0x200`. UsageError otherwise."""
     stripped = text.strip()
-    if _HEX.fullmatch(stripped):
+    if stripped[:2].lower() == "0x" and re.fullmatch("[0-9a-f]+", stripped[2:], re.IGNORECASE):
         size = int(stripped, 16)
     else:
-        match = _PATTERN.fullmatch(stripped)
+        match = re.fullmatch(_PATTERN, stripped, re.IGNORECASE)
         if match is None:
             raise UsageError(
                 f"{text!r} is not a size",

@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from msgspec import Struct
 
 from imgtool.chain.graph import Image
 from imgtool.chain.look import OPEN_FLAGS
@@ -27,7 +29,7 @@ what it holds may be another disk. changed: certainly another disk, or the same 
 put on another parent by a program that knows no anchors. none: no anchor, or no parent to compare it with."""
 
 
-class Standing(NamedTuple):
+class Standing(Struct, frozen=True):
     """An overlay and its parent."""
 
     overlay: str

@@ -7,7 +7,7 @@ that it soon may; `info` is good to know.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
@@ -22,7 +22,7 @@ class Finding(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
     message: str
 
 
-class Kind(NamedTuple):
+class Kind(msgspec.Struct, frozen=True):
     severity: Severity
     meaning: str
 

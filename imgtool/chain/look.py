@@ -62,13 +62,14 @@ def tidy(path: str) -> str:
     return plain
 
 
-_EXTENT = re.compile(r"-(flat|delta|[fs]\d{3,})\.vmdk", re.IGNORECASE)
+_EXTENT = r"-(flat|delta|[fs]\d{3,})\.vmdk"
 """An extent of a VMDK: bytes of no format, and no image by itself."""
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file of no format's magic number counts as an image."""
-    return name.lower().endswith((*RAW_NAMES, *FORMAT_NAMES)) and not _EXTENT.search(name)
+    small = name.lower()
+    return small.endswith((*RAW_NAMES, *FORMAT_NAMES)) and not (".vmdk" in small and re.search(_EXTENT, small))
 
 
 class Looker:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from imgtool.chain.findings import Finding, finding
 from imgtool.chain.graph import Graph, Image
@@ -23,7 +24,7 @@ TEMPORARY_PREFIX = ".imgtool-"
 """Files and directories that imgtool makes beside images while it works begin so, and are no images of a store."""
 
 
-class Survey(NamedTuple):
+class Survey(Struct, frozen=True):
     graph: Graph
     asked: tuple[str, ...]
     """The nodes of the images asked for, in that order; directories asked for are none."""

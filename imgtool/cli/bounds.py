@@ -22,7 +22,8 @@ def refuse_too_large(
 ) -> None:
     """RefusedError when what `sources` hold would take more than `most` bytes in the new image, or than the
     configuration allows. `arguments` are those of `QemuImg.convert`. A raw disk counts with its holes."""
-    most = most if most is not None else context.settings.limits.max_size
+    if most is None and context.settings is not None:
+        most = context.settings.limits.max_size
     if most is None:
         return
     wanted = arguments["output_format"]

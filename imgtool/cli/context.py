@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import click
@@ -48,7 +49,6 @@ class Context:
         self.limit_memory: int | None = None
         self.limit_cpu: int | None = None
         self._programs: Programs | None = None
-        self._settings: Settings | None = None
 
     @property
     def json(self) -> bool:
@@ -62,42 +62,43 @@ class Context:
             self._programs = Programs(self.given_programs)
         return self._programs
 
-    @property
-    def settings(self) -> Settings:
-        """The user's configuration, read when it is first asked for."""
-        if self._settings is None:
-            from imgtool.cli.settings import read_settings
+    @cached_property
+    def settings(self) -> Settings | None:
+        """The user's configuration, read when it is first asked for; None where there is none."""
+        from imgtool.cli.config_path import config_path
 
-            self._settings = read_settings()
-        return self._settings
+        path = config_path()
+        if path is None:
+            return None
+        from imgtool.cli.settings import read_settings
+
+        return read_settings(path)
 
     @property
     def policy(self) -> Policy:
         """What images may refer to: what the configuration and --trust say, and what stands on the command line."""
-        from imgtool.cli.settings import directories
         from imgtool.image.policy import Policy
 
-        configured = self.settings.policy
-        policy = Policy(
-            directories=directories(self.settings),
-            protocols=frozenset(configured.protocols),
-            guessed_formats=configured.guessed_formats,
-            own_references=True,
-        )
+        policy = Policy(own_references=True) if self.settings is None else self.settings.policy.policy()
         return policy.trusting(self.trusted).naming(*self.named)
 
     def limits(self, seconds: float | None = None) -> Bounds:
         """The bounds on qemu-img, as QemuImg takes them; `seconds` is what --timeout says."""
+        from msgspec.structs import replace
+
         from imgtool.qemu.img_base import LONG_LIMITS, QUICK_LIMITS
 
-        given = self.settings.limits
-        memory = self.limit_memory or given.memory or LONG_LIMITS.address_space
-        quick = QUICK_LIMITS._replace(
-            seconds=seconds or given.seconds or QUICK_LIMITS.seconds,
-            cpu_seconds=self.limit_cpu or given.cpu_seconds or QUICK_LIMITS.cpu_seconds,
-            address_space=memory,
+        quick = QUICK_LIMITS if self.settings is None else self.settings.limits.on(QUICK_LIMITS)
+        quick = replace(
+            quick,
+            seconds=seconds or quick.seconds,
+            cpu_seconds=self.limit_cpu or quick.cpu_seconds,
+            address_space=self.limit_memory or quick.address_space,
         )
-        return {"limits": quick, "long_limits": LONG_LIMITS._replace(seconds=seconds, address_space=memory)}
+        return {
+            "limits": quick,
+            "long_limits": replace(LONG_LIMITS, seconds=seconds, address_space=quick.address_space),
+        }
 
     @property
     def qemu_img(self) -> QemuImg:

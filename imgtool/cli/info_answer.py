@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from typing import NamedTuple
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from imgtool.cli.context import Context
 from imgtool.errors import CommandError, ImageFormatError, ImageNotFoundError, ImgtoolError, UsageError
 from imgtool.image.header import FORMATS, Header, read_header
-from imgtool.image.locks import holders, lock_state
 from imgtool.image.names import absolute, printable
-from imgtool.image.qapi import ImageInfo
 from imgtool.qemu.img_argv import ImageOpts
-from imgtool.qemu.img_read import Reading
+from imgtool.qemu.img_info import Asking
 from imgtool.qemu.inputs import check_input
 
+if TYPE_CHECKING:
+    from imgtool.image.qapi import ImageInfo
 
-class Request(NamedTuple):
+
+class Request(Struct, frozen=True):
     """What `info` is asked for, beside the images."""
 
     format: str | None = None
@@ -30,7 +34,7 @@ class Request(NamedTuple):
     """Whether to find out who has the images open."""
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True):
     name: str
     """What people see."""
     info: ImageInfo
@@ -38,12 +42,12 @@ class Answer(NamedTuple):
     findings: tuple[str, ...] = ()
 
 
-def reader(context: Context, timeout: float | None) -> Reading:
-    """qemu-img for looking only: what the other verbs import costs as much as qemu-img takes to answer."""
-    return Reading(context.programs, **context.limits(timeout))
+def reader(context: Context, timeout: float | None) -> Asking:
+    """qemu-img for `info` only."""
+    return Asking(context.programs, **context.limits(timeout))
 
 
-def answer(program: Reading, name: str, request: Request) -> Answer:
+def answer(program: Asking, name: str, request: Request) -> Answer:
     """What is known of the image `name`; ImageError when it is none."""
     if request.image_opts:
         found = program.info(ImageOpts(name), force_share=request.force_share, objects=request.objects)
@@ -60,7 +64,7 @@ def answer(program: Reading, name: str, request: Request) -> Answer:
     return Answer(printable(name), restored(found, header, path) if header else found, in_use)
 
 
-def chain_answers(program: Reading, name: str, request: Request) -> list[Answer]:
+def chain_answers(program: Asking, name: str, request: Request) -> list[Answer]:
     """`answer` for each image of the chain, one at a time, so that what is wrong below hides nothing above."""
     from imgtool.chain.walk import walk
 
@@ -72,17 +76,17 @@ def chain_answers(program: Reading, name: str, request: Request) -> list[Answer]
         problems = [_located(image.path, found.message) for found in image.findings if found.severity == "error"]
         if image.format is None:
             problems = problems or [f"{printable(image.path)} is no file here and was not looked at"]
-            answers[-1] = answers[-1]._replace(findings=(*answers[-1].findings, *problems))
+            answers[-1] = replace(answers[-1], findings=(*answers[-1].findings, *problems))
             break
         try:
-            one = answer(program, image.path, request._replace(format=said or image.format, objects=()))
+            one = answer(program, image.path, replace(request, format=said or image.format, objects=()))
         except ImgtoolError as error:
-            answers[-1] = answers[-1]._replace(findings=(*answers[-1].findings, _located(image.path, error.message)))
+            answers[-1] = replace(answers[-1], findings=(*answers[-1].findings, _located(image.path, error.message)))
             break
         answers.append(one)
     ring = [found.message for found in chain[-1].findings if found.code in ("cycle", "self-reference")]
     if ring:
-        answers[-1] = answers[-1]._replace(findings=(*answers[-1].findings, *ring))
+        answers[-1] = replace(answers[-1], findings=(*answers[-1].findings, *ring))
     return answers
 
 
@@ -145,8 +149,6 @@ def restored(info: ImageInfo, header: Header, path: str) -> ImageInfo:
     """`info` with the names of other files as they are in the header, where qemu-img's JSON lost bytes of them."""
     if header.backing is None or "\ufffd" not in (info.backing_filename or ""):
         return info
-    from msgspec.structs import replace
-
     from imgtool.image.reference import parse
 
     full = parse(header.backing, directory=os.path.dirname(path)).path or info.full_backing_filename
@@ -154,6 +156,8 @@ def restored(info: ImageInfo, header: Header, path: str) -> ImageInfo:
 
 
 def _in_use(fd: int, path: str) -> str | None:
+    from imgtool.image.locks import holders, lock_state
+
     state = lock_state(fd)
     if state is None:
         return None

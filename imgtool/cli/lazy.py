@@ -25,6 +25,31 @@ class Entry(NamedTuple):
 Sections = Mapping[str, Mapping[str, Entry]]
 
 
+_HELP = "_help"
+
+
+def add_help(command: click.Command) -> None:
+    """Gives `command` its --help, once. click would look for translations of that option's one line, which takes as
+    long as a twentieth of `import click`, whether or not the option is used."""
+    if not any(parameter.name == _HELP for parameter in command.params):
+        command.params.append(
+            click.Option(
+                ["-h", "--help", _HELP],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_show_help,
+                help="Show this message and exit.",
+            )
+        )
+
+
+def _show_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
 class LazyGroup(click.Group):
     """`sections`: title → command name → Entry, in the order they are shown. `elsewhere`: what other programs call
     their commands → the whole of imgtool's own."""
@@ -36,6 +61,7 @@ class LazyGroup(click.Group):
         self.sections = sections
         self._elsewhere = elsewhere
         self._entries = {name: entry for section in sections.values() for name, entry in section.items()}
+        add_help(self)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._entries)
@@ -47,6 +73,7 @@ class LazyGroup(click.Group):
         module, _, attribute = entry.where.partition(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
+        add_help(command)
         return command
 
     def resolve_command(

@@ -85,7 +85,6 @@ ELSEWHERE = {
     cls=LazyGroup,
     sections=SECTIONS,
     elsewhere=ELSEWHERE,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="`imgtool COMMAND --help` explains a command and shows examples.",
 )
 @click.option(

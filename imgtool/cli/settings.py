@@ -20,11 +20,15 @@ import os
 from typing import Annotated
 
 from msgspec import Meta
+from msgspec.structs import replace
 
-from imgtool.errors import ConfigError
+from imgtool.image.links import PROTOCOLS
 from imgtool.image.names import absolute, printable
-from imgtool.image.userdirs import user_dir
+from imgtool.image.policy import Policy
+from imgtool.machine.options.text import suggestion
+from imgtool.machine.profile import Wrong, read_text, reading, to_struct
 from imgtool.machine.values.base import Config, Count, Size
+from imgtool.qemu.process import Limits
 
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -33,9 +37,17 @@ class PolicySettings(Config, frozen=True, kw_only=True):
     """What images may refer to, beside what lies in their own directory: see `imgtool.image.policy`."""
 
     directories: tuple[str, ...] = ()
-    """`~` is the home directory; a relative one begins where the configuration lies."""
+    """Absolute. In the file `~` is the home directory, and a relative one begins where the file lies."""
     protocols: tuple[str, ...] = ()
     guessed_formats: bool = False
+
+    def policy(self) -> Policy:
+        return Policy(
+            directories=self.directories,
+            protocols=frozenset(self.protocols),
+            guessed_formats=self.guessed_formats,
+            own_references=True,
+        )
 
 
 class LimitSettings(Config, frozen=True, kw_only=True):
@@ -46,32 +58,22 @@ class LimitSettings(Config, frozen=True, kw_only=True):
     seconds: Seconds | None = None
     max_size: Size | None = None
 
+    def on(self, limits: Limits) -> Limits:
+        """`limits`, with those of the configuration in their places."""
+        return Limits(
+            seconds=self.seconds or limits.seconds,
+            cpu_seconds=self.cpu_seconds or limits.cpu_seconds,
+            address_space=self.memory or limits.address_space,
+        )
+
 
 class Settings(Config, frozen=True, kw_only=True):
     policy: PolicySettings = PolicySettings()
     limits: LimitSettings = LimitSettings()
 
 
-def config_path() -> str | None:
-    """Where the configuration is; None where there is none. ConfigError when IMGTOOL_CONFIG names no file."""
-    given = os.environ.get("IMGTOOL_CONFIG")
-    if given is not None:
-        if given and not os.path.exists(given):
-            raise ConfigError(f"IMGTOOL_CONFIG names {printable(given)}, which does not exist", path=absolute(given))
-        return given or None
-    path = os.path.join(user_dir("config"), "config.toml")
-    return path if os.path.exists(path) else None
-
-
-def read_settings() -> Settings:
-    """The user's configuration. ConfigError, with the line, when something in it is wrong."""
-    path = config_path()
-    if path is None:
-        return Settings()
-    from imgtool.image.links import PROTOCOLS
-    from imgtool.machine.options.text import suggestion
-    from imgtool.machine.profile import Wrong, read_text, reading, to_struct
-
+def read_settings(path: str) -> Settings:
+    """The configuration at `path`. ConfigError, with the line, when something in it is wrong."""
     with reading(read_text(path, "a configuration"), path) as document:
         settings = to_struct(document, Settings)
         for index, name in enumerate(settings.policy.protocols):
@@ -81,10 +83,6 @@ def read_settings() -> Settings:
                     f"there is no protocol {printable(name)!r}",
                     suggestion(name, sorted(PROTOCOLS)),
                 )
-    return settings
-
-
-def directories(settings: Settings) -> tuple[str, ...]:
-    """The trusted directories of a configuration, absolute."""
-    folder = os.path.dirname(absolute(config_path() or "."))
-    return tuple(os.path.join(folder, os.path.expanduser(name)) for name in settings.policy.directories)
+    folder = os.path.dirname(absolute(path))
+    directories = tuple(os.path.join(folder, os.path.expanduser(name)) for name in settings.policy.directories)
+    return replace(settings, policy=replace(settings.policy, directories=directories))

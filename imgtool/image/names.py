@@ -7,7 +7,6 @@ resolved through symlinks (QEMU resolves a relative backing name against the dir
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable
 
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -63,6 +62,8 @@ def pasted(word: str) -> str:
     escape is written in `$'…'`, which bash, zsh and ksh read."""
     plain = word.replace("\\", "")
     if printable(plain) == plain:
+        import shlex
+
         return shlex.quote(word)
     escaped = []
     for byte in os.fsencode(word):

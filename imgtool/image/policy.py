@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from imgtool.errors import ChainError, ImageFormatError, PolicyError, RefusedError, UsageError
-from imgtool.image import policy_source, remembered
+from imgtool.image import policy_source
 from imgtool.image.formats import FORMATS
 from imgtool.image.formats.base import Header
 from imgtool.image.formats.qcow2 import Qcow2Details
@@ -93,7 +93,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         real = os.path.realpath(path)
         if any(os.path.realpath(file) == real for file in self.files):
             return True
-        return self.own_references and remembered.knows(directory, path)
+        if not self.own_references:
+            return False
+        from imgtool.image import remembered
+
+        return remembered.knows(directory, path)
 
 
 def current() -> Policy:

@@ -5,7 +5,7 @@ it, and None when this one did not. A field no struct knows is kept in `unknown`
 `to_builtins` and `encode` put it back there.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation when the first answer comes in.
 
 import types
 import typing
@@ -174,7 +174,7 @@ class BlockNodeInfo(QapiStruct, frozen=True, kw_only=True):
     backing_filename_format: str | None = None
     snapshots: tuple[SnapshotInfo, ...] | None = None
     format_specific: FormatSpecific | None = None
-    children: tuple[BlockChildInfo, ...] | None = None
+    children: "tuple[BlockChildInfo, ...] | None" = None
     """The nodes below this one, as QEMU 8.0 and later list them (BlockGraphInfo)."""
 
     @property
@@ -200,7 +200,7 @@ class BlockChildInfo(QapiStruct, frozen=True, kw_only=True):
 class ImageInfo(BlockNodeInfo, frozen=True, kw_only=True):
     """What `qemu-img info` says about an image."""
 
-    backing_image: ImageInfo | None = None
+    backing_image: "ImageInfo | None" = None
 
 
 class ImageCheck(QapiStruct, frozen=True, kw_only=True):
@@ -263,6 +263,13 @@ def decode(kind: type[T], data: bytes) -> T:
         raise DecodeError(f"{name}: {error}") from error
 
 
+def prepare(*kinds: type) -> None:
+    """Finds out what `decode` has to know of these struct types before there is something to decode."""
+    for kind in kinds:
+        msgspec.json.Decoder(kind)
+        _shape(kind)
+
+
 def to_builtins(value: Any) -> Any:
     """`value` (structs above, or anything that holds them) as dicts, lists and plain values with QAPI's names."""
     return _scatter(msgspec.to_builtins(value))
@@ -284,7 +291,7 @@ def _name(hint: Any) -> str:
     return f"list of {_name(inner[0])}" if inner else str(hint.__name__)
 
 
-class _Shape(typing.NamedTuple):
+class _Shape(msgspec.Struct, frozen=True):
     """What `_gather` has to know of a struct: its fields' QAPI names, and the struct types found under them."""
 
     known: frozenset[str]
@@ -325,14 +332,14 @@ def _gather(hint: Any, tree: Any) -> Any:
         return [_gather(struct, item) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    known, nested = _shape(struct)
+    shape = _shape(struct)
     gathered: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
     for key, value in tree.items():
-        if key not in known:
+        if key not in shape.known:
             unknown[key] = value
         else:
-            gathered[key] = _gather(nested[key], value) if key in nested else value
+            gathered[key] = _gather(shape.nested[key], value) if key in shape.nested else value
     if unknown:
         gathered[_UNKNOWN] = unknown
     if struct is FormatSpecific:

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -58,7 +57,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
         return "; ".join(f"{proof.accelerator}: {proof.reason}" for proof in self.proofs)
 
 
-class Host(NamedTuple):
+class Host(msgspec.Struct, frozen=True):
     """What of the host decides, apart from the proof."""
 
     platform: str

@@ -6,7 +6,9 @@ bus and a unit; those are in each board's `MachineClass` (block_default_type, un
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from msgspec import Struct
 
 from imgtool.errors import ConfigError
 from imgtool.machine.config import Machine
@@ -18,7 +20,7 @@ from imgtool.qemu.capabilities import MachineType
 Family = Literal["pc", "q35", "isapc", "microvm", "virt", "other"]
 
 
-class Board(NamedTuple):
+class Board(Struct, frozen=True):
     name: str
     """As the user or QEMU's default calls it."""
     family: Family

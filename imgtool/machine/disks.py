@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -25,7 +24,7 @@ _RAW_NAMES = (".raw", ".iso")
 _SHOWN_CHILDREN = 3
 
 
-class Use(NamedTuple):
+class Use(msgspec.Struct, frozen=True):
     """A file a machine names, and what it does with it."""
 
     path: str
@@ -33,7 +32,7 @@ class Use(NamedTuple):
     writes: bool
 
 
-class Learned(NamedTuple):
+class Learned(msgspec.Struct, frozen=True):
     """What `learn_disks` found out."""
 
     disks: dict[str, Disk]

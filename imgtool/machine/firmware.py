@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
@@ -46,7 +46,7 @@ class Descriptor(msgspec.Struct, frozen=True, rename="kebab"):
     features: tuple[str, ...] = ()
 
 
-class Found(NamedTuple):
+class Found(msgspec.Struct, frozen=True):
     """A firmware for a machine, and where the template of its variables lies (None when it has none)."""
 
     uefi: Uefi

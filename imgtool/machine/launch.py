@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imgtool.errors import ImgtoolError, MachineError
@@ -36,7 +36,7 @@ _FORESEEN = ("terminating on signal",)
 """What QEMU says on stderr of an end that was asked for."""
 
 
-class Started(NamedTuple):
+class Started(Struct, frozen=True):
     """A VM whose QEMU answers."""
 
     vm: Vm
@@ -46,7 +46,7 @@ class Started(NamedTuple):
     """time.monotonic() when QEMU was started."""
 
 
-class Ended(NamedTuple):
+class Ended(Struct, frozen=True):
     """How QEMU ended by itself: its exit status, and what it had said on stderr."""
 
     status: int
@@ -100,7 +100,7 @@ def _with_descriptors(plan: Plan, descriptors: dict[str, tuple[int, ...]]) -> Pl
     host = replace(plan.host, descriptors=descriptors)
     command = compile_argv(plan.machine, host)
     plan.vm.update(argv=command.argv)
-    return plan._replace(host=host, command=command)
+    return replace(plan, host=host, command=command)
 
 
 def run(
@@ -180,7 +180,9 @@ def _make_scratch(plan: Plan, programs: Programs) -> None:
         status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             raise MachineError(f"{folder} is in the way", hint="set TMPDIR to a folder of yours") from None
-        shutil.rmtree(folder)
+        from shutil import rmtree
+
+        rmtree(folder)
         os.mkdir(folder, mode=0o700)
     image = QemuImg(programs)
     for scratch in command.scratch:
@@ -198,7 +200,9 @@ def _make_scratch(plan: Plan, programs: Programs) -> None:
 def _forget_scratch(plan: Plan) -> None:
     """QEMU has the files open; without names they vanish with it, whatever happens to whom."""
     if plan.command.scratch:
-        shutil.rmtree(scratch_dir(plan.vm), ignore_errors=True)
+        from shutil import rmtree
+
+        rmtree(scratch_dir(plan.vm), ignore_errors=True)
         plan.vm.update(leftovers=())
 
 

@@ -5,8 +5,7 @@ Both `validate` and the compiler read this, so that what is refused and what is 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imgtool.errors import ConfigError
@@ -20,7 +19,7 @@ SCSI_UNITS = 7
 _MANY = 1 << 16
 
 
-class Placed(NamedTuple):
+class Placed(Struct, frozen=True):
     drive: Drive
     source: str
     """What the user wrote: `--hda`, `--drive #2`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from typing import Literal
@@ -20,7 +19,7 @@ from imgtool.machine.values.devices import DisplayType
 from imgtool.machine.values.network import Nat
 from imgtool.qemu.capabilities import Capabilities, capabilities, properties
 from imgtool.qemu.process import Limits, Runner, run
-from imgtool.qemu.programs import Programs
+from imgtool.qemu.programs import Programs, which
 
 QEMU = "qemu-system-x86_64"
 
@@ -79,9 +78,9 @@ def learn_host(
         memory_free=free,
         bridges=_bridges(machine),
         bridge_helper=helper.find(),
-        passt=shutil.which("passt"),
+        passt=which("passt"),
         smbd=_first((SMBD,)),
-        swtpm=shutil.which("swtpm"),
+        swtpm=which("swtpm"),
         virtiofsd=virtiofsd,
         virtiofsd_of_qemu=wants_virtiofs(machine) and virtiofsd is not None and is_virtiofsd_of_qemu(virtiofsd),
         root=os.getuid() == 0,
@@ -201,7 +200,7 @@ def _property_names(program: str, type_name: str) -> tuple[str, ...] | None:
 
 def find_virtiofsd() -> str | None:
     """It lies outside of PATH where it came from a package."""
-    return shutil.which("virtiofsd") or _first(_VIRTIOFSD)
+    return which("virtiofsd") or _first(_VIRTIOFSD)
 
 
 def wants_virtiofs(machine: Machine) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -53,7 +53,7 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     machine: Machine
 
 
-class Plan(NamedTuple):
+class Plan(msgspec.Struct, frozen=True):
     """A VM that may be started as it stands here."""
 
     vm: Vm
@@ -82,7 +82,7 @@ def preview(machine: Machine, programs: Programs, *, detached: bool, force: bool
     if not descriptors:
         return plan
     host = replace(plan.host, descriptors=descriptors)
-    return plan._replace(host=host, command=compile_argv(plan.machine, host))
+    return msgspec.structs.replace(plan, host=host, command=compile_argv(plan.machine, host))
 
 
 def prepare(machine: Machine, programs: Programs, *, detached: bool, force: bool = False) -> Plan:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from imgtool.machine.process import ProcessId, boot_identity, end_process, read_
 from imgtool.machine.vm import PID_FILE, HeldImage, State, Vm
 
 LONGEST_NAME = 48
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 
 _LONGEST_SOCKET = 100
 """sun_path holds 108 bytes on Linux and 104 elsewhere, the closing NUL included."""
@@ -49,9 +48,7 @@ def runtime_root() -> str:
     if os.path.isdir(base) and os.access(base, os.W_OK):
         top = os.path.join(base, "imgtool")
     else:
-        import tempfile
-
-        top = os.path.join(tempfile.gettempdir(), f"imgtool-{os.getuid()}")
+        top = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"imgtool-{os.getuid()}")
     root = os.path.join(top, "vm")
     try:
         for folder in (top, root):
@@ -72,7 +69,7 @@ def runtime_root() -> str:
 
 def check_name(name: str) -> str:
     """`name` itself, when it can be a VM's. ConfigError otherwise."""
-    if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+    if not re.fullmatch(_NAME, name) or len(name) > LONGEST_NAME:
         raise ConfigError(
             f"{printable(name)!r} cannot be the name of a VM",
             hint=f"letters, digits and `_.+-` after a letter or digit, at most {LONGEST_NAME} of them",
@@ -104,7 +101,7 @@ def claim(
     root = root or runtime_root()
     with _locked(root):
         vm = _place(root, _sweep(root), name, like, images)
-        shutil.rmtree(vm.path, ignore_errors=True)
+        _remove(vm.path)
         os.mkdir(vm.path, mode=0o700)
         launcher = ProcessId.of(os.getpid())
         assert launcher is not None
@@ -189,7 +186,7 @@ def find(name: str, root: str | None = None) -> tuple[Vm, State]:
     import difflib
 
     near = difflib.get_close_matches(name, names, n=1)
-    ended = os.path.isdir(os.path.join(root or runtime_root(), name)) if _NAME.fullmatch(name) else False
+    ended = os.path.isdir(os.path.join(root or runtime_root(), name)) if re.fullmatch(_NAME, name) else False
     raise MachineError(
         f"the VM {printable(name)} has ended" if ended else f"there is no VM named {printable(name)}",
         hint=f"`imgtool vm log {name}` shows what it said"
@@ -250,7 +247,7 @@ def _sweep(root: str) -> list[tuple[Vm, State]]:
         if os.path.isdir(vm.path):
             ended.append((os.stat(vm.path).st_mtime, vm))
     for _, vm in sorted(ended, key=lambda item: item[0])[:-_ENDED_KEPT]:
-        shutil.rmtree(vm.path, ignore_errors=True)
+        _remove(vm.path)
     return alive
 
 
@@ -274,7 +271,9 @@ def _clear(vm: Vm, state: State | None) -> None:
 def _remove(path: str) -> None:
     try:
         if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
+            from shutil import rmtree
+
+            rmtree(path, ignore_errors=True)
         else:
             os.unlink(path)
     except OSError:

@@ -7,7 +7,8 @@ QEMU (which preferred sockets) makes the same machine.
 from __future__ import annotations
 
 from math import prod
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from imgtool.errors import ConfigError
 from imgtool.machine.values.processor import Smp
@@ -15,7 +16,7 @@ from imgtool.machine.values.processor import Smp
 LEVELS = ("sockets", "dies", "clusters", "cores", "threads")
 
 
-class Topology(NamedTuple):
+class Topology(Struct, frozen=True):
     cpus: int
     maxcpus: int
     sockets: int

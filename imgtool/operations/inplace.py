@@ -22,7 +22,7 @@ from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_s
 from imgtool.operations.journal import recover
 from imgtool.operations.proof import prove_sound
 from imgtool.operations.transaction import Transaction
-from imgtool.qemu.img_base import named
+from imgtool.qemu.answers import named
 from imgtool.qemu.qemu_img import QemuImg
 from imgtool.qemu.results import Changed
 

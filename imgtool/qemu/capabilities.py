@@ -278,7 +278,7 @@ def parse_cpu_features(text: str) -> tuple[str, ...]:
     return tuple(flags.split()) if found else ()
 
 
-_DEVICE = re.compile(r'name "(?P<name>[^"]+)"(?:, bus (?P<bus>[^,]+))?(?P<rest>.*)')
+_DEVICE = r'name "(?P<name>[^"]+)"(?:, bus (?P<bus>[^,]+))?(?P<rest>.*)'
 
 
 def parse_device_help(text: str) -> dict[str, DeviceType]:
@@ -288,7 +288,7 @@ def parse_device_help(text: str) -> dict[str, DeviceType]:
     for line in text.splitlines():
         if line.endswith(" devices:"):
             category = line.removesuffix(" devices:")
-        elif match := _DEVICE.fullmatch(line.strip()):
+        elif match := re.fullmatch(_DEVICE, line.strip()):
             description = re.search(r', desc "(.*?)"', match["rest"])
             devices[match["name"]] = DeviceType(
                 name=match["name"],

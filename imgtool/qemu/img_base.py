@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import zip_longest
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
@@ -20,14 +20,15 @@ from imgtool.image.policy import (
     current,
     working_directory,
 )
-from imgtool.image.qapi import BlockChildInfo, BlockNodeInfo, FormatSpecific, ImageInfo, VmdkInfo, decode
 from imgtool.image.reference import parse
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_types import Backing, ImageOpts, Source, Verbatim, parse_options
 from imgtool.qemu.inputs import check_input, in_use
 from imgtool.qemu.process import NO_LIMITS, Completed, Limits, failure
 from imgtool.qemu.programs import Programs
-from imgtool.qemu.progress import ProgressParser
+
+if TYPE_CHECKING:
+    from imgtool.image.qapi import ImageInfo
 
 ADDRESS_SPACE = 2 << 30
 QUICK_LIMITS = Limits(seconds=60, cpu_seconds=30, address_space=ADDRESS_SPACE)
@@ -115,6 +116,7 @@ class ImgBase:
         limits: Limits,
         progress: Progress | None = None,
         answers: Collection[int] = (0,),
+        meanwhile: Callable[[], object] | None = None,
     ) -> Completed:
         """Runs a verb that changes nothing; with `progress` stdout is what is left beside the percentages. Images are
         approved as by `_approve`, unless they are what an approved call has just made (`own`)."""
@@ -123,7 +125,7 @@ class ImgBase:
                 check_input(absolute(image))
         cwd = None if own else self._approve(images, formats, parents=parents, without=without)
         try:
-            done = self._run(argv, limits, progress, cwd)
+            done = self._run(argv, limits, progress, cwd, meanwhile)
         except CommandTimeout as error:
             error.path = place_of(images[0]) if images else None
             raise
@@ -158,24 +160,33 @@ class ImgBase:
         return done
 
     def _run(
-        self, argv: Sequence[str], limits: Limits, progress: Progress | None, cwd: str | None = None
+        self,
+        argv: Sequence[str],
+        limits: Limits,
+        progress: Progress | None,
+        cwd: str | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Completed:
         if any("\0" in word for word in argv):
             raise UsageError("no name and no option can hold a NUL byte")
-        elsewhere: _Elsewhere = {}
+        extras: _Extras = {}
+        if meanwhile is not None:
+            extras["meanwhile"] = meanwhile
         if cwd is not None and cwd != os.getcwd():
             _refuse_relative(argv, cwd)
-            elsewhere = {"cwd": cwd}
+            extras["cwd"] = cwd
         if progress is None:
-            return self.programs.runner(argv, limits=limits, **elsewhere)
+            return self.programs.runner(argv, limits=limits, **extras)
+        from imgtool.qemu.progress import ProgressParser
+
         parser = ProgressParser()
 
         def take(piece: bytes) -> None:
             for percentage in parser.feed(piece):
                 progress(percentage)
 
-        done = self.programs.runner(argv, limits=limits, on_stdout=take, **elsewhere)
-        return done._replace(stdout=parser.text.encode())
+        done = self.programs.runner(argv, limits=limits, on_stdout=take, **extras)
+        return msgspec.structs.replace(done, stdout=parser.text.encode())
 
     def _info(
         self,
@@ -198,14 +209,25 @@ class ImgBase:
             without=without,
             force_share=force_share,
             limits=self.limits,
+            meanwhile=_learn_to_read,
         )
-        return named(decode(ImageInfo, done.stdout), image)
+        from imgtool.qemu.answers import image_info
+
+        return image_info(done.stdout, image)
 
 
-class _Elsewhere(TypedDict, total=False):
-    """The current directory of a program, where it is not imgtool's."""
+class _Extras(TypedDict, total=False):
+    """What a Runner is given beside the usual."""
 
     cwd: str
+    meanwhile: Callable[[], object]
+
+
+def _learn_to_read() -> None:
+    """imgtool gets the types of the answer ready while qemu-img makes it: both take about as long."""
+    from imgtool.qemu import answers
+
+    answers.prepare()
 
 
 def _refuse_relative(argv: Sequence[str], cwd: str) -> None:
@@ -247,35 +269,6 @@ def place_of(image: Source) -> str:
 def notes_of(done: Completed) -> str:
     """What a successful program wrote to stderr."""
     return printable_lines(done.stderr.decode(errors="surrogateescape")).strip()
-
-
-def named(info: ImageInfo, image: Source) -> ImageInfo:
-    """`info` with the caller's path wherever qemu-img writes the image's own name, which it spells with U+FFFD when
-    it is no UTF-8."""
-    if isinstance(image, ImageOpts) or info.filename == absolute(image):
-        return info
-    renamed = _renamed(info, info.filename, absolute(image))
-    assert isinstance(renamed, ImageInfo)
-    return renamed
-
-
-def _renamed(info: BlockNodeInfo, said: str, path: str) -> BlockNodeInfo:
-    children = info.children
-    if children is not None:
-        children = tuple(
-            BlockChildInfo(name=child.name, info=_renamed(child.info, said, path), unknown=child.unknown)
-            for child in children
-        )
-    specific = info.format_specific
-    if specific is not None and isinstance(specific.data, VmdkInfo):
-        extents = tuple(
-            msgspec.structs.replace(extent, filename=path) if extent.filename == said else extent
-            for extent in specific.data.extents
-        )
-        data = msgspec.structs.replace(specific.data, extents=extents)
-        specific = FormatSpecific(type=specific.type, data=data, unknown=specific.unknown)
-    filename = path if info.filename == said else info.filename
-    return msgspec.structs.replace(info, filename=filename, children=children, format_specific=specific)
 
 
 def _complaint(done: Completed, dirty: bool) -> bytes:

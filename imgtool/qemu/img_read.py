@@ -10,8 +10,10 @@ from msgspec.structs import replace
 
 from imgtool.image.qapi import BlockMeasureInfo, ImageCheck, ImageInfo, MapEntry, SnapshotInfo, decode
 from imgtool.qemu import img_argv
+from imgtool.qemu.answers import named
 from imgtool.qemu.img_argv import Cache, ImageOpts, OptionValue, Repair, SnapshotParam, Source
-from imgtool.qemu.img_base import ImgBase, Progress, named, place_of
+from imgtool.qemu.img_base import Progress, place_of
+from imgtool.qemu.img_info import Asking
 from imgtool.qemu.inputs import check_input
 from imgtool.qemu.process import NO_LIMITS
 from imgtool.qemu.results import CheckResult, CompareResult
@@ -24,19 +26,8 @@ _CHECK_ANSWERS: dict[int, Literal["clean", "corrupt", "leaks", "unsupported"]] =
 }
 
 
-class Reading(ImgBase):
+class Reading(Asking):
     """See QemuImg."""
-
-    def info(
-        self,
-        image: Source,
-        *,
-        format: str | None = None,
-        force_share: bool = True,
-        objects: Sequence[str] = (),
-    ) -> ImageInfo:
-        """What is known of `image`; also of one that a running VM writes, unless `force_share` (-U) is False."""
-        return self._info(image, format, objects, force_share=force_share)
 
     def info_chain(
         self,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from msgspec import Struct
 
 from imgtool.errors import UsageError
 from imgtool.image.names import PathLike, option_value
@@ -15,7 +17,7 @@ Repair = Literal["leaks", "all"]
 OptionValue = str | int | bool
 
 
-class ImageOpts(NamedTuple):
+class ImageOpts(Struct, frozen=True):
     """An image as QEMU's option string (`--image-opts`): `driver=qcow2,file.driver=file,file.filename=/x`."""
 
     text: str
@@ -38,7 +40,7 @@ class ImageOpts(NamedTuple):
 Source = PathLike | ImageOpts
 
 
-class Verbatim(NamedTuple):
+class Verbatim(Struct, frozen=True):
     """A backing reference that is no path: `nbd://host/disk`, `json:{…}`."""
 
     text: str
@@ -47,14 +49,14 @@ class Verbatim(NamedTuple):
 Backing = PathLike | Verbatim
 
 
-class SnapshotParam(NamedTuple):
+class SnapshotParam(Struct, frozen=True):
     """An internal snapshot by its ID, its name, or both."""
 
     id: str | None = None
     name: str | None = None
 
 
-class Merge(NamedTuple):
+class Merge(Struct, frozen=True):
     """The bitmap action that merges the bitmap `source` in."""
 
     source: str

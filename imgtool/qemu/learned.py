@@ -6,9 +6,9 @@ What cannot be read is not known, and what cannot be written is simply not kept.
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import os
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,7 +24,7 @@ class _Kept(msgspec.Struct, frozen=True):
     value: msgspec.Raw
 
 
-class Place(NamedTuple):
+class Place(msgspec.Struct, frozen=True):
     """Where one thing about one program is kept, and of which state of the world it is true."""
 
     path: str
@@ -75,6 +75,20 @@ def binary_identity(program: str) -> str:
     folders its loadable modules lie in."""
     status = os.stat(program)
     identity = [os.path.realpath(program), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
-    for folder in sorted(glob.glob("/usr/lib*/qemu") + glob.glob("/usr/lib/*/qemu")):
-        identity += [folder, os.stat(folder).st_mtime_ns]
+    for folder in _module_folders():
+        with contextlib.suppress(OSError):
+            identity += [folder, os.stat(folder).st_mtime_ns]
     return repr(identity)
+
+
+def _module_folders() -> list[str]:
+    """Where `/usr/lib*/qemu` and `/usr/lib/*/qemu` may be, in order."""
+    beside = [f"/usr/{name}/qemu" for name in _names("/usr") if name.startswith("lib")]
+    return sorted(beside + [f"/usr/lib/{name}/qemu" for name in _names("/usr/lib")])
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

@@ -18,7 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
 
 from imgtool.errors import CommandCrashed, CommandError, CommandTimeout, ProgramError
 from imgtool.image.names import printable_lines
@@ -34,7 +36,7 @@ _GRACE = 2.0
 _MESSAGES = {signal.SIGSEGV: "crashed (SIGSEGV)", signal.SIGABRT: "gave up (SIGABRT)"}
 
 
-class Limits(NamedTuple):
+class Limits(Struct, frozen=True):
     """Bounds on one run, for input that imgtool did not make. None is no bound."""
 
     seconds: float | None = None
@@ -47,7 +49,7 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits()
 
 
-class Completed(NamedTuple):
+class Completed(Struct, frozen=True):
     """A program that ended: `status` is its exit status, or -N when signal N ended it."""
 
     argv: tuple[str, ...]
@@ -68,6 +70,7 @@ class Runner(Protocol):
         on_stdout: Callable[[bytes], None] | None = None,
         pass_fds: Sequence[int] = (),
         cwd: str | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Completed: ...
 
 
@@ -79,9 +82,10 @@ def run(
     pass_fds: Sequence[int] = (),
     cwd: str | None = None,
     stdin: int | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Completed:
     """The real Runner. `on_stdout` sees each piece of stdout as it comes, which is then not kept in the result. `cwd`
-    is the program's current directory, None for imgtool's own.
+    is the program's current directory, None for imgtool's own. `meanwhile` is called once, while the program runs.
 
     The program gets no stdin but the descriptor `stdin`, a process group of its own (Ctrl-C on the terminal reaches
     imgtool alone, which ends the program and cleans up), and on Linux is killed with imgtool, however that dies.
@@ -97,6 +101,8 @@ def run(
             _mine.crew.add(child)
         for number in held:
             signal.raise_signal(number)
+        if meanwhile is not None:
+            meanwhile()
         in_time = _collect(child, limits.seconds, on_stdout or stdout.extend, stderr)
         if not in_time:
             _end(child)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.errors import ProgramError
@@ -60,14 +60,14 @@ class Programs:
         variable = "IMGTOOL_" + re.sub(r"[^A-Za-z0-9]", "_", name).upper()
         for source, wanted in ((f"--{name}", self._given.get(name)), (variable, os.environ.get(variable))):
             if wanted:
-                found = _which(wanted)
+                found = which(wanted)
                 if found is None:
                     raise ProgramError(
                         f"{source} names {printable(wanted)}, which is not a program",
                         hint=f"give the path of an executable {name}",
                     )
                 return os.path.abspath(found)
-        found = _which(name)
+        found = which(name)
         if found is None:
             package = PACKAGES.get(name, "qemu")
             raise ProgramError(f"{name} was not found on PATH", hint=f"on Debian: apt-get install {package}")
@@ -90,10 +90,10 @@ class Programs:
         return version
 
 
-def _which(name: str) -> str | None:
-    """The executable `name`, looked for on PATH unless it is a path. As shutil.which, whose module costs a tenth of
-    what `imgtool info` takes."""
-    places = [name] if "/" in name else [os.path.join(folder, name) for folder in os.get_exec_path()]
+def which(name: str, *, besides: Sequence[str] = ()) -> str | None:
+    """The executable `name`, looked for on PATH and in the folders `besides`, unless it is a path. As shutil.which,
+    whose module costs a tenth of what `imgtool info` takes."""
+    places = [name] if "/" in name else [os.path.join(folder, name) for folder in (*os.get_exec_path(), *besides)]
     return next((place for place in places if os.path.isfile(place) and os.access(place, os.X_OK)), None)
 
 

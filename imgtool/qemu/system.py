@@ -7,6 +7,7 @@ detached one outlives whoever would read it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -122,6 +123,9 @@ def start(
 
 
 def _nameless_file() -> IO[bytes]:
+    folder = os.environ.get("TMPDIR") or "/tmp"
+    with contextlib.suppress(AttributeError, OSError):  # Linux has O_TMPFILE, and most file systems
+        return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
     import tempfile
 
     return tempfile.TemporaryFile()

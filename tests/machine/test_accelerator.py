@@ -51,6 +51,7 @@ class Outcomes:
         on_stdout: Callable[[bytes], None] | None = None,
         pass_fds: Sequence[int] = (),
         cwd: str | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Completed:
         words = list(argv)
         cpu = words[words.index("-cpu") + 1] if "-cpu" in words else None
@@ -166,7 +167,7 @@ def test_a_proof_is_kept_until_the_host_boots_again(with_kvm: Capabilities, tmp_
     broken = Outcomes({("tcg", None): EXIT_STATUS, ("kvm", "host"): 1, ("kvm", None): 1})
 
     def chosen(outcomes: Outcomes, boot: str | None) -> str:
-        host = OPENS._replace(boot=boot)
+        host = msgspec.structs.replace(OPENS, boot=boot)
         return choose(with_kvm, cache_dir=str(tmp_path), runner=outcomes, host=host).accelerator
 
     assert chosen(working, "boot one") == "kvm"
@@ -186,6 +187,7 @@ def test_what_shows_without_a_proof_runs_nothing(asked: Capabilities, with_kvm: 
 
     assert "built without it" in choice(msgspec.structs.replace(asked, accelerators=("tcg",))).why
     assert "no proof for aarch64" in choice(msgspec.structs.replace(with_kvm, target="aarch64")).why
-    missing = OPENS._replace(kvm=str(tmp_path / "kvm"))
+    missing = msgspec.structs.replace(OPENS, kvm=str(tmp_path / "kvm"))
     assert choice(with_kvm, missing).why == f"kvm: {tmp_path}/kvm: No such file or directory"
-    assert choice(with_kvm, OPENS._replace(platform="plan9")) == Choice(accelerator="tcg", host_cpu=False, proofs=())
+    elsewhere = msgspec.structs.replace(OPENS, platform="plan9")
+    assert choice(with_kvm, elsewhere) == Choice(accelerator="tcg", host_cpu=False, proofs=())

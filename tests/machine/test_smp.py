@@ -65,7 +65,7 @@ def test_a_topology_adds_up_and_keeps_what_was_said(smp: Smp) -> None:
     for name in ("cpus", "maxcpus", "sockets", "dies", "cores", "threads"):
         said = getattr(smp, name)
         assert said is None or said == getattr(found, name)
-    assert topology(Smp(**{name: getattr(found, name) for name in found._fields})) == found
+    assert topology(Smp(**{name: getattr(found, name) for name in found.__struct_fields__})) == found
 
 
 @pytest.mark.parametrize(

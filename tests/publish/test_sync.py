@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from imgtool.chain.verify import verify
@@ -124,7 +125,7 @@ def cut_after(sent: int) -> Callable[..., Completed]:
         finally:
             os.close(end)
             thread.join()
-        return done._replace(status=255, stderr=b"Connection closed\n")
+        return msgspec.structs.replace(done, status=255, stderr=b"Connection closed\n")
 
     return runner
 

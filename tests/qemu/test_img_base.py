@@ -35,6 +35,7 @@ class Fake:
         on_stdout: Callable[[bytes], None] | None = None,
         pass_fds: Sequence[int] = (),
         cwd: str | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Completed:
         self.asked.append((argv[1], limits))
         status, stdout, stderr = self.answer

@@ -33,6 +33,7 @@ def programs(binary: str, started: list[Sequence[str]], said: bytes = b"qemu-img
         on_stdout: Callable[[bytes], None] | None = None,
         pass_fds: Sequence[int] = (),
         cwd: str | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Completed:
         started.append(argv)
         return Completed(tuple(argv), 0, said, b"")

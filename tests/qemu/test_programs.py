@@ -110,6 +110,7 @@ def test_what_runs_programs_can_be_passed_in(tmp_path: Path) -> None:
         on_stdout: Callable[[bytes], None] | None = None,
         pass_fds: Sequence[int] = (),
         cwd: str | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Completed:
         seen.append((argv, limits))
         return Completed(tuple(argv), 0, b"qemu-img version 6.0.0", b"")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+from msgspec import Struct
 
 from imgtool.errors import ConfigError, UsageError
 from imgtool.machine.board import Board
@@ -16,7 +18,7 @@ T = TypeVar("T")
 Problems = Iterator[ConfigError]
 
 
-class Context(NamedTuple):
+class Context(Struct, frozen=True):
     machine: Machine
     host: Host
     board: Board

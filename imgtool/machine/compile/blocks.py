@@ -7,7 +7,9 @@ spelled out, so that no header decides what QEMU opens, and a read-only node sta
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from imgtool.errors import ConfigError
 from imgtool.machine.compile.encode import compact, encode
@@ -27,7 +29,7 @@ _WITH_BACKING = frozenset({"qcow2", "qcow", "qed", "vmdk"})
 """Formats whose node takes `backing`; QAPI: BlockdevOptionsGenericCOWFormat."""
 
 
-class Nodes(NamedTuple):
+class Nodes(Struct, frozen=True):
     """The `-object` and `-blockdev` arguments of a drive, and the node that its device takes."""
 
     arguments: list[str]

@@ -90,7 +90,7 @@ def with_bootindex(machine: Machine, placed: list[Placed]) -> tuple[Machine, lis
     for letter in machine.boot.order or "":
         for at, item in enumerate(drives):
             if item.drive.bootindex is None and _letter(item) == letter:
-                drives[at] = item._replace(drive=replace(item.drive, bootindex=following))
+                drives[at] = replace(item, drive=replace(item.drive, bootindex=following))
                 following += 1
         for at, card in enumerate(cards):
             if letter == "n" and card.bootindex is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from imgtool.errors import CommandError, ImgtoolError, RefusedError
 from imgtool.machine.nets import delete, dnsmasq, forwarding, guard, iproute, journal, needs, store
 from imgtool.machine.nets.journal import ForwardingOn
@@ -109,7 +111,7 @@ def _dnsmasq_failure(done: Completed, directory: str, config: Config) -> Command
             "another DNS or DHCP server listens to every address of this host (`ss -lnup` shows it); "
             f"where that is dnsmasq, `bind-dynamic` and `except-interface={config.bridge}` in its configuration help"
         )
-    error = failure(done._replace(stderr=said.encode()))
+    error = failure(replace(done, stderr=said.encode()))
     error.hint = hint
     return error
 

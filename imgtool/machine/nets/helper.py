@@ -9,7 +9,9 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from msgspec import Struct
 
 from imgtool.image.names import printable
 from imgtool.machine.nets import needs
@@ -44,7 +46,7 @@ class Finding(Value, frozen=True, kw_only=True):
     fix: str
 
 
-class _Rule(NamedTuple):
+class _Rule(Struct, frozen=True):
     allow: bool
     bridge: str
     """A name, or `all`."""

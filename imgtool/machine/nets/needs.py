@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from imgtool.errors import MachineError
+from imgtool.qemu.programs import which
 
 PACKAGES = {"ip": "iproute2", "nft": "nftables", "dnsmasq": "dnsmasq-base", "sysctl": "procps"}
 """The Debian package of each program."""
@@ -16,7 +17,7 @@ CAP_NET_ADMIN = 12
 """linux/capability.h"""
 
 
-class Tools(NamedTuple):
+class Tools(Struct, frozen=True):
     """The programs by their absolute paths; by their bare names where they are missing."""
 
     ip: str = "ip"
@@ -25,7 +26,7 @@ class Tools(NamedTuple):
     sysctl: str = "sysctl"
 
 
-class Lack(NamedTuple):
+class Lack(Struct, frozen=True):
     """Something that is missing, and what to do about it."""
 
     what: str
@@ -38,8 +39,8 @@ BRIDGE = ("ip",)
 
 def find_tools() -> Tools:
     """Looks on PATH and, because a user's PATH often leaves them out, in the sbin folders."""
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
-    return Tools(**{name: shutil.which(name, path=path) or name for name in Tools._fields})
+    sbin = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+    return Tools(**{name: which(name, besides=sbin) or name for name in Tools.__struct_fields__})
 
 
 def lacking(programs: tuple[str, ...], tools: Tools) -> list[Lack]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import inspect
@@ -16,7 +16,7 @@ from imgtool.machine.options.text import boolean, number, size, suggestion
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-class Kind(NamedTuple):
+class Kind(msgspec.Struct, frozen=True):
     """What a field holds, None aside."""
 
     type: inspect.Type

@@ -18,19 +18,19 @@ def with_absolute_paths(value: T, directory: str) -> T:
     changes: dict[str, Any] = {}
     for name, encoded in zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True):
         old = getattr(value, name)
-        if not isinstance(old, str | tuple | msgspec.Struct) or not old:
-            continue
-        new = _resolved(old, kinds(type(value))[encoded].unit == "path", directory)
+        new = old
+        if isinstance(old, msgspec.Struct):
+            new = with_absolute_paths(old, directory)
+        elif isinstance(old, tuple) and old and isinstance(old[0], msgspec.Struct):
+            new = tuple(with_absolute_paths(item, directory) for item in old)
+        elif isinstance(old, str | tuple) and old and kinds(type(value))[encoded].unit == "path":
+            new = _absolute(old, directory)
         if new is not old:
             changes[name] = new
     return msgspec.structs.replace(value, **changes) if changes else value
 
 
-def _resolved(value: Any, is_path: bool, directory: str) -> Any:
-    if isinstance(value, msgspec.Struct):
-        return with_absolute_paths(value, directory)
+def _absolute(value: Any, directory: str) -> Any:
     if isinstance(value, tuple):
-        return tuple(_resolved(item, is_path, directory) for item in value)
-    if is_path and isinstance(value, str) and value != "no":
-        return os.path.abspath(os.path.join(directory, value))
-    return value
+        return tuple(_absolute(item, directory) for item in value)
+    return value if value == "no" else os.path.abspath(os.path.join(directory, value))

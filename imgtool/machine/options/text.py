@@ -13,13 +13,13 @@ from imgtool.errors import UsageError
 from imgtool.image.names import printable
 from imgtool.sizes import parse_size
 
-_PIECE = re.compile(r",,|,|[^,]+")
+_PIECE = r",,|,|[^,]+"
 
 
 def split(text: str) -> list[str]:
     """The parts of an option string between single commas; `,,` becomes a comma."""
     parts = [""]
-    for piece in _PIECE.findall(text):
+    for piece in re.findall(_PIECE, text):
         if piece == ",":
             parts.append("")
         else:

@@ -128,7 +128,7 @@ class DefineRequest:
 def _moved(item: Placed, moved: dict[str, str]) -> Placed:
     if item.drive.file is None:
         return item
-    return item._replace(drive=replace(item.drive, file=moved[item.drive.file]))
+    return replace(item, drive=replace(item.drive, file=moved[item.drive.file]))
 
 
 def _refuse_left_here(prepared: Prepared) -> None:

@@ -126,7 +126,7 @@ def _smp(root: Element) -> Smp:
     levels = root.find("cpu/topology")
     if levels is None:
         # as libvirt has it: a socket for each
-        return Smp(**topology(Smp(cpus=cpus, maxcpus=most, sockets=most, cores=1, threads=1))._asdict())
+        return Smp(**msgspec.structs.asdict(topology(Smp(cpus=cpus, maxcpus=most, sockets=most, cores=1, threads=1))))
     named = {name: number(levels, name) or 1 for name in ("sockets", "dies", "clusters", "cores", "threads")}
     return Smp(cpus=cpus, maxcpus=most, **named)
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from imgtool.machine.board import Board, board, known_machine
 from imgtool.machine.compile.devices import share_tag
@@ -59,7 +59,7 @@ def settled(machine: Machine, host: Host, *, name: str, versioned: bool = True) 
         machine=replace(machine.machine, type=type_),
         accel=host.accelerator,
         cpu=replace(machine.cpu, model=model),
-        smp=Smp(**whole._asdict()),
+        smp=Smp(**asdict(whole)),
         memory=_memory(machine),
         numa=replace(machine.numa, nodes=_nodes(machine, whole.maxcpus)),
         drives=tuple(drives),
@@ -81,7 +81,7 @@ def settled(machine: Machine, host: Host, *, name: str, versioned: bool = True) 
         **dict.fromkeys(SHORTHANDS),
         **_devices(machine, host),
     )
-    placed = [item._replace(drive=drive) for item, drive in zip(placed, drives, strict=True)]
+    placed = [replace(item, drive=drive) for item, drive in zip(placed, drives, strict=True)]
     return Settled(said, tuple(placed), kind)
 
 

@@ -184,7 +184,7 @@ class Far:
         if done.status == 0:
             return done
         # The script says nothing to a person, and ssh without it shows whether the host lets one in.
-        plain = done._replace(argv=done.argv[:-1], stderr=done.stderr.replace(b"\r\n", b"\n"))
+        plain = msgspec.structs.replace(done, argv=done.argv[:-1], stderr=done.stderr.replace(b"\r\n", b"\n"))
         raise failure(plain, hint="nothing half sent has a name there; run it again, and it resumes where it stopped")
 
 
