@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from imgtool.qemu.results import Created
 
 
+_OVERLAYS = ("qcow", "qcow2", "qed", "vmdk")
+"""The formats whose images name backing files."""
+
+
 class Parent(NamedTuple):
     """The backing file of an image to be made."""
 
@@ -120,6 +124,7 @@ def create(
     check_name(context, path, format_, "-f")
     parent = None
     if backing:
+        _check_can_stand(format)
         parent = parent_of(path, backing, backing_format, as_is=backing_as_is, unsafe=unsafe)
         _check_overlay(path, parent, size, force)
         if parent.path is not None:
@@ -191,6 +196,15 @@ def _refuse_circle(path: str, place: str, chain: list[Image]) -> None:
                 path=path,
                 hint="choose another name for the new image",
             )
+
+
+def _check_can_stand(format: str) -> None:
+    """UsageError when images in `format` have no backing files."""
+    if format in FORMATS and format not in _OVERLAYS:
+        raise UsageError(
+            f"a {format} image has no backing file",
+            hint="-f qcow2 makes an overlay, and so does `imgtool overlay new`",
+        )
 
 
 def _check_overlay(path: str, parent: Parent, size: int | None, force: bool) -> None:

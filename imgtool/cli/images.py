@@ -138,7 +138,18 @@ def explained(
                 check_options(context, option_format, options, amend=amend)
         except UsageError as better:
             raise better from error
+        if error.hint is None and option_format is not None:
+            error.hint = _missing_key(option_format, options)
         raise
+
+
+def _missing_key(format: str, options: Mapping[str, object]) -> str | None:
+    """What an encrypted image in `format` lacks; None where it has a key, or is not to be encrypted."""
+    option = "key-secret" if format == "luks" else "encrypt.key-secret"
+    encrypted = format == "luks" or "encrypt.format" in options or options.get("encryption") == "on"
+    if not encrypted or option in options:
+        return None
+    return f"an encrypted image takes its passphrase from a file: --object secret,id=key,file=FILE -o {option}=key"
 
 
 def check_formats(context: Context, given: Iterable[str | None]) -> None:

@@ -85,7 +85,6 @@ ELSEWHERE = {
     cls=LazyGroup,
     sections=SECTIONS,
     elsewhere=ELSEWHERE,
-    epilog="`imgtool COMMAND --help` explains a command and shows examples.",
 )
 @click.option(
     "--qemu-img",

@@ -191,8 +191,8 @@ def ssh(
 def exec_(context: Context, /, name: str, command: tuple[str, ...], timeout: float | None, with_stdin: bool) -> int:
     """Run COMMAND in the guest of NAME through its agent, with the same output and exit status.
 
-    No shell is involved; use `-- sh -c '…'` for one. With --output json, one document holds stdout, stderr and the
-    exit status.
+    No shell is involved; use `-- sh -c '…'` for one. Where the guest has no such program, the exit status is 127.
+    With --output json, one document holds stdout, stderr and the exit status.
     """
     from imgtool.cli.output import to_json, warn
     from imgtool.machine import agent

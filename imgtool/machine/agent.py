@@ -37,6 +37,13 @@ class AgentError(MachineError):
     code = "agent"
 
 
+class NoSuchProgramError(AgentError):
+    """The guest has no program of that name. The exit status is a shell's for this."""
+
+    code = "agent-no-program"
+    exit_status = 127
+
+
 class Executed(NamedTuple):
     """A command that ended in the guest."""
 
@@ -86,12 +93,20 @@ class Agent:
         self._send(_encode({"execute": command, "arguments": dict(arguments)}), time.monotonic() + CALL_SECONDS)
 
     def execute(self, argv: Sequence[str], *, stdin: bytes = b"", seconds: float | None = None) -> Executed:
-        """Runs `argv` in the guest and waits for its end; with `seconds`, AgentError when that takes longer. The
-        agent cannot end what it started: then it runs on."""
+        """Runs `argv` in the guest and waits for its end. NoSuchProgramError when there is nothing of that name;
+        with `seconds`, AgentError when it takes longer: the agent cannot end what it started, and it runs on."""
         arguments: dict[str, Any] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
         if stdin:
             arguments["input-data"] = base64.b64encode(stdin).decode()
-        pid = self.call("guest-exec", arguments)["pid"]
+        try:
+            pid = self.call("guest-exec", arguments)["pid"]
+        except AgentError as error:
+            if "No such file or directory" not in error.message:
+                raise
+            raise NoSuchProgramError(
+                f"the guest has no program {printable(argv[0])}",
+                hint="the agent's PATH counts, and no shell is involved: give its whole path, or run it by `sh -c`",
+            ) from error
         deadline = None if seconds is None else time.monotonic() + seconds
         pause = 0.01
         while True:

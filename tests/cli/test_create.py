@@ -218,3 +218,29 @@ def test_a_base_that_is_called_raw_and_is_not_is_warned_of(
     assert done.status == 0
     assert "named raw, but begins like a qcow2" in done.stderr
     assert imgtool(*words, "base.img", "-F", "raw", "new-{n}.qcow2", cwd=images.directory).stderr == ""
+
+
+@pytest.mark.parametrize("words", [[], ["-f", "raw"], ["-f", "vdi"]])
+def test_an_overlay_in_a_format_that_has_none_is_refused(images: Images, imgtool: Imgtool, words: list[str]) -> None:
+    images.base("base.qcow2")
+    refused = imgtool("create", *words, "-b", "base.qcow2", "top", cwd=images.directory)
+    assert refused.status == 2
+    assert "image has no backing file" in refused.stderr
+    assert "-f qcow2 makes an overlay" in refused.stderr
+    assert not (images / "top").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [(["-f", "luks"], "key-secret"), (["-f", "qcow2", "-o", "encrypt.format=luks"], "encrypt.key-secret")],
+)
+def test_who_forgot_the_key_is_told_how_to_give_one(
+    images: Images, imgtool: Imgtool, words: list[str], option: str
+) -> None:
+    failed = imgtool("create", *words, "secret", "1M", cwd=images.directory)
+    assert failed.status == 1
+    hint = next(line for line in failed.stderr.splitlines() if line.startswith("hint: "))
+    (images / "FILE").write_bytes(b"open sesame")
+    given = shlex.split(hint.partition(": ")[2].partition(": ")[2])
+    assert given[-1] == f"{option}=key"
+    assert imgtool("create", *words, *given, "secret", "1M", cwd=images.directory).status == 0

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from imgtool.machine.agent import Agent, AgentError, AgentUnavailable, session
+from imgtool.machine.agent import Agent, AgentError, AgentUnavailable, NoSuchProgramError, session
 from imgtool.qemu.system import start
 
 
@@ -48,9 +48,16 @@ def test_a_command_that_a_signal_ended_has_the_status_a_shell_gives_it(agent_soc
         assert guest.execute(["sh", "-c", "kill -TERM $$"]).status == 128 + 15
 
 
-def test_a_command_that_is_not_there_is_the_agents_own_error(agent_socket: str) -> None:
-    with session(agent_socket) as guest, pytest.raises(AgentError, match="the guest agent refused guest-exec"):
+def test_a_command_that_is_not_there_ends_as_in_a_shell(agent_socket: str) -> None:
+    with session(agent_socket) as guest, pytest.raises(NoSuchProgramError) as caught:
         guest.execute(["/nonexistent/program"])
+    assert caught.value.message == "the guest has no program /nonexistent/program"
+    assert caught.value.exit_status == 127
+
+
+def test_a_command_that_may_not_run_is_the_agents_own_error(agent_socket: str) -> None:
+    with session(agent_socket) as guest, pytest.raises(AgentError, match="the guest agent refused guest-exec"):
+        guest.execute(["/etc/passwd"])
 
 
 def test_a_command_that_takes_too_long_is_given_up(agent_socket: str) -> None:

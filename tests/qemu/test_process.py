@@ -151,6 +151,24 @@ def test_an_error_in_the_caller_ends_the_program(tmp_path: Path) -> None:
     assert wait_until_gone(pids[0])
 
 
+def test_what_is_done_meanwhile_is_done_while_the_program_runs(tmp_path: Path) -> None:
+    waits = 'while [ ! -e "$0" ]; do sleep 0.01; done; echo seen'
+    done = run(["timeout", "30", "sh", "-c", waits, str(tmp_path / "go")], meanwhile=(tmp_path / "go").touch)
+    assert done.stdout == b"seen\n"
+
+
+def test_an_error_in_what_is_done_meanwhile_ends_the_program(tmp_path: Path) -> None:
+    pids = []
+
+    def fail() -> None:
+        pids.append(wait_for_pid(tmp_path / "pid"))
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError):
+        run(["sh", "-c", 'echo $$ >"$0"; exec sleep 600', str(tmp_path / "pid")], meanwhile=fail)
+    assert wait_until_gone(pids[0])
+
+
 RUNNER = """
     import sys
     from imgtool.qemu.process import run
