@@ -155,6 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Exits: 0 done, 1 failed or refused, 2 usage, 3 problems found, 128+N ended by signal N."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _open_standard_streams()
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        # Some services start programs so. The kernel would then not say how those ended that imgtool starts.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _on_signal)

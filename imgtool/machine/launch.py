@@ -7,7 +7,6 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -22,9 +21,6 @@ from imgtool.machine.runtime import release
 from imgtool.machine.vm import PID_FILE, QEMU_LOG, Vm
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.system import Process, start
-
-if TYPE_CHECKING:
-    from imgtool.qemu.qmp import Monitor
 
 START_SECONDS = 60.0
 """QEMU has so long to answer on its monitor; preallocating memory can take it a while."""
@@ -241,8 +237,9 @@ def _start_helper(vm: Vm, helper: Helper, *, detached: bool, tied: bool) -> None
 def _await_monitor(plan: Plan, process: Process) -> None:
     """Returns when QEMU has opened everything and answers, or has ended with status 0 meanwhile (`-- -version`)."""
     # Not earlier: QEMU starts meanwhile.
-    from imgtool.qemu.qmp import Monitor, QmpUnreachable
+    from imgtool.qemu.qmp import QmpUnreachable, knock
 
+    socket = plan.vm.qmp_socket
     deadline = time.monotonic() + START_SECONDS
     while True:
         status = process.wait(_POLL)
@@ -251,9 +248,9 @@ def _await_monitor(plan: Plan, process: Process) -> None:
                 return
             raise _start_failure(plan, process)
         try:
-            with Monitor.connect(plan.vm.qmp_socket, seconds=max(0.1, deadline - time.monotonic())) as monitor:
-                _give_secrets(plan.command, monitor)
-                return
+            knock(socket, seconds=max(0.1, deadline - time.monotonic()))
+            _give_secrets(plan.command, socket)
+            return
         except QmpUnreachable:
             if time.monotonic() >= deadline:
                 process.end()
@@ -275,8 +272,13 @@ def _start_failure(plan: Plan, process: Process) -> ImgtoolError:
     return error
 
 
-def _give_secrets(command: Command, monitor: Monitor) -> None:
-    for secret in command.secrets:
-        if secret.by_qmp:
+def _give_secrets(command: Command, socket: str) -> None:
+    secrets = [secret for secret in command.secrets if secret.by_qmp]
+    if not secrets:
+        return
+    from imgtool.qemu.qmp import Monitor
+
+    with Monitor.connect(socket) as monitor:
+        for secret in secrets:
             with open(secret.path) as file:
                 monitor.execute("set_password", {"protocol": secret.protocol, "password": file.read()})

@@ -271,9 +271,9 @@ def _clear(vm: Vm, state: State | None) -> None:
 def _remove(path: str) -> None:
     try:
         if os.path.isdir(path) and not os.path.islink(path):
-            from shutil import rmtree
-
-            rmtree(path, ignore_errors=True)
+            for name in os.listdir(path):
+                _remove(os.path.join(path, name))
+            os.rmdir(path)
         else:
             os.unlink(path)
     except OSError:

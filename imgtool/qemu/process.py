@@ -7,16 +7,14 @@ nothing inside needs patching.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
+import math
 import os
-import selectors
+import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +22,7 @@ from msgspec import Struct
 
 from imgtool.errors import CommandCrashed, CommandError, CommandTimeout, ProgramError
 from imgtool.image.names import printable_lines
+from imgtool.qemu.child import Child, Pipe
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -92,18 +91,24 @@ def run(
     """
     stdout, stderr = bytearray(), bytearray()
     held: list[int] = []
-    child: subprocess.Popen[bytes] | None = None
-    tie = _Tie()
+    child: Child | None = None
+    out, err = Pipe(), Pipe()
     try:
         with _signals_held(held):
-            child = _start(argv, limits, pass_fds, cwd, stdin, tie)
+            child = _start(argv, limits, pass_fds, cwd, (stdin, out.writing, err.writing))
+        out.close(out.writing)
+        err.close(err.writing)
         if _mine.crew is not None:
             _mine.crew.add(child)
         for number in held:
             signal.raise_signal(number)
         if meanwhile is not None:
             meanwhile()
-        in_time = _collect(child, limits.seconds, on_stdout or stdout.extend, stderr)
+        takers: dict[int, Callable[[bytes], object]] = {
+            out.reading: on_stdout or stdout.extend,
+            err.reading: partial(_take_some, stderr),
+        }
+        in_time = _collect(child, limits.seconds, takers)
         if not in_time:
             _end(child)
             raise CommandTimeout(
@@ -121,10 +126,11 @@ def run(
     finally:
         if _mine.crew is not None and child is not None:
             _mine.crew.discard(child)
-        for pipe in (child.stdout, child.stderr) if child is not None else ():
-            if pipe is not None:
-                pipe.close()
-        tie.close()
+        if child is not None:
+            child.close()
+        out.close()
+        err.close()
+    assert child.returncode is not None
     return Completed(tuple(argv), child.returncode, bytes(stdout), bytes(stderr))
 
 
@@ -132,25 +138,25 @@ class _Crew:
     """The programs that the threads of one pool run."""
 
     def __init__(self) -> None:
-        self._programs: set[subprocess.Popen[bytes]] = set()
+        self._programs: set[Child] = set()
         self._ended = False
 
     def join(self) -> None:
         """The current thread is one of them."""
         _mine.crew = self
 
-    def add(self, child: subprocess.Popen[bytes]) -> None:
+    def add(self, child: Child) -> None:
         self._programs.add(child)
         if self._ended:
-            _signal(child, signal.SIGKILL)
+            child.send_group(signal.SIGKILL)
 
-    def discard(self, child: subprocess.Popen[bytes]) -> None:
+    def discard(self, child: Child) -> None:
         self._programs.discard(child)
 
     def end(self) -> None:
         self._ended = True
         for child in self._programs.copy():
-            _signal(child, signal.SIGKILL)
+            child.send_group(signal.SIGKILL)
 
 
 class _Mine(threading.local):
@@ -203,8 +209,8 @@ def failure(done: Completed, *, path: str | None = None, hint: str | None = None
 
 @contextlib.contextmanager
 def _signals_held(held: list[int]) -> Iterator[None]:
-    """Within, signals that have a handler are noted in `held` instead: an exception that a handler raises in Popen
-    would lose the program that Popen has just started."""
+    """Within, signals that have a handler are noted in `held` instead: an exception that a handler raises would lose
+    the program that has just been started."""
 
     def note(number: int, _: FrameType | None) -> None:
         held.append(number)
@@ -224,127 +230,77 @@ def _signals_held(held: list[int]) -> Iterator[None]:
 
 
 def _start(
-    argv: Sequence[str], limits: Limits, pass_fds: Sequence[int], cwd: str | None, stdin: int | None, tie: _Tie
-) -> subprocess.Popen[bytes]:
-    """Behind a gate of the shell's, and without a preexec_fn: with one Python copies its address space for each
-    program instead of lending it until that has begun (vfork), which takes three times as long."""
+    argv: Sequence[str],
+    limits: Limits,
+    pass_fds: Sequence[int],
+    cwd: str | None,
+    streams: tuple[int | None, int, int],
+) -> Child:
     env = dict(os.environ, LC_ALL="C")
     if limits.address_space is not None:
         env["MALLOC_ARENA_MAX"] = "1"  # glibc's 64 MiB of address space a thread would eat the allowance
+    stdin, stdout, stderr = streams
     try:
-        _check_startable(argv[0])
-        child = subprocess.Popen(
-            ["/bin/sh", "-c", _gate(limits, tie.gate), *map(os.fsencode, argv)],
-            stdin=subprocess.DEVNULL if stdin is None else stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            cwd=cwd,
-            pass_fds=(*pass_fds, tie.gate, tie.end),
-            process_group=0,
+        child = Child(
+            argv, env=env, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, setup=_setup(limits, cwd)
         )
     except OSError as error:
         raise ProgramError(
             f"cannot start {argv[0]}: {error.strerror}", hint="`imgtool --version` shows what is found"
         ) from error
-    tie.bind(child.pid)
+    child.begin(dies_by=signal.SIGKILL)
     return child
 
 
-def _gate(limits: Limits, gate: int) -> str:
-    """What the shell does before it becomes the program: it sets the limits, and waits for a line from imgtool. Were
-    imgtool dead before the program is tied to it, the pipe would end instead, and the program never begin."""
-    words = [f"read -r go </dev/fd/{gate}", 'exec "$0" "$@"']
-    if limits.cpu_seconds is not None:
-        words.insert(0, f"ulimit -t {limits.cpu_seconds}")
+def _setup(limits: Limits, cwd: str | None) -> list[str]:
+    """What the shell does before it becomes the program. OSError where it cannot get into `cwd`."""
+    words = []
+    if cwd is not None:
+        import shlex
+
+        os.stat(os.path.join(cwd, "."))
+        words.append(f"cd -P -- {shlex.quote(cwd)}")
     if limits.address_space is not None:
-        words.insert(0, f"ulimit -v {limits.address_space // 1024}")
-    return " && ".join(words)
+        words.append(f"ulimit -v {limits.address_space // 1024}")
+    if limits.cpu_seconds is not None:
+        words.append(f"ulimit -t {limits.cpu_seconds}")
+    return words
 
 
-def _check_startable(program: str) -> None:
-    """OSError where the shell would not find the program or not be allowed to run it."""
-    places = [program] if os.sep in program else [os.path.join(place, program) for place in os.get_exec_path()]
-    if not any(os.access(place, os.X_OK) and not os.path.isdir(place) for place in places):
-        found = any(map(os.path.lexists, places))
-        why = errno.EACCES if found else errno.ENOENT
-        raise OSError(why, os.strerror(why))
+def _take_some(kept: bytearray, piece: bytes) -> None:
+    kept.extend(piece[: _STDERR_KEPT - len(kept)])
 
 
-class _Tie:
-    """Has the kernel kill a program when imgtool dies, however that happens: it inherits the reading end of a pipe of
-    which only we hold the other, and whose owner for SIGIO, with SIGKILL in its place, is its process group. Sources:
-    fcntl(2) on F_SETOWN and F_SETSIG. On Linux only; elsewhere there is nothing but the gate."""
-
-    def __init__(self) -> None:
-        self.gate, self._opener = os.pipe()
-        self.end, self._ours = os.pipe()
-
-    def bind(self, group: int) -> None:
-        if sys.platform.startswith("linux"):
-            fcntl.fcntl(self.end, fcntl.F_SETOWN, -group)
-            fcntl.fcntl(self.end, fcntl.F_SETSIG, int(signal.SIGKILL))
-            fcntl.fcntl(self.end, fcntl.F_SETFL, os.O_ASYNC)
-        os.write(self._opener, b"\n")
-
-    def close(self) -> None:
-        """The program has ended; what it left running stays."""
-        fcntl.fcntl(self.end, fcntl.F_SETFL, 0)
-        for end in (self.gate, self._opener, self.end, self._ours):
-            os.close(end)
-
-
-def _collect(
-    child: subprocess.Popen[bytes],
-    seconds: float | None,
-    take_stdout: Callable[[bytes], object],
-    stderr: bytearray,
-) -> bool:
-    """Reads both pipes to their ends and reaps the child; False when time ran out first."""
+def _collect(child: Child, seconds: float | None, takers: dict[int, Callable[[bytes], object]]) -> bool:
+    """Reads pipes to their ends, each piece for its taker, and reaps the child; False when time ran out first."""
     deadline = None if seconds is None else time.monotonic() + seconds
 
     def left() -> float | None:
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
-    def take_stderr(piece: bytes) -> None:
-        stderr.extend(piece[: _STDERR_KEPT - len(stderr)])
-
-    assert child.stdout is not None
-    assert child.stderr is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(child.stdout, selectors.EVENT_READ, take_stdout)
-        selector.register(child.stderr, selectors.EVENT_READ, take_stderr)
-        while selector.get_map():
-            ready = selector.select(left())
-            if left() == 0.0:  # whether or not there is output: a program may write for ever
-                return False
-            for key, _ in ready:
-                piece = os.read(key.fd, _CHUNK)
-                if piece:
-                    key.data(piece)
-                else:
-                    selector.unregister(key.fileobj)
-    try:
-        child.wait(left())
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+    poll = select.poll()
+    for pipe in takers:
+        poll.register(pipe, select.POLLIN)
+    while takers:
+        patience = left()
+        ready = poll.poll(None if patience is None else math.ceil(1000 * patience))
+        if left() == 0.0:  # whether or not there is output: a program may write for ever
+            return False
+        for pipe, _ in ready:
+            piece = os.read(pipe, _CHUNK)
+            if piece:
+                takers[pipe](piece)
+            else:
+                poll.unregister(pipe)
+                del takers[pipe]
+    return child.wait(left())
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: Child) -> None:
     """Ends the program with all its process group: it may be a script that runs the real one."""
     if child.poll() is not None:
         return
-    _signal(child, signal.SIGTERM)
-    try:
-        child.wait(_GRACE)
-    except subprocess.TimeoutExpired:
-        _signal(child, signal.SIGKILL)
+    child.send_group(signal.SIGTERM)
+    if not child.wait(_GRACE):
+        child.send_group(signal.SIGKILL)
         child.wait()
-
-
-def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
-        os.killpg(child.pid, number)
-    except (ProcessLookupError, PermissionError):  # no group of its own yet, or on macOS a zombie
-        child.send_signal(number)

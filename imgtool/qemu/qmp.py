@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
 COMMAND_SECONDS = 30.0
+_CHUNK = 65536
 
 
 class QmpUnreachable(MachineError):  # noqa: N818 - says what is so
@@ -175,6 +176,35 @@ class Monitor:
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)
+
+
+def knock(path: str, *, seconds: float) -> None:
+    """Returns when the QEMU whose monitor is at `path` answers a command, and so has opened all it was told to.
+    QmpUnreachable when it does not within `seconds`.
+
+    A session (`Monitor`) says as much, but asyncio, and what it imports, would take a processor from a guest that is
+    just starting for as long as its kernel takes to say its first word.
+    """
+    import socket
+
+    deadline = time.monotonic() + seconds
+    name = os.path.basename(os.path.dirname(path))
+    said = b""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(seconds)
+            connection.connect(path)
+            connection.sendall(b'{"execute": "qmp_capabilities"}\n')
+            while b'"return"' not in said:
+                connection.settimeout(max(0.001, deadline - time.monotonic()))
+                piece = connection.recv(_CHUNK)
+                if not piece:
+                    raise QmpUnreachable(f"the monitor of {name} hung up")
+                said = (said + piece)[-_CHUNK:]
+    except TimeoutError:
+        raise QmpUnreachable(f"the monitor of {name} did not answer within {seconds:g} s") from None
+    except OSError as error:
+        raise QmpUnreachable(f"the monitor of {name} cannot be reached: {_reason(error)}") from None
 
 
 async def _disconnect(client: QMPClient) -> None:

@@ -10,21 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import IO
 
 from imgtool.errors import CommandError, ProgramError
+from imgtool.qemu.child import Child
 from imgtool.qemu.process import Completed, failure
 
 _STDERR_KEPT = 1 << 20
+_STDIN, _STDOUT = 0, 1
 
 
 class Process:
     """A started program. It is ours to reap as long as imgtool lives."""
 
-    def __init__(self, argv: Sequence[str], child: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+    def __init__(self, argv: Sequence[str], child: Child, stderr: IO[bytes]) -> None:
         self.argv = tuple(argv)
         self._child = child
         self._stderr = stderr
@@ -39,17 +39,15 @@ class Process:
 
     def wait(self, seconds: float | None = None) -> int | None:
         """Like `poll`, after at most `seconds`."""
-        try:
-            return self._child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
+        self._child.wait(seconds)
+        return self._child.returncode
 
     def terminate(self) -> None:
         """SIGTERM: QEMU closes its images and ends, without a word to the guest."""
-        self._child.terminate()
+        self._child.send(signal.SIGTERM)
 
     def kill(self) -> None:
-        self._child.kill()
+        self._child.send(signal.SIGKILL)
 
     def end(self, grace: float = 5.0) -> int:
         """Sees to it that the program has ended: SIGTERM, `grace` seconds, SIGKILL. Returns its exit status."""
@@ -75,9 +73,7 @@ class Process:
     def close(self) -> None:
         """Lets go of the stderr file. The program, if it still runs, is left alone."""
         self._stderr.close()
-        if self._child.returncode is None:
-            # Popen warns of a child nobody waited for. A detached program is meant to outlive us.
-            self._child.returncode = 0
+        self._child.close()
 
 
 def start(
@@ -95,31 +91,37 @@ def start(
     `detached` puts it into a session of its own, to outlive imgtool; otherwise, and where it is `tied` too, it gets
     SIGTERM (on Linux) when imgtool dies, however that happens. `terminal` hands it imgtool's stdin and stdout, and
     with them its place in the terminal's foreground; otherwise it has neither. `stderr` names the file its stderr is
-    written to; without one it is a nameless temporary file. `record` names a file into which the new process writes
-    its own /proc/self/stat (its bare pid where there is no /proc) before it becomes the program: there is no moment
-    at which it runs unrecorded.
+    written to; without one it is a nameless temporary file. `record` names a file into which /proc/PID/stat of the
+    process is written (its bare pid where there is no /proc) before the program begins: it runs unrecorded at no
+    moment.
     """
     log: IO[bytes] = _nameless_file() if stderr is None else _log_file(stderr)
     try:
-        child = subprocess.Popen(
-            [os.fsencode(word) for word in argv],
-            stdin=None if terminal else subprocess.DEVNULL,
-            stdout=None if terminal else log,
-            stderr=log,
+        child = Child(
+            argv,
             env=dict(os.environ, LC_ALL="C.UTF-8"),
+            stdin=_STDIN if terminal else None,
+            stdout=_STDOUT if terminal else log.fileno(),
+            stderr=log.fileno(),
             pass_fds=pass_fds,
-            start_new_session=detached,
-            process_group=None if detached or terminal else 0,
-            preexec_fn=_child_setup(  # noqa: PLW1509 - takes no locks
-                dies_with_us=tied or not detached, record=record
-            ),
+            group="session" if detached else "same" if terminal else "own",
         )
     except OSError as error:
         log.close()
         raise ProgramError(
             f"cannot start {argv[0]}: {error.strerror}", hint="`imgtool doctor` shows what is found"
         ) from error
-    return Process(argv, child, log)
+    process = Process(argv, child, log)
+    try:
+        if record is not None:
+            _write_identity(child.pid, record)
+        # SIGTERM rather than SIGKILL: QEMU then writes what its qcow2 caches hold and restores the terminal.
+        child.begin(dies_by=signal.SIGTERM if tied or not detached else None)
+    except BaseException:
+        process.end()
+        process.close()
+        raise
+    return process
 
 
 def _nameless_file() -> IO[bytes]:
@@ -136,34 +138,13 @@ def _log_file(path: str) -> IO[bytes]:
     return os.fdopen(fd, "r+b", buffering=0)
 
 
-def _child_setup(*, dies_with_us: bool, record: str | None) -> Callable[[], None]:
-    """What the child does between fork and exec; everything it needs is loaded here, before the fork."""
-    prctl: Callable[[int, int], int] | None = None
-    if dies_with_us and sys.platform.startswith("linux"):
-        import ctypes
-
-        prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
-
-    def setup() -> None:
-        if prctl is not None:
-            # SIGTERM rather than SIGKILL: QEMU then writes what its qcow2 caches hold and restores the terminal.
-            prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
-        if record is not None:
-            _write_identity(record)
-        if os.getppid() != parent:
-            os._exit(127)  # imgtool died before the lines above; after them, who looks for leftovers finds us
-
-    return setup
-
-
-def _write_identity(place: str) -> None:
+def _write_identity(pid: int, place: str) -> None:
     try:
-        fd = os.open("/proc/self/stat", os.O_RDONLY)
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
         identity = os.read(fd, 4096)
         os.close(fd)
     except OSError:
-        identity = str(os.getpid()).encode()
+        identity = str(pid).encode()
     fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.write(fd, identity)
     os.close(fd)

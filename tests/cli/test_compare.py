@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,3 +79,15 @@ def test_a_dry_run_reads_nothing(images: Images, imgtool: Imgtool) -> None:
     assert done.status == 0
     assert done.document["commands"][0][1:] == ["compare", "-f", "qcow2", "-F", "raw", str(one), str(two)]
     assert {image["action"] for image in done.document["images"]} == {"read"}
+
+
+def test_who_started_imgtool_without_minding_children_gets_the_true_answer(images: Images) -> None:
+    one, two = images.base("one.qcow2", "1M"), images.base("two.qcow2", "1M")
+    images.run_io(two, "write -P 7 0 64k")
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+        "os.execv(sys.executable, [sys.executable, '-m', 'imgtool', *sys.argv[1:]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "compare", one, two], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b"different disks" in done.stdout

@@ -243,9 +243,10 @@ def test_a_signal_while_qemu_img_starts_does_not_lose_it(images: Images) -> None
     images.run_io(path, "write -P 5 0 8M", format="raw")
     code = (
         "import os, signal, sys; from imgtool.cli.main import main\n"
-        "import subprocess\n"
-        "start = subprocess._fork_exec\n"
-        "subprocess._fork_exec = lambda *words: (start(*words), os.kill(os.getpid(), signal.SIGTERM))[0]\n"
+        "start = os.posix_spawn\n"
+        "def start_and_kill(*words, **more):\n"
+        "    pid = start(*words, **more); os.kill(os.getpid(), signal.SIGTERM); return pid\n"
+        "os.posix_spawn = start_and_kill\n"
         "try: main(sys.argv[1:])\n"
         "finally:\n"
         "    try: os.waitpid(-1, os.WNOHANG); print('a program is left')\n"

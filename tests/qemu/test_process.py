@@ -206,7 +206,7 @@ def test_a_killed_imgtool_leaves_no_program_behind(tmp_path: Path, number: signa
 DYING = """
     import os, signal, sys
     from imgtool.qemu import process
-    process._Tie.bind = lambda tie, group: print(group, flush=True) or os.kill(os.getpid(), signal.SIGKILL)
+    process.Child.begin = lambda child, **_: print(child.pid, flush=True) or os.kill(os.getpid(), signal.SIGKILL)
     process.run(["/bin/touch", sys.argv[1]])
 """
 
@@ -217,6 +217,33 @@ def test_a_program_does_not_begin_when_imgtool_dies_before_it_is_tied(tmp_path: 
     assert done.returncode == -signal.SIGKILL
     assert wait_until_gone(int(done.stdout))
     assert not (tmp_path / "begun").exists()
+
+
+def test_where_the_kernel_forgets_how_programs_end_none_succeeds() -> None:
+    code = (
+        "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); from imgtool.qemu.process import run;"
+        "print(run(['/bin/true']).status)"
+    )
+    assert run([sys.executable, "-c", code]).stdout == b"255\n"
+
+
+def test_standard_streams_that_are_closed_are_none_of_the_programs(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from imgtool.qemu.process import run; os.closerange(0, 3);"
+        "done = run(['sh', '-c', 'cat; echo out; echo err >&2']);"
+        "open(sys.argv[1], 'w').write(repr((done.stdout, done.stderr)))"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "said"], check=True)
+    assert (tmp_path / "said").read_text() == "(b'out\\n', b'err\\n')"
+
+
+def test_a_program_runs_in_the_directory_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "-it's a\nplace").mkdir()
+    (tmp_path / "link").symlink_to("-it's a\nplace")
+    found = run(["/bin/pwd", "-P"], cwd=os.path.join(tmp_path, "link", "..", "link"))
+    assert found.stdout == os.fsencode(tmp_path / "-it's a\nplace") + b"\n"
+    with pytest.raises(ProgramError, match="No such file"):
+        run(["/bin/pwd"], cwd=str(tmp_path / "none"))
 
 
 def test_a_crash_is_told_from_a_failure() -> None:

@@ -5,12 +5,13 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from imgtool.qemu.capabilities import none_monitor
 from imgtool.qemu.programs import Programs
-from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
+from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable, knock
 from imgtool.qemu.system import start
 
 pytestmark = pytest.mark.matrix
@@ -85,6 +86,50 @@ def test_a_second_client_gets_an_error_instead_of_waiting_for_ever(program: str)
         finally:
             process.end()
             process.close()
+
+
+def test_who_knocks_hears_from_a_qemu_and_lets_the_next_client_in(program: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "qmp")
+        process = start(
+            [program, "-machine", "none", "-display", "none", "-qmp", f"unix:{path},server=on,wait=off"],
+            detached=False,
+        )
+        try:
+            while not os.path.exists(path) and process.poll() is None:
+                process.wait(0.02)
+            for _ in range(2):
+                knock(path, seconds=20)
+            with Monitor.connect(path) as monitor:
+                with pytest.raises(QmpUnreachable, match="did not answer within"):
+                    knock(path, seconds=0.3)
+                assert monitor.execute("query-status")
+        finally:
+            process.end()
+            process.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_who_knocks_where_no_qemu_answers_is_told(tmp_path: Path, said: bytes) -> None:
+    path = str(tmp_path / "qmp")
+    with pytest.raises(QmpUnreachable, match="No such file"):
+        knock(path, seconds=5)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            connection.sendall(said)
+            connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(QmpUnreachable, match=r"hung up|reset|Broken pipe"):
+            knock(path, seconds=20)
+        thread.join()
+    with pytest.raises(QmpUnreachable, match="refused"):
+        knock(path, seconds=5)
 
 
 def test_a_server_that_never_answers_a_command_meets_the_time_limit() -> None:

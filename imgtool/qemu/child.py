@@ -1,0 +1,185 @@
+"""Programs that imgtool starts: each waits behind a gate until it is bound to imgtool, or written down somewhere.
+
+os.posix_spawn starts them, and not subprocess, whose import takes as long as qemu-img takes to answer. What that
+module can do beyond this, and could do between fork and exec only, the shell at the gate does: with a function there
+Python would copy its address space instead of lending it until the program has begun (vfork).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Group = Literal["own", "session", "same"]
+"""A program's process group: its own, its own in a session of its own, or imgtool's, which a terminal may know."""
+
+_FIRST_FREE = 3
+"""The descriptors below are the standard streams."""
+
+_FORGOTTEN = 255
+"""The exit status of a program of which the kernel does not say how it ended, since this process ignores SIGCHLD. It
+means success nowhere, nor any other answer."""
+
+_LONGEST_PAUSE = 0.05
+
+
+class Pipe:
+    """A pipe of which no end is a standard stream, should one of these be closed."""
+
+    def __init__(self) -> None:
+        ends = os.pipe()
+        if min(ends) < _FIRST_FREE:
+            low = ends
+            ends = (_above(low[0]), _above(low[1]))
+            for end in low:
+                os.close(end)
+        self.reading, self.writing = ends
+        self._open = set(ends)
+
+    def close(self, *ends: int) -> None:
+        """Closes these ends, or both; again does nothing."""
+        for end in ends or (self.reading, self.writing):
+            if end in self._open:
+                self._open.remove(end)
+                os.close(end)
+
+
+def _above(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+
+
+class Child:
+    """A program that was started, and begins with `begin`. It has to be waited for, and then closed."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        stdin: int | None,
+        stdout: int,
+        stderr: int,
+        pass_fds: Sequence[int] = (),
+        group: Group = "own",
+        setup: Sequence[str] = (),
+    ) -> None:
+        """Starts `argv` with these descriptors (stdin None: nothing to read) and, under their own numbers,
+        `pass_fds`. The commands of `setup` are the shell's, before it becomes the program. OSError where the program
+        is not there or cannot be started."""
+        _check_startable(argv[0])
+        self.returncode: int | None = None
+        """The exit status, -N when signal N ended it, None while it runs."""
+        self._group = group
+        self._tied = False
+        self._gate, self._tie = Pipe(), Pipe()
+        words = [*setup, f"read -r go </dev/fd/{self._gate.reading}", 'exec "$0" "$@"']
+        nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        kept = (*pass_fds, self._gate.reading, self._tie.reading)
+        place: dict[str, Any] = {}
+        if group != "same":
+            place = {"setsid": True} if group == "session" else {"setpgroup": 0}
+        try:
+            self.pid = os.posix_spawn(
+                "/bin/sh",
+                ("/bin/sh", "-c", " && ".join(words), *argv),
+                env,
+                file_actions=[
+                    nothing if stdin is None else (os.POSIX_SPAWN_DUP2, stdin, 0),
+                    (os.POSIX_SPAWN_DUP2, stdout, 1),
+                    (os.POSIX_SPAWN_DUP2, stderr, 2),
+                    # a descriptor that becomes itself stays open in the program
+                    *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in kept),
+                ],
+                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),  # which Python ignores
+                **place,
+            )
+        except BaseException:
+            self._gate.close()
+            self._tie.close()
+            raise
+
+    def begin(self, *, dies_by: signal.Signals | None = None) -> None:
+        """Opens the gate. On Linux the program gets the signal `dies_by` when imgtool dies, however that happens.
+
+        Were imgtool dead before this, the gate's pipe would end, and the program never begin. Afterwards the kernel
+        watches: the program has inherited the reading end of a pipe of which only imgtool holds the other, and whose
+        owner for SIGIO, with `dies_by` in its place, is its process group (in imgtool's: it alone). Sources: fcntl(2)
+        on F_SETOWN and F_SETSIG.
+        """
+        if dies_by is not None and sys.platform.startswith("linux"):
+            end = self._tie.reading
+            fcntl.fcntl(end, fcntl.F_SETOWN, self.pid if self._group == "same" else -self.pid)
+            fcntl.fcntl(end, fcntl.F_SETSIG, int(dies_by))
+            fcntl.fcntl(end, fcntl.F_SETFL, os.O_ASYNC)
+            self._tied = True
+        os.write(self._gate.writing, b"\n")
+
+    def poll(self) -> int | None:
+        """The exit status, if it has ended."""
+        if self.returncode is None:
+            self._reap(os.WNOHANG)
+        return self.returncode
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether it has ended, after at most so many seconds; without a number, when it has."""
+        if seconds is None:
+            if self.returncode is None:
+                self._reap(0)
+            return True
+        deadline = time.monotonic() + seconds
+        pause = 0.0005
+        while self.poll() is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return True
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the program alone, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def send_group(self, number: signal.Signals) -> None:
+        """Sends a signal to its process group: it may be a script that runs the real one."""
+        assert self._group != "same"
+        if self.poll() is not None:
+            return
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):  # on macOS, of a group of which only a zombie is left
+            os.kill(self.pid, number)
+
+    def close(self) -> None:
+        """Lets go of it. If it runs on, it still gets its signal when imgtool dies; what it left running does not."""
+        self._gate.close()
+        if self._tied and self.returncode is None:
+            self._tie.close(self._tie.reading)
+        else:
+            fcntl.fcntl(self._tie.reading, fcntl.F_SETFL, 0)
+            self._tie.close()
+
+    def _reap(self, options: int) -> None:
+        try:
+            pid, status = os.waitpid(self.pid, options)
+        except ChildProcessError:
+            self.returncode = _FORGOTTEN
+            return
+        if pid == self.pid:
+            self.returncode = os.waitstatus_to_exitcode(status)
+
+
+def _check_startable(program: str) -> None:
+    """OSError where the shell would not find the program or not be allowed to run it."""
+    places = [program] if os.sep in program else [os.path.join(place, program) for place in os.get_exec_path()]
+    if not any(os.access(place, os.X_OK) and not os.path.isdir(place) for place in places):
+        found = any(map(os.path.lexists, places))
+        why = errno.EACCES if found else errno.ENOENT
+        raise OSError(why, os.strerror(why))
