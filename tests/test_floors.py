@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,18 +83,39 @@ def test_only_the_command_line_knows_its_packages() -> None:
     assert breaches == []
 
 
+STARTING = re.compile(r"(fork|forkpty|popen|posix_spawnp?|spawn[lv]p?e?|system)")
+"""What `os` has for starting programs beside imgtool; exec puts one in its place."""
+
+
 def test_programs_are_started_in_one_place() -> None:
     starters = {
         str(path.relative_to(PACKAGE))
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text()))
-        if (isinstance(node, ast.Import) and any(alias.name == "subprocess" for alias in node.names))
-        or (isinstance(node, ast.ImportFrom) and node.module == "subprocess")
+        if (isinstance(node, ast.Import) and {"subprocess", "multiprocessing"} & {alias.name for alias in node.names})
+        or (isinstance(node, ast.ImportFrom) and node.module in ("subprocess", "multiprocessing"))
+        or (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "os"
+            and STARTING.fullmatch(node.attr)
+        )
     }
-    assert starters <= {"qemu/process.py", "qemu/system.py"}
+    assert starters == {"qemu/child.py"}
 
 
-HEAVY = {"tqdm", "asyncio", "qemu.qmp", "humanize", "pycdlib", "platformdirs", "oras", "dataclasses", "ctypes"}
+HEAVY = {
+    "tqdm",
+    "asyncio",
+    "subprocess",
+    "qemu.qmp",
+    "humanize",
+    "pycdlib",
+    "platformdirs",
+    "oras",
+    "dataclasses",
+    "ctypes",
+}
 
 
 def imported(*words: str, **env: str) -> set[str]:
@@ -116,14 +138,14 @@ def test_what_a_command_does_not_use_is_not_imported(words: list[str], tmp_path:
         "--version", XDG_CACHE_HOME=str(tmp_path)
     )  # that QEMU is asked once an upgrade is not what this is about
     found = imported(*words, XDG_CACHE_HOME=str(tmp_path))
-    assert found & (HEAVY | {"msgspec", "subprocess", "hashlib"}) == set()
+    assert found & (HEAVY | {"msgspec", "hashlib"}) == set()
 
 
 def test_completing_a_word_imports_the_groups_on_the_way_and_no_more() -> None:
     words = {"_IMGTOOL_COMPLETE": "bash_complete", "COMP_WORDS": "imgtool chain sh", "COMP_CWORD": "2"}
     found = imported(**words)
     assert "imgtool.cli.options" in found  # which the group `chain` needs
-    assert found & (HEAVY | {"msgspec", "subprocess", "hashlib", "imgtool.image.header"}) == set()
+    assert found & (HEAVY | {"msgspec", "hashlib", "imgtool.image.header"}) == set()
 
 
 def test_what_info_does_not_use_is_not_imported(tmp_path: Path) -> None:
@@ -139,3 +161,11 @@ def test_what_info_does_not_use_is_not_imported(tmp_path: Path) -> None:
         )
         == set()
     )
+
+
+def test_what_boot_does_not_use_is_not_imported(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(65536))
+    found = imported("boot", str(image), "--accel", "tcg", "--network", "none", "--dry-run")
+    assert "imgtool.machine.plan" in found
+    assert found & (HEAVY | {"hashlib", "tempfile", "shutil", "socket", "imgtool.qemu.qemu_img"}) == set()
