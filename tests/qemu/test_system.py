@@ -82,7 +82,11 @@ def test_descriptors_are_handed_on_under_their_numbers() -> None:
 PARENT = """
 import sys, time
 from imgtool.qemu.system import start
-process = start(["/bin/sleep", "60"], detached=sys.argv[1] != "foreground", tied=sys.argv[1] == "tied")
+how = sys.argv[1]
+place = {"detached": how in ("tied", "detached"), "tied": how == "tied", "terminal": how == "terminal"}
+process = start(["/bin/sleep", "60"], **place)
+if how == "let go":
+    process.close()
 print(process.pid, flush=True)
 time.sleep(60)
 """
@@ -104,7 +108,7 @@ def _start_under_a_parent_that_is_killed(how: str) -> int:
     return pid
 
 
-@pytest.mark.parametrize("how", ["foreground", "tied"])
+@pytest.mark.parametrize("how", ["foreground", "terminal", "tied", "let go"])
 def test_a_program_in_the_foreground_or_tied_to_imgtool_ends_with_it_even_by_kill_9(how: str) -> None:
     pid = _start_under_a_parent_that_is_killed(how)
     deadline = time.monotonic() + 20
