@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from imgtool.cli.context import Context, output_option, pass_context, progress_option, quiet_option
+from imgtool.cli.lazy import add_help
 from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
 from imgtool.errors import ConfigError, UsageError
 
@@ -34,6 +35,7 @@ class BuildCommand(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
     ) -> click.Context:
         if args and args[0] == "lint":
+            add_help(lint)
             return lint.make_context("build lint", args[1:], parent)
         return super().make_context(info_name, args, parent)
 

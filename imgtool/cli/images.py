@@ -138,7 +138,7 @@ def explained(
                 check_options(context, option_format, options, amend=amend)
         except UsageError as better:
             raise better from error
-        if error.hint is None and option_format is not None:
+        if error.hint is None and option_format is not None and not amend:
             error.hint = _missing_key(option_format, options)
         raise
 

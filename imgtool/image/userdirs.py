@@ -30,3 +30,10 @@ def user_dir(kind: Kind) -> str:
     from platformdirs import PlatformDirs
 
     return str(getattr(PlatformDirs("imgtool", appauthor=False), f"user_{kind}_dir"))
+
+
+def temporary_dir() -> str:
+    """Where short-lived files go: TMPDIR, where that is a folder to write in, else /tmp. tempfile knows, too, but
+    brings shutil and random along."""
+    place = os.environ.get("TMPDIR", "")
+    return place if os.path.isabs(place) and os.access(place, os.W_OK | os.X_OK) else "/tmp"

@@ -124,7 +124,7 @@ def _kill(pid: int, number: signal.Signals) -> bool:
 
 
 def read_pid_file(path: str) -> ProcessId | None:
-    """What `imgtool.qemu.system.start` records: /proc/self/stat, or the bare pid where there is no /proc."""
+    """What `imgtool.qemu.system.start` records: /proc/PID/stat, or the bare pid where there is no /proc."""
     try:
         with open(path, "rb") as file:
             content = file.read()

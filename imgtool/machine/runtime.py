@@ -4,7 +4,7 @@
         .lock             held (flock) while names and images are claimed and what is stale is cleared
         NAME/
             vm.json       State
-            qemu.pid      QEMU's identity, written by the process that becomes QEMU
+            qemu.pid      QEMU's identity, written before QEMU begins
             *.pid         those of the programs beside it (swtpm, virtiofsd, passt), which end with it
             *.sock        QMP, guest agent, serial ports, helpers
             *.log         serial ports, QEMU's stderr; these alone survive the VM
@@ -25,6 +25,7 @@ from contextlib import contextmanager
 
 from imgtool.errors import ConfigError, ImageInUseError, MachineError
 from imgtool.image.names import printable
+from imgtool.image.userdirs import temporary_dir
 from imgtool.machine.config import Machine
 from imgtool.machine.process import ProcessId, boot_identity, end_process, read_pid_file
 from imgtool.machine.vm import PID_FILE, HeldImage, State, Vm
@@ -48,7 +49,7 @@ def runtime_root() -> str:
     if os.path.isdir(base) and os.access(base, os.W_OK):
         top = os.path.join(base, "imgtool")
     else:
-        top = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"imgtool-{os.getuid()}")
+        top = os.path.join(temporary_dir(), f"imgtool-{os.getuid()}")
     root = os.path.join(top, "vm")
     try:
         for folder in (top, root):

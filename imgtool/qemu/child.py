@@ -7,11 +7,13 @@ Python would copy its address space instead of lending it until the program has 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -30,13 +32,13 @@ _LONGEST_PAUSE = 0.05
 
 
 class Pipe:
-    """A pipe of which no end is a standard stream, should one of these be closed."""
+    """A pipe of which no end is a standard stream, should one be closed. The higher end is the writing one."""
 
     def __init__(self) -> None:
         ends = os.pipe()
         if min(ends) < _FIRST_FREE:
             low = ends
-            ends = (_above(low[0]), _above(low[1]))
+            ends = (duplicate(low[0]), duplicate(low[1]))
             for end in low:
                 os.close(end)
         self.reading, self.writing = ends
@@ -50,7 +52,8 @@ class Pipe:
                 os.close(end)
 
 
-def _above(fd: int) -> int:
+def duplicate(fd: int) -> int:
+    """Another descriptor of the same that is no standard stream."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
 
 
@@ -76,9 +79,11 @@ class Child:
         self.returncode: int | None = None
         """The exit status, -N when signal N ended it, None while it runs."""
         self._group = group
-        self._tied = False
+        self._reaping = threading.Lock()
         self._gate, self._tie = Pipe(), Pipe()
-        words = [*setup, f"read -r go </dev/fd/{self._gate.reading}", 'exec "$0" "$@"']
+        self._tied = False
+        self._closed = False
+        words = [*setup, f"read -r imgtool_gate </dev/fd/{self._gate.reading}", 'exec "$0" "$@"']
         nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         kept = (*pass_fds, self._gate.reading, self._tie.reading)
         place: dict[str, Any] = {}
@@ -95,6 +100,7 @@ class Child:
                     (os.POSIX_SPAWN_DUP2, stderr, 2),
                     # a descriptor that becomes itself stays open in the program
                     *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in kept),
+                    *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in kept),
                 ],
                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),  # which Python ignores
                 **place,
@@ -111,6 +117,10 @@ class Child:
         watches: the program has inherited the reading end of a pipe of which only imgtool holds the other, and whose
         owner for SIGIO, with `dies_by` in its place, is its process group (in imgtool's: it alone). Sources: fcntl(2)
         on F_SETOWN and F_SETSIG.
+
+        Some programs (ssh, passt) close what they inherit. The kernel then finds them only as long as imgtool has the
+        reading end open itself, and since it takes the descriptors of the dead from the highest down: the writing end
+        is the higher one. (The pid that QEMU's log then gives for the sender of the signal is none.)
         """
         if dies_by is not None and sys.platform.startswith("linux"):
             end = self._tie.reading
@@ -122,14 +132,17 @@ class Child:
 
     def poll(self) -> int | None:
         """The exit status, if it has ended."""
-        if self.returncode is None:
-            self._reap(os.WNOHANG)
+        if self.returncode is None and self._reaping.acquire(blocking=False):
+            try:
+                self._reap(os.WNOHANG)
+            finally:
+                self._reaping.release()
         return self.returncode
 
     def wait(self, seconds: float | None = None) -> bool:
         """Whether it has ended, after at most so many seconds; without a number, when it has."""
         if seconds is None:
-            if self.returncode is None:
+            with self._reaping:
                 self._reap(0)
             return True
         deadline = time.monotonic() + seconds
@@ -145,7 +158,8 @@ class Child:
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the program alone, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def send_group(self, number: signal.Signals) -> None:
         """Sends a signal to its process group: it may be a script that runs the real one."""
@@ -154,19 +168,23 @@ class Child:
             return
         try:
             os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):  # on macOS, of a group of which only a zombie is left
-            os.kill(self.pid, number)
+        except (ProcessLookupError, PermissionError):  # the latter on macOS, where only a zombie is left of it
+            self.send(number)
 
     def close(self) -> None:
         """Lets go of it. If it runs on, it still gets its signal when imgtool dies; what it left running does not."""
+        if self._closed:
+            return
+        self._closed = True
         self._gate.close()
         if self._tied and self.returncode is None:
-            self._tie.close(self._tie.reading)
-        else:
-            fcntl.fcntl(self._tie.reading, fcntl.F_SETFL, 0)
-            self._tie.close()
+            return
+        fcntl.fcntl(self._tie.reading, fcntl.F_SETFL, 0)
+        self._tie.close()
 
     def _reap(self, options: int) -> None:
+        if self.returncode is not None:
+            return
         try:
             pid, status = os.waitpid(self.pid, options)
         except ChildProcessError:
@@ -174,6 +192,18 @@ class Child:
             return
         if pid == self.pid:
             self.returncode = os.waitstatus_to_exitcode(status)
+
+
+def _inheritable() -> list[int]:
+    """The descriptors that imgtool was given by who started it, and others that a program would get: theirs are locks
+    and pipes whose other end waits for the last of them to be closed."""
+    found = []
+    with contextlib.suppress(OSError):
+        for fd in map(int, os.listdir("/dev/fd")):
+            with contextlib.suppress(OSError):  # that of the listing itself is closed by now
+                if fd >= _FIRST_FREE and os.get_inheritable(fd):
+                    found.append(fd)
+    return found
 
 
 def _check_startable(program: str) -> None:

@@ -198,9 +198,9 @@ def knock(path: str, *, seconds: float) -> None:
             while b'"return"' not in said:
                 connection.settimeout(max(0.001, deadline - time.monotonic()))
                 piece = connection.recv(_CHUNK)
-                if not piece:
-                    raise QmpUnreachable(f"the monitor of {name} hung up")
                 said = (said + piece)[-_CHUNK:]
+                if not piece or b'"error"' in said:
+                    raise QmpUnreachable(f"the monitor of {name} {'refused' if piece else 'hung up'}")
     except TimeoutError:
         raise QmpUnreachable(f"the monitor of {name} did not answer within {seconds:g} s") from None
     except OSError as error:

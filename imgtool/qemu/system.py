@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import IO
 
 from imgtool.errors import CommandError, ProgramError
-from imgtool.qemu.child import Child
+from imgtool.image.userdirs import temporary_dir
+from imgtool.qemu.child import Child, duplicate
 from imgtool.qemu.process import Completed, failure
 
 _STDERR_KEPT = 1 << 20
@@ -125,9 +126,8 @@ def start(
 
 
 def _nameless_file() -> IO[bytes]:
-    folder = os.environ.get("TMPDIR") or "/tmp"
     with contextlib.suppress(AttributeError, OSError):  # Linux has O_TMPFILE, and most file systems
-        return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
+        return _opened(os.open(temporary_dir(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
     import tempfile
 
     return tempfile.TemporaryFile()
@@ -135,7 +135,14 @@ def _nameless_file() -> IO[bytes]:
 
 def _log_file(path: str) -> IO[bytes]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    return os.fdopen(fd, "r+b", buffering=0)
+    return _opened(fd)
+
+
+def _opened(fd: int) -> IO[bytes]:
+    """A file with a descriptor that is no standard stream, should one of these be closed."""
+    high = duplicate(fd)
+    os.close(fd)
+    return os.fdopen(high, "r+b", buffering=0)
 
 
 def _write_identity(pid: int, place: str) -> None:

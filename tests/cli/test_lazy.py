@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 import pytest
 
@@ -35,3 +37,28 @@ def test_what_is_proposed_for_them_are_commands(elsewhere: dict[str, str]) -> No
                 group = group.get_command(context, word)
                 assert group is not None, (name, command)
         assert not isinstance(group, LazyGroup), (name, command)
+
+
+def commands(group: LazyGroup, context: click.Context) -> Iterator[click.Command]:
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield command
+        if isinstance(command, LazyGroup):
+            yield from commands(command, context)
+
+
+def test_every_command_has_its_help_under_both_names_once() -> None:
+    context = click.Context(main.cli, info_name="imgtool")
+    everything = [main.cli, *commands(main.cli, context), *commands(main.cli, context)]
+    assert len(everything) > 100
+    for command in everything:
+        names = [name for parameter in command.params for name in parameter.opts]
+        assert (names.count("-h"), names.count("--help")) == (1, 1), command.name
+
+
+@pytest.mark.parametrize("words", ["build lint", "build", "chain show", "vm", ""])
+def test_help_is_shown_under_both_names(imgtool: Imgtool, words: str) -> None:
+    short, long = (imgtool(*words.split(), name) for name in ("-h", "--help"))
+    assert short == long
+    assert (short.status, short.stdout.splitlines()[0].split()[:2]) == (0, ["Usage:", "imgtool"])

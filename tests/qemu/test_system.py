@@ -69,6 +69,28 @@ def test_stderr_goes_to_the_named_file_which_only_its_owner_reads(tmp_path: Path
     assert log.stat().st_mode & 0o777 == 0o600
 
 
+def test_no_other_descriptors_are_handed_on() -> None:
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    process = start(["/bin/sleep", "60"], detached=True)
+    os.close(writing)
+    assert os.read(reading, 1) == b""  # the program, which still runs, has no writing end
+    os.close(reading)
+    process.end()
+    process.close()
+    process.close()
+
+
+def test_standard_streams_that_are_closed_are_not_taken_by_the_log() -> None:
+    code = (
+        "import os, sys; from imgtool.qemu.system import start; os.closerange(0, 2);"
+        "process = start(['/bin/sh', '-c', 'cat; echo out; echo err >&2'], detached=False);"
+        "process.wait(10); os.write(2, process.stderr())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=True)
+    assert done.stderr == b"out\nerr\n"
+
+
 def test_descriptors_are_handed_on_under_their_numbers() -> None:
     reading, writing = os.pipe()
     process = start(["/bin/sh", "-c", f"echo hello >/dev/fd/{writing}"], detached=False, pass_fds=[writing])
@@ -84,8 +106,11 @@ import sys, time
 from imgtool.qemu.system import start
 how = sys.argv[1]
 place = {"detached": how in ("tied", "detached"), "tied": how == "tied", "terminal": how == "terminal"}
-process = start(["/bin/sleep", "60"], **place)
-if how == "let go":
+closing = [sys.executable, "-c", "import os, time; os.closerange(3, 256); os.write(2, b'closed'); time.sleep(60)"]
+process = start(closing if "closes" in how else ["/bin/sleep", "60"], **place)
+while "closes" in how and process.stderr() != b"closed":
+    time.sleep(0.01)
+if "let go" in how:
     process.close()
 print(process.pid, flush=True)
 time.sleep(60)
@@ -108,7 +133,9 @@ def _start_under_a_parent_that_is_killed(how: str) -> int:
     return pid
 
 
-@pytest.mark.parametrize("how", ["foreground", "terminal", "tied", "let go"])
+@pytest.mark.parametrize(
+    "how", ["foreground", "terminal", "tied", "let go", "closes what it has", "closes it, let go"]
+)
 def test_a_program_in_the_foreground_or_tied_to_imgtool_ends_with_it_even_by_kill_9(how: str) -> None:
     pid = _start_under_a_parent_that_is_killed(how)
     deadline = time.monotonic() + 20
@@ -126,7 +153,7 @@ def test_a_detached_program_outlives_imgtool_in_a_session_of_its_own() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_the_process_records_itself_before_it_becomes_the_program(tmp_path: Path) -> None:
+def test_the_process_is_recorded_before_the_program_begins(tmp_path: Path) -> None:
     record = tmp_path / "pid"
     process = start(["/bin/cat", str(record)], detached=True, record=str(record))
     process.wait(10)
