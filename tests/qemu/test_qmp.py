@@ -67,7 +67,9 @@ def test_a_qemu_that_ends_is_unreachable_and_not_a_hang(program: str) -> None:
             monitor.execute("query-status", seconds=5)
 
 
-def test_a_second_client_gets_an_error_instead_of_waiting_for_ever(program: str) -> None:
+@pytest.fixture
+def listening(program: str) -> Iterator[str]:
+    """The socket at which a QEMU of its own waits for QMP clients."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "qmp")
         process = start(
@@ -77,36 +79,28 @@ def test_a_second_client_gets_an_error_instead_of_waiting_for_ever(program: str)
         try:
             while not os.path.exists(path) and process.poll() is None:
                 process.wait(0.02)
-            with Monitor.connect(path):
-                with pytest.raises(QmpUnreachable, match="did not answer within") as caught:
-                    Monitor.connect(path, seconds=0.3)
-                assert "one QMP client at a time" in str(caught.value.hint)
-            with Monitor.connect(path) as again:
-                assert again.execute("query-status")
+            yield path
         finally:
             process.end()
             process.close()
 
 
-def test_who_knocks_hears_from_a_qemu_and_lets_the_next_client_in(program: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "qmp")
-        process = start(
-            [program, "-machine", "none", "-display", "none", "-qmp", f"unix:{path},server=on,wait=off"],
-            detached=False,
-        )
-        try:
-            while not os.path.exists(path) and process.poll() is None:
-                process.wait(0.02)
-            for _ in range(2):
-                knock(path, seconds=20)
-            with Monitor.connect(path) as monitor:
-                with pytest.raises(QmpUnreachable, match="did not answer within"):
-                    knock(path, seconds=0.3)
-                assert monitor.execute("query-status")
-        finally:
-            process.end()
-            process.close()
+def test_a_second_client_gets_an_error_instead_of_waiting_for_ever(listening: str) -> None:
+    with Monitor.connect(listening):
+        with pytest.raises(QmpUnreachable, match="did not answer within") as caught:
+            Monitor.connect(listening, seconds=0.3)
+        assert "one QMP client at a time" in str(caught.value.hint)
+    with Monitor.connect(listening) as again:
+        assert again.execute("query-status")
+
+
+def test_who_knocks_hears_from_a_qemu_and_lets_the_next_client_in(listening: str) -> None:
+    for _ in range(2):
+        knock(listening, seconds=20)
+    with Monitor.connect(listening) as monitor:
+        with pytest.raises(QmpUnreachable, match="did not answer within"):
+            knock(listening, seconds=0.3)
+        assert monitor.execute("query-status")
 
 
 @pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"])
