@@ -14,10 +14,9 @@ from imgtool.machine.accelerator import Choice, choose
 from imgtool.machine.checks.network import SMBD
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Host, HugepageMount, Uefi
-from imgtool.machine.nets import helper
 from imgtool.machine.values.devices import DisplayType
-from imgtool.machine.values.network import Nat
-from imgtool.qemu.capabilities import Capabilities, capabilities, properties
+from imgtool.machine.values.network import Bridge, Nat, Tap
+from imgtool.qemu.capabilities import Capabilities, capabilities
 from imgtool.qemu.process import Limits, Runner, run
 from imgtool.qemu.programs import Programs, which
 
@@ -77,7 +76,7 @@ def learn_host(
         memory_total=total,
         memory_free=free,
         bridges=_bridges(machine),
-        bridge_helper=helper.find(),
+        bridge_helper=_bridge_helper(machine),
         passt=which("passt"),
         smbd=_first((SMBD,)),
         swtpm=which("swtpm"),
@@ -95,6 +94,14 @@ def _bridges(machine: Machine) -> dict[str, str]:
     from imgtool.machine.nets.join import bridges
 
     return bridges(networks)
+
+
+def _bridge_helper(machine: Machine) -> str | None:
+    if not any(isinstance(network, (Bridge, Tap, Nat)) for network in machine.networks or ()):
+        return None
+    from imgtool.machine.nets import helper
+
+    return helper.find()
 
 
 def _render_nodes() -> tuple[str, ...]:
@@ -192,6 +199,8 @@ def cpu_properties(machine: Machine, found: Capabilities, accelerator: str) -> t
 
 
 def _property_names(program: str, type_name: str) -> tuple[str, ...] | None:
+    from imgtool.qemu.interview import properties
+
     try:
         return tuple(item.name for item in properties(program, type_name))
     except MachineError:

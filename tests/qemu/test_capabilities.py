@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from imgtool.errors import MachineError, ProgramError
-from imgtool.qemu import capabilities as subject
-from imgtool.qemu.capabilities import Capabilities, DeviceType, capabilities, properties
+from imgtool.qemu import interview as subject
+from imgtool.qemu.capabilities import Capabilities, DeviceType, capabilities
+from imgtool.qemu.interview import properties
 from imgtool.qemu.process import Completed
 from imgtool.qemu.programs import Programs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imgtool.qemu.capabilities import none_monitor
+from imgtool.qemu.interview import none_monitor
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable, knock
 from imgtool.qemu.system import start
