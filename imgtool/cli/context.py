@@ -167,10 +167,10 @@ def dry_run_option(command: F) -> F:
 
 
 def want_color(context: Context, stream: Any) -> bool:
-    """`--color` if given, else NO_COLOR (no-color.org), else whether `stream` is a terminal."""
+    """`--color` if given, else NO_COLOR (no-color.org), else whether `stream` is a terminal, and not a dumb one."""
     if context.color is not None:
         return context.color
-    if os.environ.get("NO_COLOR"):
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return bool(stream.isatty())
 

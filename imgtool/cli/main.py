@@ -155,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Exits: 0 done, 1 failed or refused, 2 usage, 3 problems found, 128+N ended by signal N."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _open_standard_streams()
+    _escape_what_cannot_be_shown()
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         # Some services start programs so. The kernel would then not say how those ended that imgtool starts.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -192,6 +193,15 @@ def _open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115 - stays open
+
+
+def _escape_what_cannot_be_shown() -> None:
+    """In a locale that is not UTF-8 the characters it lacks, as the `…` of a help text may be, are written escaped."""
+    import io
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave(status: int) -> NoReturn:

@@ -69,3 +69,27 @@ def test_without_a_command_the_help_is_shown_as_it_is(imgtool: Imgtool, words: l
     bare, asked = imgtool(*words), imgtool(*words, "--help")
     assert (bare.status, bare.stdout) == (2, "")
     assert bare.stderr == asked.stdout
+
+
+def test_help_is_shown_where_the_locale_lacks_its_characters(imgtool: Imgtool) -> None:
+    for encoding in ("latin-1", "ascii", "ascii:strict"):
+        done = imgtool("convert", "--help", PYTHONIOENCODING=encoding)
+        assert (done.status, done.stderr) == (0, "")
+        assert "NAME=VALUE," in done.stdout
+    assert "NAME=VALUE,\\u2026" in imgtool("convert", "--help", PYTHONIOENCODING="latin-1").stdout
+
+
+@pytest.mark.parametrize(("terminal", "coloured"), [("xterm", True), ("dumb", False)])
+def test_a_terminal_that_knows_no_colours_gets_none(images: Images, terminal: str, coloured: bool) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": terminal}
+    master, slave = os.openpty()
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "imgtool", "info", images / "gone"], env=env, stdout=slave, stderr=slave, check=False
+        )
+        told = os.read(master, 1 << 16)
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert b"does not exist" in told
+    assert (b"\x1b[" in told) == coloured
