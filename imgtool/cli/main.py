@@ -196,7 +196,7 @@ def _open_standard_streams() -> None:
 
 
 def _escape_what_cannot_be_shown() -> None:
-    """In a locale that is not UTF-8 the characters it lacks, as the `…` of a help text may be, are written escaped."""
+    """In a locale that is not UTF-8 the characters it lacks, as the `…` of a help text may be, are escaped."""
     import io
 
     for stream in (sys.stdout, sys.stderr):

@@ -85,7 +85,11 @@ def test_a_terminal_that_knows_no_colours_gets_none(images: Images, terminal: st
     master, slave = os.openpty()
     try:
         subprocess.run(
-            [sys.executable, "-m", "imgtool", "info", images / "gone"], env=env, stdout=slave, stderr=slave, check=False
+            [sys.executable, "-m", "imgtool", "info", images / "gone"],
+            env=env,
+            stdout=slave,
+            stderr=slave,
+            check=False,
         )
         told = os.read(master, 1 << 16)
     finally:
