@@ -98,11 +98,27 @@ def reading(text: str, name: str) -> Iterator[dict[str, Any]]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{printable(name)}: {error}", hint="see https://toml.io", path=name) from None
+    except RecursionError:
+        raise ConfigError(f"{printable(name)}: its values lie too deep in each other", path=name) from None
     try:
+        _check_texts(document)
         yield document
     except Wrong as wrong:
         line = find_line(text, wrong.place)
         raise ConfigError(f"{printable(name)}:{line}: {wrong.message}", hint=wrong.hint, path=name) from None
+
+
+def _check_texts(document: dict[str, Any]) -> None:
+    """Wrong for a NUL in a text, which no file name, argument or variable can have."""
+    left: list[tuple[Any, Path]] = [(document, ())]
+    while left:
+        value, place = left.pop()
+        if isinstance(value, str) and "\0" in value:
+            raise Wrong(place, f"{printable(_dotted(place))} holds a NUL character", "leave \\u0000 out")
+        if isinstance(value, dict):
+            left += [(entry, (*place, key)) for key, entry in value.items()]
+        elif isinstance(value, list):
+            left += [(entry, (*place, at)) for at, entry in enumerate(value)]
 
 
 def to_machine(table: dict[str, Any], struct: type[M], place: Path = ()) -> M:

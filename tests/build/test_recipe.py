@@ -126,6 +126,7 @@ def test_every_command_knows_its_own_line(tmp_path: Path) -> None:
             "[output]",
         ),
         ('path = "web.qcow2"', 'path = ""', 32, "output.path is empty", None),
+        ('path = "web.qcow2"', 'path = "a\\u0000b"', 32, "output.path holds a NUL character", "\\u0000"),
         ('["nginx -t", "systemctl is-active nginx"]', "[]", 28, "a check that runs nothing", "run ="),
         ("[machine]", "[[machine]]", 6, "machine is a table", None),
         ("[[check]]", "[check]", 28, "check is a list of tables", "write [[check]]"),

@@ -120,6 +120,8 @@ def test_file_names_are_relative_to_the_profile(tmp_path: Path) -> None:
         ('\n[[boot]]\norder = "c"\n', 2, "boot is one table", "write [boot]"),
         ('\n[[tpm]]\nstate = "t"\n', 2, "tpm is one table", "write [tpm]"),
         ('\n[numa.node]\ncpus = "0"\n', 2, "numa.node is a list of tables", "write [[numa.node]]"),
+        ('\n[[drive]]\nfile = "a\\u0000b"\n', 3, "drive[0].file holds a NUL character", "\\u0000"),
+        ('\nshare = ["a", "b\\u0000"]\n', 2, "share[1] holds a NUL character", "\\u0000"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(text: str, line: int, message: str, hint: str) -> None:
@@ -132,7 +134,14 @@ def test_what_is_wrong_is_said_with_its_line(text: str, line: int, message: str,
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"a = \n", "at line 1"), (b"\xff", "is not UTF-8"), (b"#" * (1 << 21), "too large"), (None, "No such file")],
+    [
+        (b"a = " + b"[" * 5000 + b"]" * 5000, "too deep"),
+        (b"a" + b".a" * 3000 + b" = 1", "unknown key 'a'"),
+        (b"a = \n", "at line 1"),
+        (b"\xff", "is not UTF-8"),
+        (b"#" * (1 << 21), "too large"),
+        (None, "No such file"),
+    ],
 )
 def test_what_is_no_profile_at_all(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "vm.toml"
