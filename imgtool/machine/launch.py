@@ -249,7 +249,7 @@ def _await_monitor(plan: Plan, process: Process) -> None:
             raise _start_failure(plan, process)
         try:
             knock(socket, seconds=max(0.1, deadline - time.monotonic()))
-            _give_secrets(plan.command, socket)
+            give_secrets(plan.command, socket, seconds=max(0.1, deadline - time.monotonic()))
             return
         except QmpUnreachable:
             if time.monotonic() >= deadline:
@@ -272,13 +272,14 @@ def _start_failure(plan: Plan, process: Process) -> ImgtoolError:
     return error
 
 
-def _give_secrets(command: Command, socket: str) -> None:
+def give_secrets(command: Command, socket: str, *, seconds: float) -> None:
+    """Gives QEMU the passwords that it takes over its monitor only. QmpUnreachable when that takes over `seconds`."""
     secrets = [secret for secret in command.secrets if secret.by_qmp]
     if not secrets:
         return
     from imgtool.qemu.qmp import Monitor
 
-    with Monitor.connect(socket) as monitor:
+    with Monitor.connect(socket, seconds=seconds) as monitor:
         for secret in secrets:
             with open(secret.path) as file:
                 monitor.execute("set_password", {"protocol": secret.protocol, "password": file.read()})

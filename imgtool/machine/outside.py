@@ -18,7 +18,8 @@ from imgtool.machine.values.devices import DisplayType
 from imgtool.machine.values.network import Bridge, Nat, Tap
 from imgtool.qemu.capabilities import Capabilities, capabilities
 from imgtool.qemu.process import Limits, Runner, run
-from imgtool.qemu.programs import Programs, which
+from imgtool.qemu.programs import Programs
+from imgtool.qemu.search import which
 
 QEMU = "qemu-system-x86_64"
 

@@ -18,6 +18,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from imgtool.qemu.search import places, which
+
 Group = Literal["own", "session", "same"]
 """A program's process group: its own, its own in a session of its own, or imgtool's, which a terminal may know."""
 
@@ -208,8 +210,6 @@ def _inheritable() -> list[int]:
 
 def _check_startable(program: str) -> None:
     """OSError where the shell would not find the program or not be allowed to run it."""
-    places = [program] if os.sep in program else [os.path.join(place, program) for place in os.get_exec_path()]
-    if not any(os.access(place, os.X_OK) and not os.path.isdir(place) for place in places):
-        found = any(map(os.path.lexists, places))
-        why = errno.EACCES if found else errno.ENOENT
+    if which(program) is None:
+        why = errno.EACCES if any(map(os.path.lexists, places(program))) else errno.ENOENT
         raise OSError(why, os.strerror(why))

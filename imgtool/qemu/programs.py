@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from imgtool.errors import ProgramError
 from imgtool.image.names import printable
 from imgtool.qemu.known_versions import keep, known
+from imgtool.qemu.search import which
 
 if TYPE_CHECKING:
     from imgtool.qemu.process import Runner
@@ -88,13 +89,6 @@ class Programs:
         version = parse_version(name, said)
         keep(program, said)
         return version
-
-
-def which(name: str, *, besides: Sequence[str] = ()) -> str | None:
-    """The executable `name`, looked for on PATH and in the folders `besides`, unless it is a path. As shutil.which,
-    whose module costs a tenth of what `imgtool info` takes."""
-    places = [name] if "/" in name else [os.path.join(folder, name) for folder in (*os.get_exec_path(), *besides)]
-    return next((place for place in places if os.path.isfile(place) and os.access(place, os.X_OK)), None)
 
 
 def parse_version(name: str, output: str) -> Version:

@@ -8,7 +8,7 @@ import stat
 from msgspec import Struct
 
 from imgtool.errors import MachineError
-from imgtool.qemu.programs import which
+from imgtool.qemu.search import which
 
 PACKAGES = {"ip": "iproute2", "nft": "nftables", "dnsmasq": "dnsmasq-base", "sysctl": "procps"}
 """The Debian package of each program."""
