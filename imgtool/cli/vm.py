@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from imgtool.cli.context import Context, output_option, pass_context, quiet_option
 from imgtool.cli.lazy import Entry, LazyGroup
 from imgtool.cli.options import FILE_NAME
+
+if TYPE_CHECKING:
+    from imgtool.machine.serial import Follower
 
 SECTIONS = {
     "Commands": {
@@ -229,32 +233,35 @@ def log(_: Context, /, name: str, follow: bool, lines: int | None, raw: bool, qe
 
     from imgtool.errors import MachineError
     from imgtool.machine.runtime import find_logs
-    from imgtool.machine.serial import Follower, tail
+    from imgtool.machine.serial import Follower
     from imgtool.machine.vm import QEMU_LOG
 
     one = find_logs(name)
     path = one.file(QEMU_LOG) if qemu else one.serial_log
-    if raw:
-        try:
-            with open(path, "rb") as file:
-                sys.stdout.buffer.write(file.read())
-        except FileNotFoundError:
-            raise MachineError(f"{name} has no such log") from None
-        return
+    if not os.path.exists(path) and not (follow and one.running):
+        hint = None if qemu else f"`imgtool vm log {name} --qemu` shows what QEMU said"
+        raise MachineError(f"{name} has no such log", hint=hint)
     follower = Follower(path)
-    if lines is not None:
-        for text in tail(path, lines):
-            click.echo(text)
-        for _line in follower.lines():
-            pass  # shown already
+    most = lines
     while True:
         alive = follow and one.running
-        for line in follower.lines():
-            if line.complete or not follow:
-                click.echo(line.text)
+        for said in _new_output(follower, raw=raw, most=most, over=not alive):
+            click.echo(said, nl=not raw)
         if not alive:
             return
+        most = None
         time.sleep(0.1)
+
+
+def _new_output(follower: Follower, *, raw: bool, most: int | None, over: bool) -> Sequence[str | bytes]:
+    """What has come, its `most` last lines; the line that is being written, too, when it is `over`."""
+    if raw:
+        pieces = list(follower.pieces())
+        return pieces if most is None else b"".join(pieces).splitlines(keepends=True)[-most:]
+    texts = [line.text for line in follower.lines() if line.complete]
+    if over and follower.unfinished:
+        texts.append(follower.unfinished)
+    return texts if most is None else [text.rstrip() for text in texts if text.strip()][-most:]
 
 
 @click.command(epilog="\b\nExample:\n  imgtool vm screenshot web screen.png")

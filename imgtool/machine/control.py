@@ -212,23 +212,33 @@ def _order(place: dict[str, Any]) -> tuple[int, ...]:
 
 def screenshot(vm: Vm, target: str) -> Screenshot:
     """Writes what the guest's screen shows to `target`, as PNG, or as PPM where the name ends so."""
-    draft = vm.file("screen.ppm")
-    with Monitor.connect(vm.qmp_socket) as monitor:
-        try:
-            monitor.execute("screendump", {"filename": draft})
-        except QmpCommandError as error:
-            raise MachineError(
-                f"{vm.name} has no screen: {error.description}", hint="boot it with --vga std"
-            ) from None
-    try:
-        with open(draft, "rb") as file:
-            picture = file.read()
-    finally:
-        os.unlink(draft)
+    picture = _screendump(vm)
     format: Literal["png", "ppm"] = "ppm" if target.lower().endswith(".ppm") else "png"
     with open(target, "wb") as file:
         file.write(picture if format == "ppm" else png(picture))
     return Screenshot(name=vm.name, file=os.path.abspath(target), format=format)
+
+
+def _screendump(vm: Vm) -> bytes:
+    """The screen as a PPM. QEMU, which may have become another user, is handed the open file to write it to."""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(dir=vm.path) as draft, Monitor.connect(vm.qmp_socket) as monitor:
+        fd = os.open(draft.name, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            monitor.send_descriptor(fd)
+            fdset = monitor.execute("add-fd")["fdset-id"]
+        finally:
+            os.close(fd)
+        try:
+            monitor.execute("screendump", {"filename": f"/dev/fdset/{fdset}"})
+        except QmpCommandError as error:
+            raise MachineError(
+                f"{vm.name} has no screen: {error.description}", hint="boot it with --vga std"
+            ) from None
+        finally:
+            monitor.execute("remove-fd", {"fdset-id": fdset})
+        return draft.read()
 
 
 def png(ppm: bytes) -> bytes:

@@ -208,7 +208,9 @@ def find_logs(name: str, root: str | None = None) -> Vm:
     """The VM of this name, running or ended, as long as its logs are there. MachineError otherwise."""
     vm = Vm(root or runtime_root(), check_name(name))
     if not os.path.isdir(vm.path):
-        raise MachineError(f"there is no VM named {name}, and no logs of one")
+        raise MachineError(
+            f"there is no VM named {name}, and no logs of one", hint="`imgtool vm list` shows those that run"
+        )
     return vm
 
 

@@ -65,7 +65,7 @@ class Follower:
     def lines(self) -> Iterator[Line]:
         """What has come since the last call. A log that is not there yet has no lines."""
         grown = False
-        for piece in self._pieces():
+        for piece in self.pieces():
             grown = True
             *whole, self._rest = (self._rest + piece).split(b"\n")
             for line in whole:
@@ -74,7 +74,13 @@ class Follower:
         if grown and self._rest:
             yield Line(clean(self._rest), False)
 
-    def _pieces(self) -> Iterator[bytes]:
+    @property
+    def unfinished(self) -> str:
+        """The line being written, as far as `lines` has come."""
+        return clean(self._rest)
+
+    def pieces(self) -> Iterator[bytes]:
+        """What has come since the last call, as it is."""
         try:
             with open(self._path, "rb") as file:
                 file.seek(self._offset)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +231,17 @@ def test_a_screenshot_is_a_picture(
     assert len(content) > 1000
 
 
+def test_a_qemu_that_became_another_user_shows_its_screen(machines: Machines, image: Path, tmp_path: Path) -> None:
+    machines("boot", "-d", image, "--name", "other", "--accel", "tcg", "--memory", "64M", "--run-as", "nobody")
+    try:
+        for _ in range(2):
+            machines("vm", "screenshot", "other", tmp_path / "s.png")
+            assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+            (tmp_path / "s.png").unlink()
+    finally:
+        machines("vm", "kill", "other")
+
+
 @pytest.mark.guest
 def test_a_shared_guest_is_listed_with_what_it_was_booted_with(
     machines: Machines, shared_guest: tuple[str, Shell]
@@ -314,6 +326,58 @@ def test_a_guest_that_powers_off_by_itself_leaves_nothing(machines: Machines, tm
     console.close()
     assert console.exitstatus == 0
     assert "brief" not in machines.vms()
+
+
+@pytest.fixture
+def ended(machines: Machines) -> Iterator[Path]:
+    """The directory of a VM called ended, that has. Its console ends in the midst of a line."""
+    folder = Path(machines.root, "ended")
+    folder.mkdir(parents=True)
+    (folder / "serial0.log").write_bytes(b"one\r\n\r\n\x1b[1mtwo\x1b[0m\r\nthree: ")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ([], b"one\n\ntwo\nthree: \n"),
+        (["-f"], b"one\n\ntwo\nthree: \n"),
+        (["-n", "3"], b"one\ntwo\nthree:\n"),
+        (["-n", "2", "-f"], b"two\nthree:\n"),
+        (["--raw"], b"one\r\n\r\n\x1b[1mtwo\x1b[0m\r\nthree: "),
+        (["--raw", "-n", "2"], b"\x1b[1mtwo\x1b[0m\r\nthree: "),
+        (["--raw", "-f", "-n", "1"], b"three: "),
+    ],
+)
+def test_all_of_a_log_or_its_last_lines(machines: Machines, ended: Path, options: list[str], shown: bytes) -> None:
+    words = [sys.executable, "-m", "imgtool", "vm", "log", ended.name, *options]
+    assert subprocess.run(words, env=machines.env, stdout=subprocess.PIPE, check=True).stdout == shown
+
+
+@pytest.mark.parametrize("options", [[], ["-n", "2"], ["--raw"], ["-f"]])
+def test_a_log_that_is_not_there_is_an_error(machines: Machines, ended: Path, options: list[str]) -> None:
+    (ended / "serial0.log").unlink()
+    done = machines("vm", "log", ended.name, *options, check=False)
+    assert done.returncode == 1
+    assert "ended has no such log" in done.stderr
+    assert "imgtool vm log ended --qemu" in done.stderr
+
+
+@pytest.mark.parametrize("options", [["--raw"], ["--raw", "-n", "1"], ["-n", "1"]])
+def test_what_comes_later_is_followed(machines: Machines, empty_vm: str, options: list[str]) -> None:
+    log = Path(machines.root, empty_vm, "serial0.log")
+    with log.open("ab") as file:
+        file.write(b"first\n")
+    words = [sys.executable, "-m", "imgtool", "vm", "log", empty_vm, "--follow", *options]
+    with subprocess.Popen(words, env=machines.env, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == "first\n"
+        with log.open("ab") as file:
+            file.write(b"later\n")
+        assert follower.stdout.readline() == "later\n"
+        machines("vm", "kill", empty_vm)
+    assert follower.returncode == 0
 
 
 def test_following_the_log_ends_with_the_vm(machines: Machines, empty_vm: str) -> None:
