@@ -4,8 +4,8 @@ PACKAGES_DEMO := python3-venv qemu-system-x86 qemu-utils
 PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 mount procps nftables dnsmasq-base busybox \
     gcc libc6-dev openssh-client ovmf passt qemu-guest-agent strace swtpm \
     apache2-utils docker-registry skopeo \
-    fuse3 libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils \
-    netcat-openbsd openssh-server qemu-block-extra swtpm-tools \
+    fish fuse3 libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils \
+    netcat-openbsd openssh-server qemu-block-extra swtpm-tools zsh \
     debian-archive-keyring e2fsprogs fakeroot mmdebstrap
 # Debian 12 has libvirt's drivers in libvirt-daemon, virtiofsd in qemu-system-common, SPICE in QEMU itself.
 PACKAGES_TEST += $(shell . /etc/os-release 2>/dev/null; \

@@ -11,6 +11,7 @@ from imgtool.cli.context import Context, dry_run_option, output_option, pass_con
 from imgtool.cli.images import Opened, emit_command, explained, nearest_name, open_image, qemu_img, say, touched
 from imgtool.cli.options import (
     FILE_NAME,
+    FORMAT,
     SIZE,
     file_argument,
     format_option,
@@ -84,7 +85,9 @@ def _flags(command: Any) -> Any:
     "--merge", metavar="SOURCE", multiple=True, expose_value=False, help="Add what this bitmap has recorded."
 )
 @click.option("-b", "--source-file", type=FILE_NAME, metavar="FILE", help="Where --merge finds its SOURCE.")
-@click.option("-F", "--source-format", metavar="FORMAT", help="Its format; without it, its header decides.")
+@click.option(
+    "-F", "--source-format", type=FORMAT, metavar="FORMAT", help="Its format; without it, its header decides."
+)
 @click.option("-g", "--granularity", type=SIZE, metavar="SIZE", help="With --add: the bytes that one bit stands for.")
 @format_option()
 @image_opts_option

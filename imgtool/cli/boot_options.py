@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from imgtool.cli.options import FILE_NAME
+from imgtool.cli.options import FILE_NAME, Word
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -44,6 +44,9 @@ _REPEATED: tuple[tuple[str, str, str], ...] = (
     ("share", "PATH[,…]", "A host folder in the guest: tag=, type=9p|virtiofs, readonly=on. May be repeated."),
 )
 
+_COMPLETED = {"drive": "drive", "network": "network", "share": "files"}
+"""Options whose values shells complete by a function of `imgtool.cli.words`."""
+
 OPTIONAL: tuple[tuple[str, str, str], ...] = (
     ("hugepages", "[PATH][,…]", "Guest memory in huge pages."),
     ("rng", "[FILE][,…]", "A source of entropy."),
@@ -58,7 +61,8 @@ def machine_options(command: F) -> F:
     """Everything that describes the machine, each named as QEMU names it."""
     for name, metavar, text in reversed((*_WORDS, *_REPEATED)):
         repeated = any(name == known for known, _, _ in _REPEATED)
-        command = click.option(f"--{name}", metavar=metavar, multiple=repeated, help=text)(command)
+        kind = Word(_COMPLETED[name]) if name in _COMPLETED else None
+        command = click.option(f"--{name}", type=kind, metavar=metavar, multiple=repeated, help=text)(command)
     for name, metavar, text in reversed(OPTIONAL):
         command = click.option(f"--{name}", metavar=metavar, is_flag=False, flag_value="", help=text)(command)
     for name in reversed(FILES):
@@ -99,7 +103,8 @@ def cloud_init_options(command: F) -> F:
             ("user", "NAME", "The user to create.  [default: your name]", False),
         )
     ):
-        command = click.option(f"--{name}", metavar=metavar, multiple=repeated, help=text)(command)
+        kind = Word("files") if metavar == "FILE" else None
+        command = click.option(f"--{name}", type=kind, metavar=metavar, multiple=repeated, help=text)(command)
     return command
 
 

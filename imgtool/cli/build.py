@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from imgtool.cli.context import Context, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.lazy import add_help
-from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
+from imgtool.cli.options import FILE_NAME, Word, file_argument, force_option, format_option
 from imgtool.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ class BuildCommand(click.Command):
     """`build lint` is a command of its own; a recipe of that name is `./lint`."""
 
     def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         if args and args[0] == "lint":
             add_help(lint)
-            return lint.make_context("build lint", args[1:], parent)
-        return super().make_context(info_name, args, parent)
+            return lint.make_context("build lint", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
 
 
 @click.command(
@@ -84,6 +84,7 @@ class BuildCommand(click.Command):
 @click.option(
     "--secret",
     "secrets",
+    type=Word("secret"),
     multiple=True,
     metavar="NAME[=FILE]",
     help="Read a secret from FILE or, without FILE, from the environment, where the recipe's secrets are "

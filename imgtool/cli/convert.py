@@ -37,6 +37,7 @@ from imgtool.cli.images import (
 )
 from imgtool.cli.options import (
     FILE_NAME,
+    FORMAT,
     SIZE,
     cache_option,
     file_argument,
@@ -71,7 +72,7 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
 )
 @file_argument("names", metavar="SOURCE… TARGET", nargs=-1, required=False)
 @format_option("The sources' format; without it, their headers decide.")
-@click.option("-O", "--target-format", metavar="FORMAT", help="The new image's format.  [default: raw]")
+@click.option("-O", "--target-format", type=FORMAT, metavar="FORMAT", help="The new image's format.  [default: raw]")
 @click.option(
     "-B",
     "--backing",
@@ -80,7 +81,13 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
     help="Write only what differs from this image, as an overlay of it. A relative name starts in the "
     "target's directory.",
 )
-@click.option("-F", "--backing-format", metavar="FORMAT", help="The backing file's; without it, its header decides.")
+@click.option(
+    "-F",
+    "--backing-format",
+    type=FORMAT,
+    metavar="FORMAT",
+    help="The backing file's; without it, its header decides.",
+)
 @options_option("The target format's own options; -o help lists them.")
 @click.option(
     "-c",

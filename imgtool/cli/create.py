@@ -24,6 +24,7 @@ from imgtool.cli.images import (
 )
 from imgtool.cli.options import (
     FILE_NAME,
+    FORMAT,
     SIZE,
     file_argument,
     force_option,
@@ -69,7 +70,9 @@ class Parent(NamedTuple):
 )
 @file_argument(required=False)
 @click.argument("size", type=SIZE, metavar="[SIZE]", required=False)
-@click.option("-f", "--format", "format_", metavar="FORMAT", help="The new image's format.  [default: raw]")
+@click.option(
+    "-f", "--format", "format_", type=FORMAT, metavar="FORMAT", help="The new image's format.  [default: raw]"
+)
 @click.option(
     "-b",
     "--backing",
@@ -77,7 +80,13 @@ class Parent(NamedTuple):
     metavar="FILE",
     help="Make an overlay of this image. A relative name starts in the new image's directory.",
 )
-@click.option("-F", "--backing-format", metavar="FORMAT", help="The backing file's; without it, its header decides.")
+@click.option(
+    "-F",
+    "--backing-format",
+    type=FORMAT,
+    metavar="FORMAT",
+    help="The backing file's; without it, its header decides.",
+)
 @click.option("--backing-as-is", is_flag=True, help="-b is a QEMU reference (nbd://…, json:…), not a file name.")
 @click.option("-u", "--unsafe", is_flag=True, help="Do not look at the backing file; it may be missing.")
 @options_option("The format's own options; -o help lists them.")

@@ -9,7 +9,15 @@ import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.images import check_no_directory, explained, qemu_img
-from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option, option_map, options_option
+from imgtool.cli.options import (
+    FILE_NAME,
+    FORMAT,
+    file_argument,
+    force_option,
+    format_option,
+    option_map,
+    options_option,
+)
 from imgtool.cli.progress import progress
 from imgtool.cli.render import counted, size
 from imgtool.cli.requests import looking, said, show_plan, store_option
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     "-O",
     "--target-format",
     "output_format",
+    type=FORMAT,
     metavar="FORMAT",
     help="With --to: the format of NEW.  [default: IMAGE's]",
 )

@@ -11,7 +11,7 @@ import click
 from imgtool.cli.build import layers_option
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.lazy import Entry, LazyGroup
-from imgtool.cli.options import FILE_NAME
+from imgtool.cli.options import FILE_NAME, Word
 from imgtool.errors import ImageNotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _short(folder: str) -> str:
 
 
 @click.command(epilog="\b\nExamples:\n  imgtool layers show web@packages\n  imgtool layers show 3f2a --log")
-@click.argument("layer")
+@click.argument("layer", type=Word("layers"))
 @click.option("--log", is_flag=True, help="Print the output of its steps.")
 @layers_option
 @quiet_option
@@ -192,7 +192,7 @@ def _tree_lines(found: Sequence[Layer]) -> Iterator[str]:
 
 
 @click.command(epilog="\b\nExamples:\n  imgtool layers verify\n  imgtool layers verify web@packages --quick")
-@click.argument("names", nargs=-1, metavar="[LAYER…]")
+@click.argument("names", type=Word("layers"), nargs=-1, metavar="[LAYER…]")
 @click.option("--quick", is_flag=True, help="Check files and metadata only, not the contents a guest would read.")
 @layers_option
 @progress_option

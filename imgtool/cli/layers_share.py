@@ -12,7 +12,7 @@ import msgspec
 
 from imgtool.cli.build import layers_option
 from imgtool.cli.context import Context, output_option, pass_context, quiet_option
-from imgtool.cli.options import FILE_NAME
+from imgtool.cli.options import FILE_NAME, Word
 from imgtool.cli.registry_options import LOGIN, connection_of, registry_options
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     f"\n\b\n{LOGIN}"
 )
 @click.argument("repository", metavar="REPOSITORY")
-@click.argument("names", metavar="[LAYER]…", nargs=-1)
+@click.argument("names", type=Word("layers"), metavar="[LAYER]…", nargs=-1)
 @layers_option
 @registry_options
 @quiet_option

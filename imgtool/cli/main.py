@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import click
 
 from imgtool.cli.context import Context, pass_context
 from imgtool.cli.lazy import Entry, LazyGroup
+from imgtool.cli.options import Word
 from imgtool.cli.output import report, tell_held
 from imgtool.errors import ImgtoolError, UsageError
 from imgtool.image.policy_source import deciding
@@ -88,6 +90,7 @@ ELSEWHERE = {
 )
 @click.option(
     "--qemu-img",
+    type=Word("files"),
     metavar="PROGRAM",
     is_eager=True,
     expose_value=False,
@@ -96,6 +99,7 @@ ELSEWHERE = {
 )
 @click.option(
     "--qemu-system",
+    type=Word("files"),
     metavar="PROGRAM",
     is_eager=True,
     expose_value=False,
@@ -162,6 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _on_signal)
+    if "_IMGTOOL_COMPLETE" in os.environ:
+        from imgtool.cli.completion import answer
+
+        answer()
     context = Context()
     try:
         with deciding(lambda: context.policy):
@@ -185,8 +193,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _open_standard_streams() -> None:
     """Standard streams that were closed (`>&-`) lead nowhere: else the next file or pipe that is opened gets their
     number, and answers are written into it."""
-    import os
-
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -207,8 +213,6 @@ def _escape_what_cannot_be_shown() -> None:
 def _leave(status: int) -> NoReturn:
     """Ends the process at once. All is done and written; that Python takes itself apart first is a tenth of the time
     that most commands take."""
-    import os
-
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -287,8 +291,6 @@ def _from_click(error: click.UsageError) -> UsageError:
 
 
 def _from_os(error: OSError) -> ImgtoolError:
-    import os
-
     try:
         os.getcwd()
     except OSError:

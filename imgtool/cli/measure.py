@@ -10,6 +10,7 @@ from imgtool.cli.context import Context, output_option, pass_context
 from imgtool.cli.convert import snapshot_param
 from imgtool.cli.images import explained, open_image, print_option_help, qemu_img, snapshot_known, wants_help
 from imgtool.cli.options import (
+    FORMAT,
     SIZE,
     file_argument,
     force_share_option,
@@ -37,7 +38,7 @@ from imgtool.image.qapi import BlockMeasureInfo, to_builtins
     "--size", "size_", type=SIZE, metavar="SIZE", help="For an empty disk of this size, instead of an image."
 )
 @format_option()
-@click.option("-O", "--target-format", metavar="FORMAT", help="The new image's format.  [default: raw]")
+@click.option("-O", "--target-format", type=FORMAT, metavar="FORMAT", help="The new image's format.  [default: raw]")
 @options_option("The target format's own options; -o help lists them.")
 @click.option("-l", "--snapshot", metavar="SNAPSHOT", help="For this internal snapshot, by name or ID.")
 @force_share_option()

@@ -9,7 +9,7 @@ import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
 from imgtool.cli.lazy import Entry, LazyGroup
-from imgtool.cli.options import force_option
+from imgtool.cli.options import Word, force_option
 from imgtool.cli.output import emit, remark, warn
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
@@ -137,7 +137,7 @@ def list_(context: Context) -> None:
     "  imgtool net show lab\n"
     "  imgtool net show lab --output json | jq -r '.leases[] | .hostname + \" \" + .address'"
 )
-@click.argument("name")
+@click.argument("name", type=Word("networks"))
 @output_option()
 @quiet_option
 @pass_context
@@ -150,7 +150,7 @@ def show(context: Context, name: str) -> None:
 
 
 @click.command(epilog="\b\nExamples:\n  imgtool net delete lab\n  imgtool net delete lab --dry-run")
-@click.argument("name")
+@click.argument("name", type=Word("networks"))
 @force_option("Even if machines are on it.")
 @dry_run_option
 @output_option()

@@ -51,8 +51,24 @@ class Size(IntType):
         return value if isinstance(value, int) else parse_size(value)
 
 
+class Word(StrType):
+    """A word that shells complete by the function `words` of `imgtool.cli.words`. Any other word is taken, too."""
+
+    name = "text"
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from imgtool.cli import words
+
+        found: list[CompletionItem] = getattr(words, self._words)(ctx, incomplete)
+        return found
+
+
 FILE_NAME = FileName()
 SIZE = Size()
+FORMAT = Word("formats")
 
 
 def file_argument(
@@ -73,6 +89,7 @@ def trust_option(command: F) -> F:
         return command
     return click.option(
         "--trust",
+        type=Word("files"),
         multiple=True,
         metavar="WORD",
         expose_value=False,
@@ -91,7 +108,7 @@ def _trust(ctx: click.Context, _: click.Parameter, words: tuple[str, ...]) -> No
 
 
 def format_option(text: str = "The image's format; without it, its header decides.") -> Callable[[F], F]:
-    return click.option("-f", "--format", "format_", metavar="FORMAT", help=text)
+    return click.option("-f", "--format", "format_", metavar="FORMAT", type=FORMAT, help=text)
 
 
 def image_opts_option(command: F) -> F:

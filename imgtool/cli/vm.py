@@ -11,7 +11,7 @@ import click
 
 from imgtool.cli.context import Context, output_option, pass_context, quiet_option
 from imgtool.cli.lazy import Entry, LazyGroup
-from imgtool.cli.options import FILE_NAME
+from imgtool.cli.options import FILE_NAME, Word
 
 if TYPE_CHECKING:
     from imgtool.machine.serial import Follower
@@ -61,13 +61,7 @@ def vm() -> None:
     """Inspect and control running VMs."""
 
 
-def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from imgtool.machine.runtime import vms
-
-    return [one.name for one, _ in vms() if one.name.startswith(incomplete)]
-
-
-name_argument = click.argument("name", shell_complete=_complete)
+name_argument = click.argument("name", type=Word("vms"))
 
 
 @click.command(
