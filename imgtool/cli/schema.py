@@ -8,22 +8,32 @@ import click
 
 from imgtool.cli.context import Context, pass_context
 from imgtool.cli.output import to_json
+from imgtool.cli.schema_words import describe
 
 DOCUMENTS = {
     "amend": "imgtool.qemu.results:Changed",
     "bitmap": "imgtool.qemu.results:Changed",
+    "boot": "imgtool.cli.documents:Launched",
+    "boot-cpus": "imgtool.cli.documents:CpuModels",
+    "boot-machines": "imgtool.cli.documents:MachineTypes",
+    "boot-nic-models": "imgtool.cli.documents:NicModels",
+    "boot-plan": "imgtool.machine.plan:PlanDocument",
     "build": "imgtool.build.engine:Built",
+    "build-lint": "imgtool.build.lint:Lint",
     "build-plan": "imgtool.build.plan:BuildPlan",
     "chain": "imgtool.chain.graph:Graph",
     "chain-anchor": "imgtool.operations.anchor:Answers",
-    "chain-flatten": "imgtool.operations.flatten:Flattened",
     "chain-collect": "imgtool.operations.collect:Collected",
     "chain-collect-list": "imgtool.operations.quarantine:Batches",
+    "chain-collect-purge": "imgtool.operations.quarantine:Batches",
+    "chain-collect-undo": "imgtool.operations.quarantine:Quarantined",
     "chain-diff": "imgtool.chain.diff:Diff",
+    "chain-flatten": "imgtool.operations.flatten:Flattened",
     "chain-layers": "imgtool.chain.layers:Layers",
     "chain-move": "imgtool.operations.move:Moved",
     "chain-repair": "imgtool.operations.repair:Repaired",
     "chain-shorten": "imgtool.operations.shorten:Shortened",
+    "chain-show": "imgtool.chain.graph:Graph",
     "chain-verify": "imgtool.chain.verify:Verification",
     "check": "imgtool.image.qapi:ImageCheck",
     "commit": "imgtool.operations.commit:Commit",
@@ -31,38 +41,45 @@ DOCUMENTS = {
     "containerdisk": "imgtool.publish.containerdisk:Exported",
     "convert": "imgtool.qemu.results:Created",
     "create": "imgtool.qemu.results:Created",
+    "doctor": "imgtool.cli.documents:Checks",
+    "doctor-check": "imgtool.machine.doctor:Check",
     "error": "imgtool.cli.error_document:ErrorDocument",
+    "export-containerdisk": "imgtool.publish.containerdisk:Exported",
+    "export-kubevirt": "imgtool.publish.kubevirt.manifests:Manifests",
+    "export-libvirt": "imgtool.publish.libvirt.define:Defined",
+    "import-libvirt": "imgtool.publish.libvirt.reading:Imported",
     "info": "imgtool.image.qapi:ImageInfo",
     "inspect": "imgtool.image.inspect:Inspection",
-    "libvirt": "imgtool.publish.libvirt.define:Defined",
-    "libvirt-import": "imgtool.publish.libvirt.reading:Imported",
     "kubevirt": "imgtool.publish.kubevirt.manifests:Manifests",
     "layer": "imgtool.build.store:Manifest",
+    "layers-list": "imgtool.cli.documents:KeptLayers",
     "layers-prune": "imgtool.build.prune:Pruned",
+    "layers-pull": "imgtool.cli.documents:SharedLayers",
+    "layers-push": "imgtool.cli.documents:SharedLayers",
+    "layers-show": "imgtool.cli.documents:LayerShown",
+    "layers-tree": "imgtool.cli.documents:Layers",
+    "layers-verify": "imgtool.cli.documents:VerifiedLayers",
+    "libvirt": "imgtool.publish.libvirt.define:Defined",
+    "libvirt-import": "imgtool.publish.libvirt.reading:Imported",
     "lint": "imgtool.build.lint:Lint",
     "machine": "imgtool.machine.config:Machine",
-    "profile": "imgtool.machine.config:Machine",
-    "boot-plan": "imgtool.machine.plan:PlanDocument",
-    "doctor-check": "imgtool.machine.doctor:Check",
-    "vm": "imgtool.machine.control:Status",
-    "vm-kill": "imgtool.machine.ending:Ended",
-    "vm-pause": "imgtool.machine.control:Steered",
-    "vm-reset": "imgtool.machine.control:Steered",
-    "vm-resume": "imgtool.machine.control:Steered",
-    "vm-screenshot": "imgtool.machine.control:Screenshot",
-    "vm-set-cpus": "imgtool.machine.control:CpusSet",
-    "vm-stop": "imgtool.machine.ending:Ended",
-    "vm-wait": "imgtool.machine.readiness:Reached",
     "manifest": "imgtool.build.result:ImageManifest",
     "map": "imgtool.cli.map:Map",
     "measure": "imgtool.image.qapi:BlockMeasureInfo",
+    "mount": "imgtool.publish.mount:Mount",
     "net": "imgtool.machine.nets.values:Network",
+    "net-create": "imgtool.machine.nets.values:Network",
+    "net-delete": "imgtool.cli.documents:NetworkDeleted",
+    "net-list": "imgtool.cli.documents:Networks",
     "net-plan": "imgtool.machine.nets.values:Plan",
-    "overlay-new": "imgtool.chain.graph:Image",
-    "overlay-list": "imgtool.operations.overlay:Overlays",
+    "net-show": "imgtool.machine.nets.values:Network",
+    "overlay-commit": "imgtool.operations.commit:Commit",
     "overlay-delete": "imgtool.operations.delete:Deleted",
+    "overlay-list": "imgtool.operations.overlay:Overlays",
+    "overlay-new": "imgtool.chain.graph:Image",
     "overlay-reset": "imgtool.operations.reset:Reset",
     "plan": "imgtool.operations.plan:Plan",
+    "profile": "imgtool.machine.config:Machine",
     "pull": "imgtool.publish.oci.pull:Pulled",
     "push": "imgtool.publish.oci.push:Pushed",
     "push-config": "imgtool.publish.oci.values:Config",
@@ -70,10 +87,22 @@ DOCUMENTS = {
     "recipe": "imgtool.build.recipe:Recipe",
     "resize": "imgtool.qemu.results:Changed",
     "serve": "imgtool.publish.serve:Export",
-    "mount": "imgtool.publish.mount:Mount",
-    "sync": "imgtool.publish.sync.request:Synced",
     "snapshot": "imgtool.qemu.results:Changed",
     "snapshots": "imgtool.cli.snapshot:Snapshots",
+    "sync": "imgtool.publish.sync.request:Synced",
+    "unmount": "imgtool.publish.mount:Mount",
+    "vm": "imgtool.machine.control:Status",
+    "vm-exec": "imgtool.cli.documents:Executed",
+    "vm-kill": "imgtool.machine.ending:Ended",
+    "vm-list": "imgtool.cli.documents:Vms",
+    "vm-pause": "imgtool.machine.control:Steered",
+    "vm-reset": "imgtool.machine.control:Steered",
+    "vm-resume": "imgtool.machine.control:Steered",
+    "vm-screenshot": "imgtool.machine.control:Screenshot",
+    "vm-set-cpus": "imgtool.machine.control:CpusSet",
+    "vm-show": "imgtool.machine.control:Status",
+    "vm-stop": "imgtool.machine.ending:Ended",
+    "vm-wait": "imgtool.machine.readiness:Reached",
 }
 """Document name → `module:Type` of the struct that is its shape."""
 
@@ -83,14 +112,19 @@ DOCUMENTS = {
 @pass_context
 def schema(_: Context, name: str) -> None:
     """Print the JSON Schema of the document NAME: what a command writes with --output json, under the command's name
-    (`chain` for chain show, `error` for what it writes to stderr when it fails), or what imgtool reads (`profile`,
-    also called `machine`, and `recipe`)."""
+    (`chain-show`), `plan` for what it writes with --dry-run, `error` for what it writes to stderr when it fails; or
+    what imgtool reads (`profile`, also called `machine`, and `recipe`).
+
+    The schema of `info`, `inspect` and `overlay-new` is that of one image: of several, they write an array.
+    """
     import msgspec
 
     module, _sep, attribute = DOCUMENTS[name].partition(":")
-    found = msgspec.json.schema(getattr(importlib.import_module(module), attribute))
+    shape = getattr(importlib.import_module(module), attribute)
+    found = msgspec.json.schema(shape)
     for struct in found.get("$defs", {}).values():
         # what QAPI's structs keep of a newer QEMU stands beside their other fields in the document
         if struct.get("properties", {}).pop("*", None) is not None:
             struct["additionalProperties"] = True
+    describe(found, shape)
     click.echo(to_json(found))

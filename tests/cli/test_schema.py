@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+import jsonschema
 import msgspec
 import pytest
 
+from imgtool.cli.main import cli
 from imgtool.cli.schema import DOCUMENTS
 from tests.cli.conftest import Imgtool
 from tests.conftest import Images
@@ -59,6 +63,18 @@ DONE = {
     "measure": ["measure", "top"],
     "check": ["check", "top"],
     "info": ["info", "top"],
+    "doctor": ["doctor"],
+    "vm-list": ["vm", "list"],
+    "net-list": ["net", "list"],
+    "layers-list": ["layers", "list"],
+    "layers-tree": ["layers", "tree"],
+    "layers-verify": ["layers", "verify"],
+    "layers-prune": ["layers", "prune"],
+    "boot-cpus": ["boot", "--cpu", "help"],
+    "boot-machines": ["boot", "--machine", "help"],
+    "boot-nic-models": ["boot", "--nic-model", "help"],
+    "boot-plan": ["boot", "top", "--accel", "tcg", "--dry-run"],
+    "plan": ["resize", "top", "+1M", "--dry-run"],
 }
 
 
@@ -67,6 +83,66 @@ def test_a_document_is_of_its_schema(imgtool: Imgtool, store: Path, name: str) -
     done = imgtool(*DONE[name], "--output", "json", cwd=store)
     assert done.status == 0, done.stderr
     msgspec.convert(done.document, shape(name))
+    assert undocumented(done.document, imgtool("schema", name).document) == []
+
+
+def undocumented(document: Any, schema: Any) -> list[str]:
+    """The keys in `document` that `schema` says nothing of."""
+    definitions = schema.get("$defs", {})
+
+    def look(value: Any, known: Any, at: str) -> list[str]:
+        if "$ref" in known:
+            known = definitions[known["$ref"].rpartition("/")[2]]
+        for one in known.get("anyOf", ()):
+            if jsonschema.Draft202012Validator({**one, "$defs": definitions}).is_valid(value):
+                return look(value, one, at)
+        if isinstance(value, list):
+            return [word for item in value for word in look(item, known.get("items", {}), f"{at}[]")]
+        if not isinstance(value, dict) or "properties" not in known:
+            return []
+        of_keys = known["properties"]
+        if not known.get("additionalProperties"):
+            unknown = [f"{at}.{key}" for key in value if key not in of_keys]
+        else:
+            unknown = []
+        return unknown + [
+            word for key, item in value.items() if key in of_keys for word in look(item, of_keys[key], f"{at}.{key}")
+        ]
+
+    return look(document, schema, "$")
+
+
+def answering(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The commands that have --output json."""
+    here = click.Context(group)
+    for name in group.list_commands(here):
+        command = group.get_command(here, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from answering(command, (*path, name))
+        elif any("--output" in param.opts for param in command.params):
+            yield (*path, name)
+
+
+def test_each_command_that_answers_in_json_has_a_schema_of_its_name() -> None:
+    found = ["-".join(path) for path in answering(cli)]
+    assert len(found) > 50
+    assert [name for name in found if name not in DOCUMENTS] == []
+
+
+def test_the_words_below_a_field_are_in_its_schema(imgtool: Imgtool) -> None:
+    fields = imgtool("schema", "vm").document["$defs"]["Status"]["properties"]
+    assert fields["created"]["description"] == "Seconds since the epoch."
+    given = imgtool("schema", "recipe").document["$defs"]
+    assert all("\n    " not in one.get("description", "") for one in given.values())
+
+
+def test_what_was_brought_back_and_deleted_has_schemas(imgtool: Imgtool, store: Path) -> None:
+    for verb in ("undo", "purge"):
+        assert imgtool("chain", "collect", ".", "--keep", "top", cwd=store).status == 0
+        done = imgtool("chain", "collect", ".", f"--{verb}", "--output", "json", cwd=store)
+        assert msgspec.convert(done.document, shape(f"chain-collect-{verb}"))
+        assert undocumented(done.document, imgtool("schema", f"chain-collect-{verb}").document) == []
 
 
 def test_what_is_put_away_and_an_error_have_schemas(imgtool: Imgtool, store: Path) -> None:
