@@ -25,6 +25,8 @@ from imgtool.machine.serial import clean
 
 _PIECE: Final = 1 << 16
 _LISTEN_SECONDS: Final = 20.0
+_SOON: Final = 5.0
+"""After so many seconds without an answer it is asked whether the server is still there."""
 _QUIET: Final = 0.5
 _ENTER_AGAIN: Final = 3.0
 _SILENT_ENTERS: Final = 3
@@ -75,7 +77,7 @@ class Console:
             self._find_prompt(deadline)
             self._frames = Frames(new_token())
             self._send(_HELLO.format(self.token).encode())
-            uid = self._await("hi", min(deadline, time.monotonic() + _HELLO_SECONDS))
+            uid = self._await(_named("hi"), min(deadline, time.monotonic() + _HELLO_SECONDS))
             if uid is None:
                 continue
             if uid.status != 0:
@@ -84,7 +86,7 @@ class Console:
                     hint="root's is needed: a getty with --autologin root",
                 )
             self._send(_SERVER.format(self.token).encode())
-            up = self._await("up", min(deadline, time.monotonic() + _LISTEN_SECONDS))
+            up = self._await(_named("up"), min(deadline, time.monotonic() + _LISTEN_SECONDS))
             if up is None:
                 continue
             if up.status != 0:
@@ -98,12 +100,14 @@ class Console:
     def ask(self, program: bytes, data: bytes = b"", *, seconds: float = SHORT) -> Answer:
         """Runs a shell program and waits for its end. In it `f $i 0 data >&4; h LENGTH <&5` reads `data`."""
         name = next(self._ids)
+        owed = max(len(program), len(data)) + 1
+        self._owed = max(self._owed, owed)
         self._call(name, len(program))
-        self._owed = max(len(program), len(data)) + 1
+        self._owed = owed
         self._send(program)
         deadline = time.monotonic() + seconds
         while True:
-            frame = self._await(name, deadline)
+            frame = self._await(_named(name), deadline)
             if frame is None:
                 raise GuestLost(f"the serial port of {self._name} gives no answer within {seconds:g} s")
             if frame.payload != b"data":
@@ -119,11 +123,17 @@ class Console:
         return True
 
     def resync(self) -> bool:
-        """Whether the server answers after whatever it may still wait for was given to it, as empty lines."""
+        """Whether the server answers after whatever it may still wait for was given to it, as empty lines. Where
+        there is none any more, a shell for people may be: it is greeted, too, which a server does not hear."""
         self._send(b"\n" * self._owed)
         name = next(self._ids)
-        self._send(f"\n{name} 0\n".encode())
-        return self._await(name, time.monotonic() + SHORT, payload=b"") is not None
+        deadline = time.monotonic() + SHORT
+        while time.monotonic() < deadline:
+            self._send(f"\n{name} 0\n{_HELLO.format(self.token)}".encode())
+            frame = self._await(_named(name, b"", "hi"), min(deadline, time.monotonic() + _SOON))
+            if frame is not None:
+                return frame.id == name
+        return False
 
     def leave(self) -> None:
         """Gives the shell back to people."""
@@ -131,24 +141,24 @@ class Console:
 
     def _call(self, name: str, length: int) -> None:
         """Returns when the server waits for a program of so many bytes."""
-        for _ in range(2):
+        for patience in (_SOON, _LISTEN_SECONDS):
             self._send(f"\n{name} {length}\n".encode())
-            if self._await(name, time.monotonic() + _LISTEN_SECONDS, payload=b"go") is not None:
+            if self._await(_named(name, b"go"), time.monotonic() + patience) is not None:
                 return
             if not self.resync():
                 break
         raise GuestLost(f"the shell on the serial port of {self._name} no longer answers")
 
-    def _await(self, name: str, deadline: float, *, payload: bytes | None = None) -> Frame | None:
-        """The next frame of this id (and payload); None at the deadline."""
+    def _await(self, wanted: Callable[[Frame], bool], deadline: float) -> Frame | None:
+        """The next frame that is `wanted`; None at the deadline."""
         found: list[Frame] = []
         others = self.on_frame
 
         def look(frame: Frame) -> None:
-            if frame.id != name:
-                others(frame)
-            elif payload is None or frame.payload == payload:
+            if wanted(frame):
                 found.append(frame)
+            else:
+                others(frame)
 
         self.on_frame = look
         try:
@@ -221,6 +231,11 @@ class Console:
                     continue
                 except OSError:
                     raise has_ended(self._name) from None
+
+
+def _named(name: str, payload: bytes | None = None, *others: str) -> Callable[[Frame], bool]:
+    """Whether a frame has this id (and payload), or one of these other ids."""
+    return lambda frame: frame.id in others or (frame.id == name and payload in (None, frame.payload))
 
 
 def _is_prompt(line: str, before: str) -> bool:

@@ -168,11 +168,22 @@ class SerialWay(Way):
                     raise StepTimeout("late")
                 if console.listen(_PATIENCE if left is None else min(left, _PATIENCE)):
                     continue
-                if self._ask(shell.program(_RUNS, step.folder)).status != 0 and not ended:
+                if not self._runs(console, step) and not ended:
                     raise killed()
             return ended[0]
         finally:
             console.on_output = console.on_frame = _drop
+
+    def _runs(self, console: Console, step: Step) -> bool:
+        """Whether the step still runs. Where nobody is there to say so, what came meanwhile is an echo of the
+        question, and no output."""
+        held: list[bytes] = []
+        console.on_output = held.append
+        status = self._ask(shell.program(_RUNS, step.folder)).status
+        console.on_output = step.write
+        for piece in held:
+            step.write(piece)
+        return status == 0
 
     def _forget(self, secrets: Sequence[str]) -> None:
         """QEMU keeps a log of the port; what a step printed of its secrets is overwritten there."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from imgtool.build.executor import ExecutorError, GuestLost
+from imgtool.build.executors import console
 from imgtool.build.executors.serial import SerialWay
 from tests.build.executors.terminals import Terminal
 
@@ -101,6 +102,34 @@ def test_a_shell_that_died_is_entered_again(opened: Opener) -> None:
     with pytest.raises(ExecutorError):
         way.run(b'kill -9 "$(ps -o ppid= -p $PPID | tr -d " ")" $PPID $$')
     way.wait_ready(seconds=SECONDS)
+    assert way.run(b"exit 5") == 5
+
+
+def test_a_shell_in_the_servers_place_is_noticed_at_once(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a step that restarted the guest: nothing then waits until the server might have answered, and what
+    the shell makes of the question is no output of the step."""
+    monkeypatch.setattr(console, "SHORT", 10 * SECONDS)
+    way, terminal = opened()
+    way.wait_ready(seconds=SECONDS)
+    said: list[str] = []
+    output = bytearray()
+
+    def work() -> None:
+        with pytest.raises(ExecutorError, match="no longer answers") as caught:
+            way.run(b"echo so far; sleep 1000", on_output=see)
+        said.append(caught.value.hint or "")
+
+    def see(piece: bytes) -> None:
+        if not output:
+            terminal.socket.sendall(b"\n.\n")
+        output.extend(piece)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    assert "restart the guest" in said[0]
+    assert output.startswith(b"so far\n")
+    assert b"not found" not in output
     assert way.run(b"exit 5") == 5
 
 
