@@ -6,8 +6,9 @@
     overlay = imgtool.new_overlay("images/base.qcow2")
     imgtool.commit(overlay.path)
     imgtool.QemuImg().convert(overlay.path, "release.qcow2", output_format="qcow2", compressed=True)
+    imgtool.push("release.qcow2", "registry.example.org/images/release:1")
 
-Names are imported when they are first used. All errors are `imgtool.errors`, also handed on here.
+Names are imported when they are first used. Every error is an ImgtoolError; `help(imgtool.errors)` draws them all.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ if TYPE_CHECKING:
     from imgtool.operations.repair import repair as repair
     from imgtool.operations.reset import reset as reset
     from imgtool.operations.shorten import shorten as shorten
+    from imgtool.publish.oci.errors import DigestError as DigestError
+    from imgtool.publish.oci.errors import RegistryAuthError as RegistryAuthError
+    from imgtool.publish.oci.errors import RegistryError as RegistryError
+    from imgtool.publish.oci.errors import RegistryNotFoundError as RegistryNotFoundError
+    from imgtool.publish.oci.pull import pull as pull
+    from imgtool.publish.oci.push import push as push
     from imgtool.qemu.img_types import ImageOpts as ImageOpts
     from imgtool.qemu.process import Limits as Limits
     from imgtool.qemu.programs import Programs as Programs
@@ -107,6 +114,9 @@ _HOMES = {
     "imgtool.operations.repair": ("repair",),
     "imgtool.operations.reset": ("reset",),
     "imgtool.operations.shorten": ("shorten",),
+    "imgtool.publish.oci.errors": ("DigestError", "RegistryAuthError", "RegistryError", "RegistryNotFoundError"),
+    "imgtool.publish.oci.pull": ("pull",),
+    "imgtool.publish.oci.push": ("push",),
     "imgtool.qemu.img_types": ("ImageOpts",),
     "imgtool.qemu.process": ("Limits",),
     "imgtool.qemu.programs": ("Programs",),

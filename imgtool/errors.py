@@ -17,8 +17,25 @@
     │   ├── ImageInUseError         another process holds QEMU's lock on it
     │   └── ImageFormatError        its bytes are not a valid image
     ├── ChainError                  a backing chain cannot be walked: cycle, missing parent, too deep
-    └── MachineError                a machine cannot be configured, started or reached
+    ├── MachineError                a machine cannot be configured, started or reached
+    │   ├── QmpUnreachable          … QEMU's monitor does not answer
+    │   ├── QmpCommandError         … it refused a command
+    │   ├── AgentUnavailable        … the guest agent does not answer
+    │   ├── AgentError              … it refused a command
+    │   │   └── NoSuchProgramError  … since the guest has no such program; exit 127
+    │   ├── NotReady                … the guest did not come as far as was waited for
+    │   ├── NoWay                   … no address is known for ssh
+    │   ├── ExecutorError           … a step of a build could not be done in the guest
+    │   │   ├── GuestLost
+    │   │   └── StepTimeout
+    │   └── StepFailed              … or was done, and failed
+    ├── RegistryError               a registry could not be reached, or said no
+    │   ├── RegistryAuthError
+    │   ├── RegistryNotFoundError
+    │   └── DigestError             … or sent other bytes than it should
+    └── ProofError                  a changed copy is not what it should be, and was thrown away
 
+Those of machines, registries and proofs are defined where they are raised, the others here.
 Every error owns its exit status and a stable `code`; `imgtool.cli` is the one place that prints and exits.
 """
 
@@ -49,16 +66,22 @@ class ImgtoolError(Exception):
 
 
 class UsageError(ImgtoolError):
+    """The request itself makes no sense."""
+
     code = "usage"
     exit_status = 2
 
 
 class ConfigError(ImgtoolError):
+    """A profile, recipe or setting is wrong."""
+
     code = "config"
     exit_status = 2
 
 
 class RefusedError(ImgtoolError):
+    """A guard said no; `hint` names the option that overrides it."""
+
     code = "refused"
 
 
@@ -76,6 +99,8 @@ class PolicyError(RefusedError):
 
 
 class ProgramError(ImgtoolError):
+    """A program is missing or unusable."""
+
     code = "program"
 
 
@@ -113,44 +138,66 @@ class CommandError(ImgtoolError):
 
 
 class CommandTimeout(CommandError):  # noqa: N818 - a time-out, as in TimeoutExpired
+    """A program was stopped at its time limit."""
+
     code = "command-timeout"
 
 
 class CommandCrashed(CommandError):  # noqa: N818
+    """A program died by a signal."""
+
     code = "command-crashed"
 
 
 class DecodeError(ImgtoolError):
+    """A program answered something that is not what QAPI promises."""
+
     code = "decode"
 
 
 class ImageError(ImgtoolError):
+    """An image cannot be used."""
+
     code = "image"
 
 
 class ImageNotFoundError(ImageError):
+    """There is no such image."""
+
     code = "image-not-found"
 
 
 class ImageExistsError(ImageError):
+    """There is a file already where a new one was to be."""
+
     code = "image-exists"
 
 
 class ImageUnreadableError(ImageError):
+    """An image cannot be opened or read."""
+
     code = "image-unreadable"
 
 
 class ImageInUseError(ImageError):
+    """Another process holds QEMU's lock on an image."""
+
     code = "image-in-use"
 
 
 class ImageFormatError(ImageError):
+    """An image's bytes are not valid in its format."""
+
     code = "image-format"
 
 
 class ChainError(ImgtoolError):
+    """A backing chain cannot be walked: a cycle, a missing parent, or too deep."""
+
     code = "chain"
 
 
 class MachineError(ImgtoolError):
+    """A machine cannot be configured, started or reached."""
+
     code = "machine"

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import pkgutil
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import imgtool
 from imgtool import errors
+from imgtool.cli.check import NotCheckedError
+from imgtool.image.source import CutShortError
+
+INTERNAL = {CutShortError, NotCheckedError}
+"""Caught in imgtool itself; and `check`'s UsageError with another exit status."""
 
 PUBLIC = [
     "__version__",
@@ -59,6 +68,12 @@ PUBLIC = [
     "repair",
     "reset",
     "shorten",
+    "DigestError",
+    "RegistryAuthError",
+    "RegistryError",
+    "RegistryNotFoundError",
+    "pull",
+    "push",
     "format_size",
     "parse_size",
 ]
@@ -87,3 +102,22 @@ def test_import_imgtool_imports_nothing_else() -> None:
     code = "import sys, imgtool; print(*sorted(name for name in sys.modules if name.startswith('imgtool')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["imgtool", "imgtool._version"]
+
+
+def test_every_error_has_words_a_code_of_its_own_and_a_place_in_the_tree() -> None:
+    for module in pkgutil.walk_packages(imgtool.__path__, "imgtool."):
+        if module.name != "imgtool.__main__":
+            importlib.import_module(module.name)
+
+    def below(kind: type[errors.ImgtoolError]) -> Iterator[type[errors.ImgtoolError]]:
+        yield kind
+        for one in kind.__subclasses__():
+            yield from below(one)
+
+    public = [kind for kind in below(errors.ImgtoolError) if kind not in INTERNAL]
+    drawn = re.findall(r"^ +[│├└─ ]*(\w+) *", errors.__doc__ or "", re.MULTILINE)
+    assert sorted(kind.__name__ for kind in public) == sorted(drawn)
+    assert len({kind.code for kind in public}) == len(public)
+    assert all(kind.__doc__ for kind in public)
+    for kind in public[1:]:
+        assert kind.__doc__ not in {parent.__doc__ for parent in kind.__mro__[1:]}

@@ -13,9 +13,11 @@ class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
     """What happened, on which file, and what to do next."""
 
     code: str
+    """What kind of error it is; it stays the same in later versions: usage, refused, image-not-found, …"""
     message: str
     hint: str | None
     path: str | None
+    """The file it is about, as it is called."""
     command: str | None
     """The program that failed, with its words, for a shell."""
     exit_status: int | None
