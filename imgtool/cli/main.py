@@ -15,8 +15,9 @@ import click
 from imgtool.cli.context import Context, pass_context
 from imgtool.cli.lazy import Entry, LazyGroup
 from imgtool.cli.options import Word
-from imgtool.cli.output import report, tell_held
+from imgtool.cli.output import report, tell_held, warn
 from imgtool.errors import ImgtoolError, UsageError
+from imgtool.image.names import printable
 from imgtool.image.policy_source import deciding
 
 SECTIONS = {
@@ -174,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         with deciding(lambda: context.policy):
             status = _run(words, context)
+            if status == 0:
+                _warn_of_what_is_forgotten(context)
             tell_held(context)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -188,6 +191,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if arguments is None:
         _leave(status)
     sys.exit(status)
+
+
+def _warn_of_what_is_forgotten(context: Context) -> None:
+    """An overlay that was just made outside its base's directory, and that the next command will refuse to open."""
+    if "imgtool.image.remembered" not in sys.modules:
+        return
+    from imgtool.image import remembered
+
+    for (directory, file), error in remembered.unkept.items():
+        place, beside = printable(directory), printable(os.path.dirname(file))
+        why = f"{printable(remembered.path())}: {error.strerror}"
+        warn(context, f"that images in {place} may refer to {beside} cannot be noted ({why}): use --trust {beside}")
 
 
 def _open_standard_streams() -> None:

@@ -30,6 +30,9 @@ def path() -> str:
 _here: set[Pair] = set()
 """What this process has noted, should the state directory not be writable."""
 
+unkept: dict[Pair, OSError] = {}
+"""What could not be written down, and why: later runs of imgtool will not know it."""
+
 
 def knows(directory: str, file: str) -> bool:
     """Whether imgtool made an image in `directory` refer to `file`."""
@@ -39,38 +42,38 @@ def knows(directory: str, file: str) -> bool:
 
 def remember(image: str, file: str) -> None:
     """Notes that the image at `image` was made to refer to `file`, unless that lies in its own directory or below. A
-    state directory that cannot be written is no error: later runs of imgtool then need --trust."""
+    state directory that cannot be written is no error: later runs of imgtool then need --trust (see `unkept`)."""
     directory = os.path.realpath(os.path.dirname(image))
     if is_below(file, directory):
         return
     pair = (directory, os.path.realpath(file))
     _here.add(pair)
+    try:
+        _write(pair)
+    except OSError as error:
+        unkept[pair] = error
+
+
+def _write(pair: Pair) -> None:
     import fcntl
 
     place = path()
-    try:
-        os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
-        fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return
-    with os.fdopen(fd, "r+b") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            text = held.read(_MOST)
-            pairs = _pairs(text)
-            if pair in pairs:
-                return
-            pairs[pair] = None
-            if len(pairs) <= _FULL:
-                held.seek(0, os.SEEK_END)
-                held.write(b"\n" * (text[-1:] not in (b"", b"\n")) + _lines([pair]))
-            else:
-                kept = [one for one in pairs if one == pair or all(os.path.lexists(name) for name in one)]
-                held.seek(0)
-                held.write(_lines(kept))
-                held.truncate()
-        except OSError:
+    os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
+    with os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        text = held.read(_MOST)
+        pairs = _pairs(text)
+        if pair in pairs:
             return
+        pairs[pair] = None
+        if len(pairs) <= _FULL:
+            held.seek(0, os.SEEK_END)
+            held.write(b"\n" * (text[-1:] not in (b"", b"\n")) + _lines([pair]))
+        else:
+            kept = [one for one in pairs if one == pair or all(os.path.lexists(name) for name in one)]
+            held.seek(0)
+            held.write(_lines(kept))
+            held.truncate()
 
 
 _last: tuple[tuple[str, int, int], dict[Pair, None]] | None = None

@@ -207,3 +207,25 @@ def test_a_relative_data_file_is_the_one_beside_its_image(imgtool: Imgtool, imag
     assert done.status == 2
     assert "current directory" in done.stderr
     assert "depends-on-cwd" in imgtool("chain", "show", "one/image.qcow2", cwd=images.directory).stdout
+
+
+def test_an_overlay_that_the_next_command_will_refuse_is_warned_of(imgtool: Imgtool, images: Images) -> None:
+    images.base("base")
+    (images / "elsewhere").mkdir()
+    (images / "file").touch()
+    nowhere = str(images / "file" / "state")
+    words = ("overlay", "new", "base", "elsewhere/top")
+    made = imgtool(*words, cwd=images.directory, XDG_STATE_HOME=nowhere)
+    assert made.status == 0
+    assert (
+        f"imgtool: warning: that images in {images / 'elsewhere'} may refer to {images.directory} cannot"
+        in made.stderr
+    )
+    assert made.stderr.endswith(f"Not a directory): use --trust {images.directory}\n")
+    refused = imgtool("info", "elsewhere/top", cwd=images.directory, XDG_STATE_HOME=nowhere)
+    assert f"--trust {images.directory}" in refused.stderr
+    trusted = ("info", "elsewhere/top", "--trust", images.directory)
+    assert imgtool(*trusted, cwd=images.directory, XDG_STATE_HOME=nowhere).status == 0
+    assert imgtool("overlay", "new", "base", "elsewhere/other", cwd=images.directory).stderr == ""
+    beside = imgtool("overlay", "new", "base", "beside", cwd=images.directory, XDG_STATE_HOME=nowhere)
+    assert (beside.status, beside.stderr) == (0, "")
