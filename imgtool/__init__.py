@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from imgtool.operations.repair import repair as repair
     from imgtool.operations.reset import reset as reset
     from imgtool.operations.shorten import shorten as shorten
+    from imgtool.publish.oci.connection import Connection as Connection
     from imgtool.publish.oci.errors import DigestError as DigestError
     from imgtool.publish.oci.errors import RegistryAuthError as RegistryAuthError
     from imgtool.publish.oci.errors import RegistryError as RegistryError
@@ -114,6 +115,7 @@ _HOMES = {
     "imgtool.operations.repair": ("repair",),
     "imgtool.operations.reset": ("reset",),
     "imgtool.operations.shorten": ("shorten",),
+    "imgtool.publish.oci.connection": ("Connection",),
     "imgtool.publish.oci.errors": ("DigestError", "RegistryAuthError", "RegistryError", "RegistryNotFoundError"),
     "imgtool.publish.oci.pull": ("pull",),
     "imgtool.publish.oci.push": ("push",),

@@ -68,6 +68,7 @@ PUBLIC = [
     "repair",
     "reset",
     "shorten",
+    "Connection",
     "DigestError",
     "RegistryAuthError",
     "RegistryError",

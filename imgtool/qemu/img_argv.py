@@ -70,7 +70,7 @@ def create(
 ) -> list[str]:
     argv = [program, "create", *_objects(objects), "-q", "-f", format, *_backing("-b", backing, backing_format)]
     argv += ["-u"] * unsafe_backing
-    return [*argv, *_options(options), absolute(path), *([] if size is None else [str(size)])]
+    return [*argv, *_options(options), absolute(path), *([] if size is None else [_bytes(size)])]
 
 
 def info(
@@ -200,6 +200,13 @@ def rebase(
     return [*argv, *to, *_image(image, format)]
 
 
+def _bytes(size: int) -> str:
+    """UsageError for what `resize` would take as relative, `create` as an option."""
+    if size < 0:
+        raise UsageError(f"{size} bytes are no size")
+    return str(size)
+
+
 def resize(
     program: str,
     image: Source,
@@ -212,7 +219,7 @@ def resize(
 ) -> list[str]:
     argv = [program, "resize", *_objects(objects), "-q", *["--shrink"] * shrink]
     argv += [f"--preallocation={preallocation}"] if preallocation else []
-    return [*argv, *_image(image, format), str(size)]
+    return [*argv, *_image(image, format), _bytes(size)]
 
 
 def compare(
@@ -263,11 +270,11 @@ def measure(
     force_share: bool = False,
     objects: Sequence[str] = (),
 ) -> list[str]:
-    if (image is None) == (size is None):
-        raise UsageError("measure needs either an image or a size")
     argv = [program, "measure", "--output=json", *_objects(objects), "-O", output_format, *_options(options)]
-    if image is None:
-        return [*argv, f"--size={size}"]
+    if image is None and size is not None:
+        return [*argv, f"--size={_bytes(size)}"]
+    if image is None or size is not None:
+        raise UsageError("measure needs either an image or a size")
     return [*argv, *_snapshot(snapshot), *["-U"] * force_share, *_image(image, format)]
 
 

@@ -242,3 +242,16 @@ def test_mending_an_image_that_was_not_closed_is_no_failure(img: QemuImg, tmp_pa
     assert "epair" in grown.notes
     assert img.check(path).status == "clean"
     assert img.resize(path, "+1M").notes == ""
+
+
+def test_a_size_below_nothing_is_no_step_back_from_the_size_there_is(img: QemuImg, tmp_path: Path) -> None:
+    image = str(tmp_path / "image")
+    img.create(image, 4 << 20, format="qcow2")
+    with pytest.raises(UsageError, match="-1048576 bytes are no size"):
+        img.resize(image, -(1 << 20), shrink=True)
+    with pytest.raises(UsageError, match="-1 bytes are no size"):
+        img.create(tmp_path / "other", -1, format="qcow2")
+    with pytest.raises(UsageError, match="-1 bytes are no size"):
+        img.measure(size=-1, output_format="raw")
+    assert img.info(image).virtual_size == 4 << 20
+    assert not (tmp_path / "other").exists()
