@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import sys
 from typing import NoReturn
 
 import click
@@ -142,6 +140,8 @@ def _line(text: str) -> str:
 
 
 def _in_quotes(line: str) -> bool:
+    import shlex
+
     try:
         shlex.split(line + " x")
     except ValueError:
@@ -152,13 +152,13 @@ def _in_quotes(line: str) -> bool:
 def answer() -> NoReturn:
     """Writes what may stand at the cursor, and exits. Nothing where the line makes no sense, or something cannot be
     read: a person who presses Tab has asked for no error."""
-    from imgtool.cli.main import cli
+    from imgtool.cli.main import cli, leave
 
     for kind in (_Bash, _Zsh, _Fish):
         add_completion_class(kind)
-    with contextlib.suppress(ImgtoolError, click.ClickException, OSError):
+    with contextlib.suppress(ImgtoolError, click.ClickException, click.exceptions.Exit, SystemExit, OSError):
         cli.main(prog_name="imgtool", standalone_mode=False)
-    sys.exit(0)
+    leave(0)
 
 
 @click.command(epilog='\b\nExamples:\n  eval "$(imgtool completion bash)"\n  imgtool completion fish | source')

@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _report(context, words, _from_os(error))
         status = ImgtoolError.exit_status
     if arguments is None:
-        _leave(status)
+        leave(status)
     sys.exit(status)
 
 
@@ -225,7 +225,7 @@ def _escape_what_cannot_be_shown() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _leave(status: int) -> NoReturn:
+def leave(status: int) -> NoReturn:
     """Ends the process at once. All is done and written; that Python takes itself apart first is a tenth of the time
     that most commands take."""
     for stream in (sys.stdout, sys.stderr):
