@@ -18,7 +18,7 @@ from imgtool.cli.boot_options import (
     settings_of,
 )
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
-from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
+from imgtool.cli.options import FILE_NAME, Word, file_argument, force_option, format_option
 from imgtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +93,11 @@ _ARGUMENTS = "imgtool.cli.boot.arguments"
 @click.option("--run-as", metavar="USER", help="The user QEMU becomes once it has opened everything.")
 @click.option("-d", "--detach", is_flag=True, help="Start it in the background and print its name.")
 @click.option(
-    "--wait", "wait_for", metavar="WHAT", help="With -d: until running, serial:REGEX, ssh, agent or cloud-init."
+    "--wait",
+    "wait_for",
+    type=Word("waits"),
+    metavar="WHAT",
+    help="With -d: until running, serial:REGEX, ssh, agent or cloud-init.",
 )
 @click.option("--wait-timeout", type=click.FloatRange(min=0), default=300, metavar="SECONDS", help="[default: 300]")
 @click.option("--timeline", is_flag=True, help="Report afterwards when firmware, kernel, init… were reached.")

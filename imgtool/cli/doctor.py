@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from imgtool.cli.context import Context, output_option, pass_context
+from imgtool.cli.options import Word
 
 if TYPE_CHECKING:
     from imgtool.machine.doctor import Check
@@ -20,7 +21,12 @@ PROBLEMS = 3
     epilog="\b\nExamples:\n  imgtool doctor\n  imgtool doctor --need kvm,nat || echo 'this host will not do'"
 )
 @click.option(
-    "--need", "needs", multiple=True, metavar="NAME,…", help="Exit with 3 unless all of these are available."
+    "--need",
+    "needs",
+    type=Word("needs"),
+    multiple=True,
+    metavar="NAME,…",
+    help="Exit with 3 unless all of these are available.",
 )
 @output_option()
 @pass_context

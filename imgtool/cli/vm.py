@@ -71,7 +71,12 @@ name_argument = click.argument("name", type=Word("vms"))
 )
 @name_argument
 @click.option(
-    "--for", "what", default="running", metavar="WHAT", help="running, serial:REGEX, ssh, agent, cloud-init, ended."
+    "--for",
+    "what",
+    type=Word("waits"),
+    default="running",
+    metavar="WHAT",
+    help="running, serial:REGEX, ssh, agent, cloud-init, ended.",
 )
 @click.option("--timeout", type=click.FloatRange(min=0), default=300, metavar="SECONDS", help="[default: 300]")
 @output_option()

@@ -40,6 +40,19 @@ def layers(ctx: Context, incomplete: str) -> list[CompletionItem]:
     return _beginning(incomplete, dict.fromkeys(name_of(layer) for layer in found))
 
 
+def waits(_: Context, incomplete: str) -> list[CompletionItem]:
+    """`--wait`, and `vm wait --for`"""
+    return _beginning(incomplete, ("running", "ssh", "agent", "cloud-init", "serial:"))
+
+
+def needs(_: Context, incomplete: str) -> list[CompletionItem]:
+    """`doctor --need`"""
+    from imgtool.machine.doctor import NAMES
+
+    before, part = _last_part(incomplete)
+    return _beginning(part, NAMES, before)
+
+
 def drive(_: Context, incomplete: str) -> list[CompletionItem]:
     """`--drive`: its keys, and the values of those that have some."""
     from imgtool.machine.values.storage import Drive

@@ -86,6 +86,17 @@ def test_a_line_that_makes_no_sense_has_no_candidates_and_no_error(imgtool: Imgt
         assert candidates(imgtool, line + " x") == []
 
 
+def test_words_that_an_option_knows_are_completed(imgtool: Imgtool) -> None:
+    assert candidates(imgtool, "imgtool doctor --need tcg,kv") == ["tcg,kvm"]
+    assert candidates(imgtool, "imgtool boot x -d --wait a") == ["agent"]
+    assert candidates(imgtool, "imgtool vm wait x --for cl") == ["cloud-init"]
+    assert candidates(imgtool, "imgtool check -f qco") == ["qcow2", "qcow"]
+    assert candidates(imgtool, "imgtool boot --drive file=x,snapshot=") == [
+        "file=x,snapshot=on",
+        "file=x,snapshot=off",
+    ]
+
+
 def test_layers_are_completed_by_their_names(imgtool: Imgtool, tmp_path: Path) -> None:
     for number, layer in enumerate(("packages", "sealed")):
         key = f"{number:064x}"
