@@ -166,9 +166,11 @@ def tree(context: Context, /, layers_: str | None) -> None:
 
 def _tree_lines(found: Sequence[Layer]) -> Iterator[str]:
     from imgtool.build.prune import name_of
+    from imgtool.cli.chain import tree_style
     from imgtool.cli.render import short_size
     from imgtool.image.names import printable
 
+    style = tree_style()
     children: dict[str, list[Layer]] = {}
     roots: dict[str, list[Layer]] = {}
     for layer in found:
@@ -181,8 +183,8 @@ def _tree_lines(found: Sequence[Layer]) -> Iterator[str]:
         for number, layer in enumerate(here):
             last = number == len(here) - 1
             size = short_size(layer.manifest.size)
-            yield f"{indent}{'└─ ' if last else '├─ '}{name_of(layer)}  {_short(layer.folder)}  {size}"
-            yield from draw(children.get(layer.folder, ()), indent + ("   " if last else "│  "))
+            yield f"{indent}{style.last if last else style.branch}{name_of(layer)}  {_short(layer.folder)}  {size}"
+            yield from draw(children.get(layer.folder, ()), indent + ("   " if last else style.through))
 
     if not found:
         yield "no layers"

@@ -97,14 +97,15 @@ def test_words_that_an_option_knows_are_completed(imgtool: Imgtool) -> None:
     ]
 
 
-def test_layers_are_completed_by_their_names(imgtool: Imgtool, tmp_path: Path) -> None:
-    for number, layer in enumerate(("packages", "sealed")):
-        key = f"{number:064x}"
+def seal_layers(folder: Path, *names: str) -> None:
+    """Puts layers of the image `web`, each on the one before, into the store in `folder`: without their images."""
+    keys = [f"{number:064x}" for number in range(len(names))]
+    for number, (name, key) in enumerate(zip(names, keys, strict=True)):
         sealed = Manifest(
             recipe="web",
-            layer=layer,
+            layer=name,
             key=key,
-            parent=None,
+            parent=keys[number - 1] if number else None,
             base="/base.qcow2",
             base_format="qcow2",
             base_content="",
@@ -118,8 +119,12 @@ def test_layers_are_completed_by_their_names(imgtool: Imgtool, tmp_path: Path) -
             qemu="",
             imgtool="",
         )
-        (tmp_path / "layers" / key).mkdir(parents=True)
-        (tmp_path / "layers" / key / MANIFEST).write_bytes(msgspec.json.encode(sealed))
+        (folder / key).mkdir(parents=True)
+        (folder / key / MANIFEST).write_bytes(msgspec.json.encode(sealed))
+
+
+def test_layers_are_completed_by_their_names(imgtool: Imgtool, tmp_path: Path) -> None:
+    seal_layers(tmp_path / "layers", "packages", "sealed")
     where = str(tmp_path / "layers")
     assert candidates(imgtool, "imgtool layers show ", where) == ["web@packages", "web@sealed"]
     assert candidates(imgtool, "imgtool layers verify web@p", where) == ["web@packages"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Imgtool
+from tests.cli.test_completion import seal_layers
 from tests.conftest import Images
 
 CLOSED = [numbers for count in (1, 2, 3) for numbers in combinations((0, 1, 2), count)]
@@ -97,3 +98,12 @@ def test_a_terminal_that_knows_no_colours_gets_none(images: Images, terminal: st
         os.close(master)
     assert b"does not exist" in told
     assert (b"\x1b[" in told) == coloured
+
+
+@pytest.mark.parametrize(("encoding", "branch"), [("utf-8", "└─ "), ("latin-1", "`- ")])
+def test_a_tree_of_layers_is_drawn_with_what_the_locale_has(
+    imgtool: Imgtool, tmp_path: Path, encoding: str, branch: str
+) -> None:
+    seal_layers(tmp_path / "layers", "packages", "sealed")
+    drawn = imgtool("layers", "tree", "--layers", tmp_path / "layers", PYTHONIOENCODING=encoding).stdout.splitlines()
+    assert [line.partition("web@")[0] for line in drawn[1:]] == [branch, f"   {branch}"]
