@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -22,12 +23,13 @@ from imgtool.build.steps import Steps
 from imgtool.build.store import encode, replace_file
 from imgtool.build.watcher import Watcher
 from imgtool.chain.content import digest_of
-from imgtool.errors import ImageFormatError
+from imgtool.errors import ImageFormatError, ImgtoolError
 from imgtool.image import remembered
 from imgtool.image.names import printable
 from imgtool.operations.anchoring import add_anchor
 from imgtool.operations.copying import copy_file
 from imgtool.operations.overlay import reference_to
+from imgtool.qemu.img_base import rename_in
 from imgtool.qemu.img_types import OptionValue
 from imgtool.qemu.qemu_img import QemuImg
 from imgtool.qemu.replace import replacing
@@ -105,11 +107,12 @@ def make_result(making: Making) -> tuple[ImageManifest, BuiltOutput]:
     _check(making)
     # A VMDK has its own name inside.
     with replacing(output.path, overwrite=True, several_files=output.format == "vmdk") as hidden:
-        making.watcher.result(f"convert to {output.format}")
-        _convert(making, output, hidden)
-        content = _content(making, output, hidden)
-        converted = time.monotonic()
-        _try_out(making, hidden)
+        with _named(output.path, hidden):
+            making.watcher.result(f"convert to {output.format}")
+            _convert(making, output, hidden)
+            content = _content(making, output, hidden)
+            converted = time.monotonic()
+            _try_out(making, hidden)
         os.chmod(hidden, 0o444)
         checked = time.monotonic()
         manifest = _manifest(
@@ -131,6 +134,16 @@ def make_result(making: Making) -> tuple[ImageManifest, BuiltOutput]:
         size=manifest.size,
     )
     return manifest, built
+
+
+@contextlib.contextmanager
+def _named(path: str, hidden: str) -> Iterator[None]:
+    """Within, an error about the file `hidden` is one about `path`."""
+    try:
+        yield
+    except ImgtoolError as error:
+        rename_in(error, {hidden: path})
+        raise
 
 
 def _check(making: Making) -> None:

@@ -313,6 +313,10 @@ def rename_in(error: ImgtoolError, names: Mapping[str, str]) -> None:
     line keeps them and says what they were: run on the files themselves, it may destroy them."""
     for hidden, shown in names.items():
         error.message = error.message.replace(printable(hidden), printable(shown))
+        if error.path == hidden:
+            error.path = shown
+        if isinstance(error, CommandError) and error.comment is not None:
+            error.comment = error.comment.replace(printable(hidden), printable(shown))
     error.args = (error.message,)
     if isinstance(error, CommandError):
         stood = [

@@ -21,7 +21,7 @@ from imgtool.build.session import Failure
 from imgtool.build.steps import StepFailed
 from imgtool.build.store import Store, decode
 from imgtool.build.watcher import Watcher
-from imgtool.errors import ConfigError, ImageNotFoundError, RefusedError, UsageError
+from imgtool.errors import CommandError, ConfigError, ImageNotFoundError, RefusedError, UsageError
 from tests.build.conftest import Bench
 from tests.conftest import Images
 from tests.files import state_of
@@ -189,6 +189,17 @@ def test_an_output_that_was_removed_or_changed_is_made_again(bench: Bench) -> No
     assert (built.output_made, built.boots) == (True, 0)
     assert output.read_bytes() == right
     assert output.stat().st_mode & 0o777 == 0o444
+
+
+def test_an_output_that_cannot_be_made_is_called_by_its_name(bench: Bench) -> None:
+    recipe = RECIPE.replace('path = "web-1.qcow2"', 'path = "w.qcow2"\noptions = { preallocation = "metadata" }')
+    output = bench.folder / "w.qcow2"
+    with pytest.raises(CommandError, match="preallocation not supported") as caught:
+        bench.builder().build(bench.recipe(recipe))
+    assert caught.value.path == str(output)
+    assert f" stood for {output}" in caught.value.command
+    assert list(bench.folder.glob(".imgtool-*")) == []
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(
