@@ -151,7 +151,7 @@ def show(context: Context, name: str) -> None:
 
 @click.command(epilog="\b\nExamples:\n  imgtool net delete lab\n  imgtool net delete lab --dry-run")
 @click.argument("name", type=Word("networks"))
-@force_option("Even if machines are on it.")
+@force_option("Even if machines are on it, or its network namespace is gone.")
 @dry_run_option
 @output_option()
 @quiet_option

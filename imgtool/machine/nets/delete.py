@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from imgtool.errors import MachineError, RefusedError
 from imgtool.image.names import printable
 from imgtool.machine.nets import forwarding, guard, journal, needs, store, undo
-from imgtool.machine.nets.journal import ForwardingOn, LinkMade, TableMade, Undo
+from imgtool.machine.nets.journal import DnsmasqStarted, ForwardingOn, LinkMade, TableMade, Undo
 from imgtool.machine.nets.names import tap_name
 from imgtool.machine.nets.needs import Tools
 from imgtool.machine.nets.values import Plan
@@ -32,7 +32,7 @@ def no_such(name: str) -> MachineError:
 def plan(name: str, *, force: bool = False, tools: Tools | None = None, runner: Runner = run) -> Plan:
     """What deleting the network `name` would run. Errors as `delete` raises them."""
     tools = tools or needs.find_tools()
-    entry, records = _look(name)
+    entry, records = _look(name, force=force)
     observed = undo.observe(records, name, entry.directory, tools, runner)
     if not force:
         _check_unused(name, entry, observed)
@@ -42,22 +42,26 @@ def plan(name: str, *, force: bool = False, tools: Tools | None = None, runner: 
 
 def delete(name: str, *, force: bool = False, tools: Tools | None = None, runner: Runner = run) -> None:
     """Deletes the network `name`, finished, stale or half made. MachineError when there is none or something that is
-    needed is missing; RefusedError while machines are on it, unless `force`."""
+    needed is missing, or where it was made in another network namespace; RefusedError while machines are on it. With
+    `force`, such a namespace is taken to be gone, with everything that was made in it."""
     tools = tools or needs.find_tools()
     if store.entry(name) is None:
         raise no_such(name)
     with store.locked() as lock:
-        entry, records = _look(name)
+        entry, records = _look(name, force=force)
         needs.demand(_programs(records), tools, "delete a network")
         if not force:
             _check_unused(name, entry, undo.observe(records, name, entry.directory, tools, runner))
-        undo_all(name, entry.directory, tools, holding(lock, runner))
+        _undo(records, name, entry.directory, tools, holding(lock, runner))
 
 
 def undo_all(name: str, directory: str, tools: Tools, runner: Runner) -> None:
     """Undoes what the journal in `directory` says and forgets the network. May be cut short, and be done again."""
+    _undo(journal.read(directory), name, directory, tools, runner)
+
+
+def _undo(records: Sequence[Undo], name: str, directory: str, tools: Tools, runner: Runner) -> None:
     store.reopen(directory)
-    records = journal.read(directory)
     if records:
         observed = undo.observe(records, name, directory, tools, runner)
         undo.carry_out(undo.plan(records, observed, directory, tools), runner)
@@ -66,13 +70,18 @@ def undo_all(name: str, directory: str, tools: Tools, runner: Runner) -> None:
     store.remove(directory)
 
 
-def _look(name: str) -> tuple[store.Entry, list[Undo]]:
+def _look(name: str, *, force: bool) -> tuple[store.Entry, list[Undo]]:
+    """The network, and what of it is to be undone here."""
     entry = store.entry(name)
     if entry is None:
         raise no_such(name)
-    if entry.meta is not None:
-        guard.check_made_here(name, entry.meta.namespace, store.namespace())
-    return entry, journal.read(entry.directory)
+    records = journal.read(entry.directory)
+    here = store.namespace()
+    if entry.meta is None or entry.meta.namespace == here:
+        return entry, records
+    if not force:
+        guard.check_made_here(name, entry.meta.namespace, here)
+    return entry, [record for record in records if isinstance(record, DnsmasqStarted)]
 
 
 def _check_unused(name: str, entry: store.Entry, observed: undo.Observed) -> None:

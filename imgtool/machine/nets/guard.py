@@ -89,7 +89,8 @@ def check_made_here(name: str, made_in: int, here: int) -> None:
     if made_in != here:
         raise MachineError(
             f"the network {name} was made in another network namespace",
-            hint="run imgtool there (`nsenter --net`, `ip netns exec`)",
+            hint="run imgtool there (`nsenter --net`, `ip netns exec`); "
+            f"if that is gone, `imgtool net delete --force {name}` forgets the network",
         )
 
 

@@ -87,6 +87,20 @@ def test_a_network_of_another_namespace_is_not_touched(lab: Lab) -> None:
     assert show(lab)["state"] == "active"
 
 
+def test_a_network_whose_namespace_is_gone_can_be_forgotten(lab: Lab) -> None:
+    create(lab)
+    lab.add_network("other")
+    lab("ip", "link", "add", "br-lab", "type", "bridge", where="other")
+    words = (sys.executable, "-m", "imgtool", "net", "delete", "lab")
+    assert "net delete --force lab` forgets the network" in lab.run(*words, where="other").stderr
+    planned = lab.run(*words, "--force", "--dry-run", where="other")
+    assert planned.stdout == f"kill {show(lab)['dnsmasq']}\n"
+    assert lab.run(*words, "--force", where="other").status == 0
+    assert lab.imgtool("net", "list").stdout == "no networks\n"
+    assert lab("sh", "-c", "pgrep -x dnsmasq || true") == ""
+    assert "br-lab" in lab("ip", "link", "show", "type", "bridge", where="other")
+
+
 def test_a_network_that_is_being_made_is_shown_so(lab: Lab) -> None:
     lab("sh", "-c", "printf '#!/bin/sh\\ntouch /run/reached; exec sleep 60\\n' > /run/slow; chmod +x /run/slow")
     lab("mount", "--bind", "/run/slow", lab("readlink", "-f", lab("which", "dnsmasq").strip()).strip())
