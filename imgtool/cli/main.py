@@ -83,6 +83,9 @@ ELSEWHERE = {
 }
 """What other programs say."""
 
+OF_COMMANDS = ("--output", "-q", "--quiet", "--progress", "--dry-run", "--trust", "--store", "--force")
+"""Options of many commands, which some programs have before the command."""
+
 
 @click.group(
     cls=LazyGroup,
@@ -302,7 +305,11 @@ def _misused(context: Context, words: list[str], error: click.UsageError) -> int
 
 def _from_click(error: click.UsageError) -> UsageError:
     path = error.ctx.command_path if error.ctx else "imgtool"
-    return UsageError(" ".join(error.format_message().split()), hint=f"`{path} --help` shows how it is used")
+    hint = f"`{path} --help` shows how it is used"
+    in_group = error.ctx is not None and isinstance(error.ctx.command, click.Group)
+    if in_group and isinstance(error, click.NoSuchOption) and error.option_name in OF_COMMANDS:
+        hint = f"it stands behind the command: `{path} COMMAND {error.option_name} …`"
+    return UsageError(" ".join(error.format_message().split()), hint=hint)
 
 
 def _from_os(error: OSError) -> ImgtoolError:

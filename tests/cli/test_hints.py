@@ -212,3 +212,10 @@ def test_a_warning_before_an_error_is_part_of_its_one_document(imgtool: Imgtool,
     assert made.document["info"]["format"] == "raw"
     assert made.stderr.startswith("imgtool: warning: ")
     assert made.stderr.endswith(": no format is given; -f qcow2 makes what it says\n")
+
+
+def test_an_option_before_its_command_is_told_its_place(imgtool: Imgtool) -> None:
+    told = imgtool("--output", "json", "info", "x").error
+    assert (told["code"], told["hint"]) == ("usage", "it stands behind the command: `imgtool COMMAND --output …`")
+    assert "`imgtool vm COMMAND -q …`" in imgtool("vm", "-q", "list").stderr
+    assert "`imgtool --help` shows" in imgtool("--nosuch", "info").stderr
