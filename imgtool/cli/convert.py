@@ -78,8 +78,8 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
     "--backing",
     type=FILE_NAME,
     metavar="FILE",
-    help="Write only what differs from this image, as an overlay of it. A relative name starts in the "
-    "target's directory.",
+    help="Make an overlay of this image: with what SOURCE's top layer holds where SOURCE stands on it too, else "
+    "with the whole disk. A relative name starts in the target's directory.",
 )
 @click.option(
     "-F",

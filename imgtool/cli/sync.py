@@ -76,10 +76,10 @@ def sync(
 
 
 def _lines(done: Synced) -> Iterator[str]:
-    from imgtool.cli.render import short_size
+    from imgtool.cli.render import counted, short_size
     from imgtool.image.names import printable
 
     for image in done.images:
         yield f"{image.state:7}  {short_size(image.size):>9}  {printable(image.name)}"
     where = f"{printable(done.host)}:{printable(done.folder)}"
-    yield f"{where} has {len(done.images)} images; {done.sent_bytes} bytes sent"
+    yield f"{where} has {counted(len(done.images), 'image')}; {short_size(done.sent_bytes)} sent"

@@ -153,7 +153,10 @@ class CollectRequest:
                 )
                 for file in self.files()
             ),
-            notes=(f"{self.kept} images are needed and stay", f"{sum(file.bytes for file in self.files())} bytes"),
+            notes=(
+                f"needed, and staying: {self.kept}",
+                f"quarantined: {sum(file.bytes for file in self.files())} bytes",
+            ),
         )
 
     def make(self) -> Collected:

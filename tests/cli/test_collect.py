@@ -47,7 +47,7 @@ def test_a_kept_image_counts_by_whatever_name_it_is_kept(images: Images, imgtool
         words = ["chain", "collect", directory, "--keep", keep, "--dry-run", "--output", "json"]
         plan = imgtool(*words, cwd=images.directory).document
         assert [image["path"] for image in plan["images"]] == [str(images / "store/old.qcow2")]
-        assert plan["notes"][0] == "1 images are needed and stay"
+        assert plan["notes"][0] == "needed, and staying: 1"
 
 
 def test_what_makes_no_sense_is_refused(images: Images, imgtool: Imgtool) -> None:
