@@ -125,7 +125,7 @@ def show(context: Context, /, layer: str, log: bool, layers_: str | None) -> Non
     from imgtool.build.store import KEY_FILE
     from imgtool.cli.output import emit, emit_lines
     from imgtool.cli.render import date, fields, short_size
-    from imgtool.image.names import printable, printable_lines
+    from imgtool.image.names import harmless, printable, printable_lines
 
     found = _chosen(_store(layers_), layer)
     with open(found.log, "rb") as file:
@@ -140,7 +140,7 @@ def show(context: Context, /, layer: str, log: bool, layers_: str | None) -> Non
     shown = {**manifest, "created": date(int(found.manifest.created)), "size": short_size(found.manifest.size)}
     shown = {key: value for key, value in shown.items() if key not in ("schema", "mtime-ns") and value is not None}
     pairs = [(key, printable(_word(value))) for key, value in shown.items()]
-    step = [(key, printable(json.dumps(value))) for key, value in document["step"].items() if value]
+    step = [(key, harmless(json.dumps(value))) for key, value in document["step"].items() if value]
     emit(context, answer, [*fields([("path", printable(found.path)), *pairs]), "step:", *fields(step, indent="  ")])
 
 

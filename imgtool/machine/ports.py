@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from imgtool.machine.compile.networks import loopback, networks, split_forward
 from imgtool.machine.config import Machine
 from imgtool.machine.values.network import User
+
+_LOOPBACK = "127.0.0.1"
+_VNC = 5900
+"""The TCP port of VNC's display 0."""
 
 
 class Port(NamedTuple):
@@ -18,16 +22,26 @@ class Port(NamedTuple):
     protocol: str
     address: str
     number: int
+    wanted: Literal["hostfwd", "vnc", "spice"]
+    """What the machine needs it for."""
 
 
 def taken_ports(machine: Machine) -> Iterator[Port]:
-    """The host's ends of `hostfwd` that another process listens on now."""
+    """The ports of the host that `machine` wants and another process listens on now."""
+    return (port for port in _wanted(machine) if _is_taken(port))
+
+
+def _wanted(machine: Machine) -> Iterator[Port]:
     for network in networks(machine):
         for rule in network.hostfwd if isinstance(network, User) else ():
             protocol, address, port, _ = split_forward(loopback(rule))
-            found = Port(protocol, address.removeprefix("[").removesuffix("]"), int(port))
-            if _is_taken(found):
-                yield found
+            yield Port(protocol, address.removeprefix("[").removesuffix("]"), int(port), "hostfwd")
+    display = machine.display
+    where = display.address or _LOOPBACK
+    if display.type == "vnc" and display.display is not None and display.path is None:
+        yield Port("tcp", where, _VNC + display.display, "vnc")
+    if display.type == "spice" and display.port is not None:
+        yield Port("tcp", where, display.port, "spice")
 
 
 def _is_taken(port: Port) -> bool:

@@ -266,6 +266,19 @@ def test_a_port_that_is_in_use_is_named(
     ]
 
 
+def test_a_display_whose_port_is_in_use_is_named(machines: Machines, image: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for display in (f"vnc=:{port - 5900}", f"spice,port={port}"):
+            words = ["--accel", "tcg", "--network", "none", "--display", display]
+            done = machines("boot", image, "--name", "vm", *words, check=False)
+            assert done.returncode == 1
+            said = f"imgtool: error: tcp port {port} of 127.0.0.1 is in use: vm cannot show its screen there\n"
+            assert said in done.stderr
+
+
 def test_the_exit_status_of_a_guest_that_reports_one_is_handed_on(machines: Machines, tmp_path: Path) -> None:
     from imgtool.machine.proof_sector import EXIT_STATUS, boot_sector
 

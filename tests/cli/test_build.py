@@ -25,6 +25,7 @@ from = "base.qcow2"
 [[layer]]
 name = "one"
 run = ["make a"]
+env = { A = '"\\' }
 
 [[layer]]
 name = "two"
@@ -124,7 +125,7 @@ def test_a_secret_comes_from_a_file_or_the_environment(bench: Bench, imgtool: Im
     (bench.folder / "web.toml").write_text(text)
     missing = imgtool("build", "web.toml", cwd=bench.folder, IMGTOOL_LAYERS=bench.store.root)
     assert missing.status == 2
-    assert "web.toml:12: the secret TOKEN is not there" in missing.stderr
+    assert "web.toml:13: the secret TOKEN is not there" in missing.stderr
     assert "--secret TOKEN=FILE" in missing.stderr
     nofile = imgtool("build", "web.toml", "--secret", "TOKEN=none", cwd=bench.folder, IMGTOOL_LAYERS=bench.store.root)
     assert nofile.status == 2
@@ -188,6 +189,7 @@ def test_a_layer_is_shown_by_name_or_key(bench: Bench, imgtool: Imgtool) -> None
     assert imgtool("layers", "show", "web@two", "--log", IMGTOOL_LAYERS=bench.store.root).stdout == "==> make b\n"
     for_people = imgtool("layers", "show", "web@one", IMGTOOL_LAYERS=bench.store.root).stdout
     assert "by-hand:      no\n" in for_people
+    assert r'  env:      {"A": "\"\\"}' in for_people.splitlines()
     assert "None" not in for_people
     wrong = imgtool("layers", "show", "web@six", IMGTOOL_LAYERS=bench.store.root)
     assert wrong.status == 1
