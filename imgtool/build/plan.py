@@ -149,7 +149,7 @@ def why_missed(inputs: Inputs, number: int, found: KeyDocument, *, forced: bool,
     if before is None:
         return ("it was never built",)
     changes = differences(before.document, plain(found))
-    return tuple(changes) or ("it is no longer in the store",)
+    return tuple(changes) or ("it is no longer in the store as it was sealed",)
 
 
 def make_plan(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg, choice: Choice) -> BuildPlan:

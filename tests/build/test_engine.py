@@ -191,6 +191,19 @@ def test_an_output_that_was_removed_or_changed_is_made_again(bench: Bench) -> No
     assert output.stat().st_mode & 0o777 == 0o444
 
 
+def test_a_layer_that_was_touched_or_removed_is_built_again_and_why_is_said(bench: Bench) -> None:
+    loaded = bench.recipe(RECIPE)
+    bench.builder().build(loaded)
+    top = bench.store.layers()[-1]
+    said = ("miss", ("it is no longer in the store as it was sealed",))
+    os.utime(top.image, (1, 1))
+    last = bench.builder().plan(loaded).layers[-1]
+    assert (last.state, last.changes) == said
+    shutil.rmtree(top.path)
+    last = bench.builder().plan(loaded).layers[-1]
+    assert (last.state, last.changes) == said
+
+
 def test_an_output_that_cannot_be_made_is_called_by_its_name(bench: Bench) -> None:
     recipe = RECIPE.replace('path = "web-1.qcow2"', 'path = "w.qcow2"\noptions = { preallocation = "metadata" }')
     output = bench.folder / "w.qcow2"
