@@ -86,7 +86,7 @@ def preview(machine: Machine, programs: Programs, *, detached: bool, force: bool
 
 
 def prepare(machine: Machine, programs: Programs, *, detached: bool, force: bool = False) -> Plan:
-    """The plan, its name and images claimed: `imgtool.machine.launch.start` follows, or `release` of its `vm`.
+    """The plan, its name and images claimed: `imgtool.machine.launch.launch` follows, or `release` of its `vm`.
 
     Raises what `learn_disks`, `claim`, `learn_host`, validation and compiling raise; then nothing is left claimed.
     """

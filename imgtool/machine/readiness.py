@@ -63,7 +63,9 @@ def parse_wait(text: str, option: str = "--wait") -> Wait:
             raise UsageError(f"{option}: {printable(pattern)!r} is no regular expression: {error}") from None
     if kind in ("running", "ssh", "agent", "cloud-init") and not colon:
         return Wait(kind)  # type: ignore[arg-type]
-    raise UsageError(f"{option} cannot be {printable(text)!r}", hint="running, serial:REGEX, ssh, agent, cloud-init")
+    ended = ", ended" if option == "--for" else ""
+    hint = f"it can be running, serial:REGEX, ssh, agent, cloud-init{ended}"
+    raise UsageError(f"{option} cannot be {printable(text)!r}", hint=hint)
 
 
 def check_wait(wait: Wait, machine: Machine) -> None:

@@ -19,6 +19,7 @@ from imgtool.image.locks import holders
 from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
 from imgtool.operations.journal import recover
 from imgtool.operations.replaceable import check_replaceable
+from imgtool.qemu.inputs import check_name
 
 FORCED_DEPTH = 1000
 """Images in a chain that qemu-img still opens: at 1,200 version 7.2 crashes."""
@@ -44,6 +45,7 @@ class Around:
         """
         check_format(format)
         path = absolute(image)
+        check_name(path)
         if os.path.islink(path):
             path = os.path.realpath(path)
         self._store = paths_of(store)

@@ -71,7 +71,7 @@ def _gather(old: str, new: str, found: Renamed) -> None:
     shown = printable(old)
     try:
         status = os.lstat(old)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL byte
         raise ImageNotFoundError(f"{shown} does not exist", path=old) from error
     if stat.S_ISLNK(status.st_mode):
         raise RefusedError(

@@ -19,16 +19,21 @@ _KINDS = {
 }
 
 
+def check_name(path: str) -> None:
+    """ImageNotFoundError where `path` holds a NUL byte: no system call takes it."""
+    if "\0" in path:
+        raise ImageNotFoundError(f"{printable(path)}: no file can have that name", path=path)
+
+
 def check_input(path: str, *, what: str = "image", write: bool = False) -> None:
     """Does nothing when `path` is a regular file or block device that can be read (and written, with `write`).
 
     Else ImageNotFoundError or ImageUnreadableError, whose message calls the file `what`.
     """
+    check_name(path)
     shown = printable(path)
     try:
         status = os.stat(path)
-    except ValueError as error:  # a NUL byte
-        raise ImageNotFoundError(f"{shown}: no file can have that name", path=path) from error
     except OSError as error:
         raise _unreachable(error, path, what) from error
     kind = stat.S_IFMT(status.st_mode)

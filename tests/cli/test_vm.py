@@ -143,6 +143,7 @@ def test_waiting_names_its_own_option_and_an_end_that_was_is_an_end(machines: Ma
     early = machines("vm", "wait", "brief", "--for", "ended", "--timeout", "0.1", check=False)
     machines("vm", "kill", "brief")
     assert "--for cannot be 'boot'" in wrong.stderr
+    assert "cloud-init, ended" in wrong.stderr
     assert "brief still runs after 0.1 s" in early.stderr
     machines("vm", "wait", "brief", "--for", "ended")
     assert machines("vm", "wait", "never", "--for", "ended", check=False).returncode == 1

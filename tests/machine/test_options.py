@@ -285,3 +285,9 @@ def test_a_machine_in_words(make_host: MakeHost) -> None:
         ("network", "net0: user, virtio-net-pci, 52:54:00:00:00:01, forwards tcp::2222-:22"),
         ("display", "none, VGA std"),
     ]
+
+
+@pytest.mark.parametrize("words", [{"smp": 5.5}, {"memory": "much"}, {"network": 3}, {"kernel": ["a"]}])
+def test_a_setting_of_another_type_is_misuse(words: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        from_words(words)

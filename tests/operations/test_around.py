@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
-from imgtool.errors import ImageInUseError
+from imgtool.errors import ImageInUseError, ImageNotFoundError
 from imgtool.operations.commit import CommitRequest
 from imgtool.operations.delete import DeleteRequest
 from imgtool.operations.flatten import FlattenRequest
+from imgtool.operations.move import MoveRequest
 from imgtool.operations.overlay import new_overlay
 from imgtool.operations.rebase import RebaseRequest
 
@@ -39,3 +41,17 @@ def test_an_overlay_made_meanwhile_stops_what_would_hurt_it_and_nothing_else(sto
     deleting.make()
     del before["three.qcow2"]
     assert store.content() == {**before, "new.qcow2": new}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        CommitRequest,
+        FlattenRequest,
+        lambda image: RebaseRequest(image, None),
+        lambda image: MoveRequest([image], "b"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_not_found(ask: Callable[[str], object]) -> None:
+    with pytest.raises(ImageNotFoundError):
+        ask("a\0.qcow2")

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from imgtool.errors import UsageError
 from imgtool.machine.config import Machine
 from imgtool.machine.options import devices, processor
 from imgtool.machine.options.fields import kinds, read
@@ -87,8 +88,12 @@ def _plain(value: Any) -> Any:
 
 def from_words(words: Mapping[str, Any], directory: str | None = None) -> Machine:
     """A machine from settings by their names in a profile, each a value or an option string. File names are made
-    absolute from `directory`, which None makes the current one. UsageError when an option string is wrong."""
-    machine = msgspec.convert({name: typed(name, value) for name, value in words.items()}, Machine)
+    absolute from `directory`, which None makes the current one. UsageError when an option string is wrong, or a value
+    is of another type."""
+    try:
+        machine = msgspec.convert({name: typed(name, value) for name, value in words.items()}, Machine)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"this is no machine: {error}") from error
     return with_absolute_paths(machine, os.getcwd() if directory is None else directory)
 
 
