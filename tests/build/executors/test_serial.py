@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -201,11 +203,19 @@ def test_a_guest_that_ends_during_a_step_is_lost(opened: Opener) -> None:
     way, terminal = opened()
     way.wait_ready(seconds=SECONDS)
 
-    def end(_: bytes) -> None:
-        terminal.end()
+    said = bytearray()
+
+    def end(piece: bytes) -> None:
+        said.extend(piece)
+        if b"\n" in said:
+            terminal.end()
 
     with pytest.raises(GuestLost):
-        way.run(b"echo begun; sleep 3600", on_output=end)
+        way.run(b'echo $$ "$0"; sleep 3600', on_output=end)
+    # A guest's end would have taken these with it.
+    leader, script = said.decode().split()
+    os.killpg(int(leader), signal.SIGKILL)
+    shutil.rmtree(os.path.dirname(script))
 
 
 def test_a_secret_that_a_step_prints_is_overwritten_in_the_ports_log(opened: Opener, tmp_path: Path) -> None:
