@@ -38,6 +38,7 @@ _HINTS = {
     "data-file-missing": "the data of {name} is in that file: bring it back",
     "data-file-unusable": "the data of {name} is in that file: make it readable",
     "duplicate-name": "changes through one name are changes through all of them",
+    "snapshots": "`imgtool snapshot -l {word}` lists them, `imgtool snapshot -d SNAPSHOT {word}` deletes one",
     "backing-format-doubtful": "if no guest wrote those bytes, `imgtool rebase -u -F FORMAT -b BASE {word}` says so",
 }
 
@@ -62,8 +63,6 @@ class Remedies:
             return Remedy(("imgtool", "chain", "anchor", path), hint="that takes the backing file as it is now")
         if code == "too-deep":
             return Remedy(("imgtool", "chain", "flatten", path))
-        if code == "snapshots":
-            return Remedy(("imgtool", "snapshot", "-l", path))
         hint = _HINTS.get(code)
         return Remedy(hint=None if hint is None else hint.format(name=printable(path), word=pasted(path)))
 

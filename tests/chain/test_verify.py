@@ -267,6 +267,9 @@ def test_names_and_snapshots(images: Images) -> None:
     os.link(path, images / "again.qcow2")
     found = defects(images)
     assert sorted(codes(found)) == ["duplicate-name", "snapshots"]
+    kept = only(found, "snapshots")
+    assert kept.repair is None  # nothing is broken
+    assert f"imgtool snapshot -l {kept.path}" in (kept.hint or "")
 
 
 def test_a_chain_too_deep(images: Images) -> None:
