@@ -11,12 +11,12 @@ from imgtool.cli.context import Context, dry_run_option, output_option, pass_con
 from imgtool.cli.images import Opened, emit_command, explained, nearest_name, open_image, qemu_img, say, touched
 from imgtool.cli.options import (
     FILE_NAME,
-    FORMAT,
     SIZE,
     file_argument,
     format_option,
     image_opts_option,
     object_option,
+    second_format_option,
 )
 from imgtool.cli.render import counted
 from imgtool.cli.requests import on_copy, settle
@@ -85,9 +85,7 @@ def _flags(command: Any) -> Any:
     "--merge", metavar="SOURCE", multiple=True, expose_value=False, help="Add what this bitmap has recorded."
 )
 @click.option("-b", "--source-file", type=FILE_NAME, metavar="FILE", help="Where --merge finds its SOURCE.")
-@click.option(
-    "-F", "--source-format", type=FORMAT, metavar="FORMAT", help="Its format; without it, its header decides."
-)
+@second_format_option("source-format", "Its format; without it, its header decides.")
 @click.option("-g", "--granularity", type=SIZE, metavar="SIZE", help="With --add: the bytes that one bit stands for.")
 @format_option()
 @image_opts_option

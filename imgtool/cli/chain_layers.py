@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from imgtool.cli.context import Context, output_option, pass_context
-from imgtool.cli.options import FORMAT, file_argument, force_share_option, format_option
+from imgtool.cli.options import file_argument, force_share_option, format_option, second_format_option
 
 if TYPE_CHECKING:
     from imgtool.chain.diff import Diff
@@ -80,9 +80,7 @@ def _terminal_width() -> int:
 @file_argument("a", metavar="A")
 @file_argument("b", metavar="B")
 @format_option("The format of A; without it, its header decides.")
-@click.option(
-    "-F", "--other-format", type=FORMAT, metavar="FORMAT", help="The format of B; without it, its header decides."
-)
+@second_format_option("other-format", "The format of B; without it, its header decides.")
 @click.option("--exact", is_flag=True, help="Compare bytes, so that rewriting the same data does not count.")
 @force_share_option()
 @output_option()

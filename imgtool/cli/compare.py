@@ -10,12 +10,12 @@ import click
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.images import Opened, emit_command, explained, open_image, qemu_img, touched
 from imgtool.cli.options import (
-    FORMAT,
     file_argument,
     force_share_option,
     format_option,
     image_opts_option,
     object_option,
+    second_format_option,
     source_cache_option,
     timeout_option,
 )
@@ -44,7 +44,7 @@ _OWN = (2, 3, 4)
 @file_argument("image")
 @file_argument("other")
 @format_option("The first image's format; without it, its header decides.")
-@click.option("-F", "--other-format", type=FORMAT, metavar="FORMAT", help="The second image's format; likewise.")
+@second_format_option("other-format", "The second image's format; likewise.")
 @click.option("-s", "--strict", is_flag=True, help="Sizes and allocation must be the same too.")
 @source_cache_option
 @force_share_option("Read them even while a virtual machine writes them.")

@@ -49,6 +49,7 @@ from imgtool.cli.options import (
     option_map,
     options_option,
     rate_limit_option,
+    second_format_option,
     source_cache_option,
     timeout_option,
 )
@@ -81,13 +82,7 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
     help="Make an overlay of this image: with what SOURCE's top layer holds where SOURCE stands on it too, else "
     "with the whole disk. A relative name starts in the target's directory.",
 )
-@click.option(
-    "-F",
-    "--backing-format",
-    type=FORMAT,
-    metavar="FORMAT",
-    help="The backing file's; without it, its header decides.",
-)
+@second_format_option("backing-format", "The backing file's; without it, its header decides.")
 @options_option("The target format's own options; -o help lists them.")
 @click.option(
     "-c",

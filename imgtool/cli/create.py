@@ -31,6 +31,7 @@ from imgtool.cli.options import (
     object_option,
     option_map,
     options_option,
+    second_format_option,
     timeout_option,
 )
 from imgtool.cli.output import remark
@@ -80,13 +81,7 @@ class Parent(NamedTuple):
     metavar="FILE",
     help="Make an overlay of this image. A relative name starts in the new image's directory.",
 )
-@click.option(
-    "-F",
-    "--backing-format",
-    type=FORMAT,
-    metavar="FORMAT",
-    help="The backing file's; without it, its header decides.",
-)
+@second_format_option("backing-format", "The backing file's; without it, its header decides.")
 @click.option("--backing-as-is", is_flag=True, help="-b is a QEMU reference (nbd://…, json:…), not a file name.")
 @click.option("-u", "--unsafe", is_flag=True, help="Do not look at the backing file; it may be missing.")
 @options_option("The format's own options; -o help lists them.")

@@ -111,6 +111,11 @@ def format_option(text: str = "The image's format; without it, its header decide
     return click.option("-f", "--format", "format_", metavar="FORMAT", type=FORMAT, help=text)
 
 
+def second_format_option(name: str, text: str) -> Callable[[F], F]:
+    """-F: the format of the other image that a command is about, `--NAME` in full."""
+    return click.option("-F", f"--{name}", type=FORMAT, metavar="FORMAT", help=text)
+
+
 def image_opts_option(command: F) -> F:
     return click.option(
         "--image-opts", is_flag=True, help="FILE is a QEMU option string (driver=…,file.filename=…), not a file name."

@@ -11,7 +11,15 @@ import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context
 from imgtool.cli.lazy import Entry, LazyGroup
-from imgtool.cli.options import FILE_NAME, FORMAT, SIZE, file_argument, force_option, option_map, options_option
+from imgtool.cli.options import (
+    FILE_NAME,
+    SIZE,
+    file_argument,
+    force_option,
+    option_map,
+    options_option,
+    second_format_option,
+)
 
 if TYPE_CHECKING:
     from imgtool.chain.graph import Image
@@ -52,13 +60,7 @@ def overlay() -> None:
 )
 @click.option("--absolute", is_flag=True, help="Name BASE by its absolute path, not relative to the overlay.")
 @click.option("--size", type=SIZE, metavar="SIZE", help="The size of its disk.  [default: that of BASE]")
-@click.option(
-    "-F",
-    "--backing-format",
-    type=FORMAT,
-    metavar="FORMAT",
-    help="The format of BASE; without it, its header decides.",
-)
+@second_format_option("backing-format", "The format of BASE; without it, its header decides.")
 @options_option("Options of the qcow2 format, as in qemu-img create.")
 @click.option("--allow-smaller", is_flag=True, help="Allow the overlay's disk to be smaller than that of BASE.")
 @click.option("--no-anchor", is_flag=True, help="Do not record in the overlay what BASE is now.")

@@ -11,7 +11,6 @@ from imgtool.cli.context import Context, dry_run_option, output_option, pass_con
 from imgtool.cli.images import emit_command, explained, open_image, qemu_img, touched, warn_of_named_raw
 from imgtool.cli.options import (
     FILE_NAME,
-    FORMAT,
     cache_option,
     file_argument,
     force_option,
@@ -19,6 +18,7 @@ from imgtool.cli.options import (
     format_option,
     image_opts_option,
     object_option,
+    second_format_option,
     source_cache_option,
 )
 from imgtool.cli.output import remark
@@ -48,9 +48,7 @@ if TYPE_CHECKING:
     required=True,
     help="The new backing file, relative to the image's own directory; '' for none.",
 )
-@click.option(
-    "-F", "--backing-format", type=FORMAT, metavar="FORMAT", help="Its format; without it, its header decides."
-)
+@second_format_option("backing-format", "Its format; without it, its header decides.")
 @click.option("--backing-as-is", is_flag=True, help="-b is a QEMU reference (nbd://…, json:…), not a file name.")
 @click.option("--absolute", is_flag=True, help="Name the backing file by its absolute path.")
 @click.option("--relative", is_flag=True, help="Name it by its path as seen from the image's directory.")

@@ -73,7 +73,7 @@ name_argument = click.argument("name", type=Word("vms"))
 @click.option(
     "--for",
     "what",
-    type=Word("waits"),
+    type=Word("waits_and_end"),
     default="running",
     metavar="WHAT",
     help="running, serial:REGEX, ssh, agent, cloud-init, ended.",
@@ -93,7 +93,7 @@ def wait(context: Context, /, name: str, what: str, timeout: float) -> None:
     from imgtool.machine.runtime import find, find_logs
 
     if what != "ended":
-        condition = parse_wait(what, "--for")
+        condition = parse_wait(what, "--for", besides=("ended",))
         wait_until(find(name)[0], condition, seconds=timeout)
     else:
         one = find_logs(name)  # that it has ended already is what was waited for

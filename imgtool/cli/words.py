@@ -11,6 +11,8 @@ from click.shell_completion import CompletionItem
 if TYPE_CHECKING:
     import msgspec
 
+_WAITS = ("running", "ssh", "agent", "cloud-init", "serial:")
+
 FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc", "qed", "qcow", "luks", "parallels")
 
 
@@ -41,8 +43,13 @@ def layers(ctx: Context, incomplete: str) -> list[CompletionItem]:
 
 
 def waits(_: Context, incomplete: str) -> list[CompletionItem]:
-    """`--wait`, and `vm wait --for`"""
-    return _beginning(incomplete, ("running", "ssh", "agent", "cloud-init", "serial:"))
+    """`--wait`"""
+    return _beginning(incomplete, _WAITS)
+
+
+def waits_and_end(_: Context, incomplete: str) -> list[CompletionItem]:
+    """`vm wait --for`"""
+    return _beginning(incomplete, (*_WAITS, "ended"))
 
 
 def needs(_: Context, incomplete: str) -> list[CompletionItem]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -53,8 +53,9 @@ class Wait(NamedTuple):
         return self.kind if self.pattern is None else f"{self.kind}:{self.pattern.pattern}"
 
 
-def parse_wait(text: str, option: str = "--wait") -> Wait:
-    """`running`, `serial:REGEX`, `ssh`, `agent`, `cloud-init`. UsageError about `option` for anything else."""
+def parse_wait(text: str, option: str = "--wait", *, besides: Sequence[str] = ()) -> Wait:
+    """`running`, `serial:REGEX`, `ssh`, `agent`, `cloud-init`. UsageError about `option` for anything else;
+    `besides` is what its caller knows itself."""
     kind, colon, pattern = text.partition(":")
     if kind == "serial" and colon:
         try:
@@ -63,9 +64,8 @@ def parse_wait(text: str, option: str = "--wait") -> Wait:
             raise UsageError(f"{option}: {printable(pattern)!r} is no regular expression: {error}") from None
     if kind in ("running", "ssh", "agent", "cloud-init") and not colon:
         return Wait(kind)  # type: ignore[arg-type]
-    ended = ", ended" if option == "--for" else ""
-    hint = f"it can be running, serial:REGEX, ssh, agent, cloud-init{ended}"
-    raise UsageError(f"{option} cannot be {printable(text)!r}", hint=hint)
+    known = ("running", "serial:REGEX", "ssh", "agent", "cloud-init", *besides)
+    raise UsageError(f"{option} cannot be {printable(text)!r}", hint=f"it can be {', '.join(known)}")
 
 
 def check_wait(wait: Wait, machine: Machine) -> None:

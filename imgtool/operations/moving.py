@@ -17,6 +17,7 @@ from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError, U
 from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
 from imgtool.operations.overlay import reference_to
 from imgtool.operations.relink import Link
+from imgtool.qemu.inputs import check_name
 
 
 class Renamed(NamedTuple):
@@ -68,10 +69,12 @@ def renamed(sources: Sequence[PathLike], target: PathLike) -> Renamed:
 
 
 def _gather(old: str, new: str, found: Renamed) -> None:
+    for path in (old, new):
+        check_name(path)
     shown = printable(old)
     try:
         status = os.lstat(old)
-    except (OSError, ValueError) as error:  # a NUL byte
+    except OSError as error:
         raise ImageNotFoundError(f"{shown} does not exist", path=old) from error
     if stat.S_ISLNK(status.st_mode):
         raise RefusedError(

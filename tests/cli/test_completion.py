@@ -90,6 +90,8 @@ def test_words_that_an_option_knows_are_completed(imgtool: Imgtool) -> None:
     assert candidates(imgtool, "imgtool doctor --need tcg,kv") == ["tcg,kvm"]
     assert candidates(imgtool, "imgtool boot x -d --wait a") == ["agent"]
     assert candidates(imgtool, "imgtool vm wait x --for cl") == ["cloud-init"]
+    assert candidates(imgtool, "imgtool vm wait x --for e") == ["ended"]
+    assert candidates(imgtool, "imgtool boot --wait e") == []
     assert candidates(imgtool, "imgtool check -f qco") == ["qcow2", "qcow"]
     assert candidates(imgtool, "imgtool boot --drive file=x,snapshot=") == [
         "file=x,snapshot=on",

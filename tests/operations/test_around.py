@@ -50,6 +50,7 @@ def test_an_overlay_made_meanwhile_stops_what_would_hurt_it_and_nothing_else(sto
         FlattenRequest,
         lambda image: RebaseRequest(image, None),
         lambda image: MoveRequest([image], "b"),
+        lambda image: MoveRequest([__file__], image),
     ],
 )
 def test_a_name_that_no_file_can_have_is_not_found(ask: Callable[[str], object]) -> None:
