@@ -80,8 +80,10 @@ ELSEWHERE = {
     "clone": "imgtool overlay new",
     "copy": "imgtool convert",
     "dd": "imgtool convert",
+    **{word: f"imgtool chain {word}" for word in ("diff", "flatten", "move", "repair", "shorten", "verify")},
+    "mv": "imgtool chain move",
 }
-"""What other programs say."""
+"""What other programs say, and commands without their group."""
 
 OF_COMMANDS = ("--output", "-q", "--quiet", "--progress", "--dry-run", "--trust", "--store", "--force")
 """Options of many commands, which some programs have before the command."""

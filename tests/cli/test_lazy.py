@@ -19,6 +19,7 @@ from tests.cli.conftest import Imgtool
         ("vm lst", "did you mean `imgtool vm list`?"),
         ("vm frobnicate", "`imgtool vm --help` lists them"),
         ("ps", "did you mean `imgtool vm list`?"),
+        ("verify", "did you mean `imgtool chain verify`?"),
         ("clone a b", "did you mean `imgtool overlay new`?"),
     ],
 )
