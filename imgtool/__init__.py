@@ -7,6 +7,10 @@
     imgtool.commit(overlay.path)
     imgtool.QemuImg().convert(overlay.path, "release.qcow2", output_format="qcow2", compressed=True)
     imgtool.push("release.qcow2", "registry.example.org/images/release:1")
+    imgtool.build_image("web.toml")
+    with imgtool.boot("release.qcow2", memory="2G", agent=True) as vm:
+        vm.wait("agent")
+        vm.execute(["systemctl", "is-system-running"])
 
 Names are imported when they are first used. Every error is an ImgtoolError; `help(imgtool.errors)` draws them all.
 """
@@ -18,6 +22,14 @@ from typing import TYPE_CHECKING, Any
 from imgtool._version import __version__
 
 if TYPE_CHECKING:
+    from imgtool.build.engine import Built as Built
+    from imgtool.build.lint import lint_image as lint_image
+    from imgtool.build.prune import prune_layers as prune_layers
+    from imgtool.build.prune import verify_layers as verify_layers
+    from imgtool.build.run import build_image as build_image
+    from imgtool.build.run import plan_build as plan_build
+    from imgtool.build.steps import StepFailed as StepFailed
+    from imgtool.build.watcher import Watcher as Watcher
     from imgtool.chain.diff import diff as diff
     from imgtool.chain.findings import Finding as Finding
     from imgtool.chain.graph import Graph as Graph
@@ -47,7 +59,15 @@ if TYPE_CHECKING:
     from imgtool.errors import UsageError as UsageError
     from imgtool.image.header import Header as Header
     from imgtool.image.header import read_header as read_header
+    from imgtool.machine.agent import AgentError as AgentError
+    from imgtool.machine.agent import AgentUnavailable as AgentUnavailable
     from imgtool.machine.config import Machine as Machine
+    from imgtool.machine.configure import configure as configure
+    from imgtool.machine.readiness import NotReady as NotReady
+    from imgtool.machine.running import RunningVm as RunningVm
+    from imgtool.machine.running import boot as boot
+    from imgtool.machine.running import running_vm as running_vm
+    from imgtool.machine.running import running_vms as running_vms
     from imgtool.operations.anchor import anchor as anchor
     from imgtool.operations.collect import collect as collect
     from imgtool.operations.commit import commit as commit
@@ -65,16 +85,25 @@ if TYPE_CHECKING:
     from imgtool.publish.oci.errors import RegistryAuthError as RegistryAuthError
     from imgtool.publish.oci.errors import RegistryError as RegistryError
     from imgtool.publish.oci.errors import RegistryNotFoundError as RegistryNotFoundError
+    from imgtool.publish.oci.fetch import fetch as fetch
     from imgtool.publish.oci.pull import pull as pull
     from imgtool.publish.oci.push import push as push
     from imgtool.qemu.img_types import ImageOpts as ImageOpts
     from imgtool.qemu.process import Limits as Limits
     from imgtool.qemu.programs import Programs as Programs
     from imgtool.qemu.qemu_img import QemuImg as QemuImg
+    from imgtool.qemu.qmp import QmpCommandError as QmpCommandError
+    from imgtool.qemu.qmp import QmpUnreachable as QmpUnreachable
     from imgtool.sizes import format_size as format_size
     from imgtool.sizes import parse_size as parse_size
 
 _HOMES = {
+    "imgtool.build.engine": ("Built",),
+    "imgtool.build.lint": ("lint_image",),
+    "imgtool.build.prune": ("prune_layers", "verify_layers"),
+    "imgtool.build.run": ("build_image", "plan_build"),
+    "imgtool.build.steps": ("StepFailed",),
+    "imgtool.build.watcher": ("Watcher",),
     "imgtool.chain.diff": ("diff",),
     "imgtool.chain.findings": ("Finding",),
     "imgtool.chain.graph": ("Graph", "Image"),
@@ -103,7 +132,11 @@ _HOMES = {
         "UsageError",
     ),
     "imgtool.image.header": ("Header", "read_header"),
+    "imgtool.machine.agent": ("AgentError", "AgentUnavailable"),
     "imgtool.machine.config": ("Machine",),
+    "imgtool.machine.configure": ("configure",),
+    "imgtool.machine.readiness": ("NotReady",),
+    "imgtool.machine.running": ("RunningVm", "boot", "running_vm", "running_vms"),
     "imgtool.operations.anchor": ("anchor",),
     "imgtool.operations.collect": ("collect",),
     "imgtool.operations.commit": ("commit",),
@@ -117,12 +150,14 @@ _HOMES = {
     "imgtool.operations.shorten": ("shorten",),
     "imgtool.publish.oci.connection": ("Connection",),
     "imgtool.publish.oci.errors": ("DigestError", "RegistryAuthError", "RegistryError", "RegistryNotFoundError"),
+    "imgtool.publish.oci.fetch": ("fetch",),
     "imgtool.publish.oci.pull": ("pull",),
     "imgtool.publish.oci.push": ("push",),
     "imgtool.qemu.img_types": ("ImageOpts",),
     "imgtool.qemu.process": ("Limits",),
     "imgtool.qemu.programs": ("Programs",),
     "imgtool.qemu.qemu_img": ("QemuImg",),
+    "imgtool.qemu.qmp": ("QmpCommandError", "QmpUnreachable"),
     "imgtool.sizes": ("format_size", "parse_size"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -30,11 +30,10 @@ from imgtool.build.watcher import Watcher
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 from imgtool.image.policy import current, in_force
-from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QemuImg
 
 if TYPE_CHECKING:
-    from imgtool.build.guest import Guest, Start, Starter
+    from imgtool.build.guest import Starter
     from imgtool.build.layers import Ground
     from imgtool.build.result import ImageManifest
 
@@ -116,39 +115,6 @@ class Builder:
                     _Build(self.tools, below, Choice()).run()
             with trusting(self.tools.store, loaded):
                 return _Build(self.tools, loaded, choice).run()
-
-
-def builder(
-    store: Store | None = None,
-    programs: Programs | None = None,
-    *,
-    qemu_img: QemuImg | None = None,
-    watcher: Watcher | None = None,
-    secrets: Mapping[str, str] | None = None,
-    on_error: OnError = "clean",
-    decide: Decide = lambda _: "give-up",
-    force: bool = False,
-) -> Builder:
-    """A Builder that starts real VMs, with the user's layer store unless another is given; the rest as there. What
-    starting a VM takes is loaded when the first one is."""
-    store = store or Store()
-    programs = programs or Programs()
-
-    def start(wanted: Start) -> Guest:
-        from imgtool.build.guest import starter
-
-        return starter(programs, store.path(".access"))(wanted)
-
-    return Builder(
-        store,
-        qemu_img or QemuImg(programs),
-        start,
-        watcher=watcher,
-        secrets=secrets,
-        on_error=on_error,
-        decide=decide,
-        force=force,
-    )
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from imgtool.build.store import Layer, Store
 from imgtool.chain.content import digest_of
 from imgtool.chain.scan import scan
 from imgtool.errors import ImgtoolError
-from imgtool.image.names import printable
+from imgtool.image.names import PathLike, Paths, absolute, paths_of, printable
 from imgtool.image.policy import current, in_force
 from imgtool.machine.runtime import vms
 from imgtool.qemu.qemu_img import QemuImg
@@ -209,3 +209,30 @@ def _verdict(store: Store, layer: Layer, qemu_img: QemuImg, *, quick: bool) -> t
     except ImgtoolError as error:
         return "broken-chain", error.message
     return "whole", "as it was sealed"
+
+
+def verify_layers(
+    layers: PathLike | None = None, *, quick: bool = False, qemu_img: QemuImg | None = None
+) -> list[Verified]:
+    """`verify` of every layer in the folder `layers` (None: IMGTOOL_LAYERS, or one of the user's data)."""
+    store = _store(layers)
+    return verify(store, store.layers(), qemu_img or QemuImg(), quick=quick)
+
+
+def prune_layers(
+    layers: PathLike | None = None,
+    *,
+    store: Paths = (),
+    older_than: float | None = None,
+    all_recipes: bool = False,
+    dry_run: bool = False,
+) -> Pruned:
+    """Removes the layers in the folder `layers` (None: as `verify_layers`) that nobody needs, as `prune` does. Images
+    that stand on layers are looked for in the folders `store`, in that of the layers, and where recipes put their
+    outputs. `older_than` is in seconds."""
+    look_in = [absolute(folder) for folder in paths_of(store)]
+    return prune(_store(layers), look_in=look_in, older_than=older_than, all_recipes=all_recipes, dry_run=dry_run)
+
+
+def _store(layers: PathLike | None) -> Store:
+    return Store(None if layers is None else absolute(layers))

@@ -183,13 +183,10 @@ def _over_profile(profile: str | None, words: dict[str, Any]) -> dict[str, Any]:
 
 
 def _machine(words: dict[str, Any], image: str | None, format_: str | None) -> Machine:
-    from imgtool.machine.options.words import from_words, typed
+    from imgtool.machine.options.words import from_words, with_first_disk
 
     if image is not None:
-        if format_ is None and image.endswith(".toml"):
-            raise _no_disk(image)
-        disk = {"file": image, "if": "virtio", **({"format": format_} if format_ else {})}
-        words = {**words, "drive": [disk, *typed("drive", words.get("drive", []))]}
+        words = with_first_disk(words, image, format_)
     elif format_ is not None:
         raise UsageError("--format without an IMAGE")
     if not words.keys() & {"drive", "kernel", "bios", "firmware", *FILES, "network"}:
@@ -197,17 +194,6 @@ def _machine(words: dict[str, Any], image: str | None, format_: str | None) -> M
     model = words.pop("nic-model", None)
     machine = from_words(words)
     return machine if model is None else _with_nic(machine, model)
-
-
-def _no_disk(image: str) -> UsageError:
-    """A text file has no header, and QEMU would take it for a raw disk."""
-    from imgtool.image.names import printable
-
-    name = printable(image)
-    hint = (
-        f"a layer of a recipe is {name}@LAYER, a machine's settings are read by --profile; --format raw makes it one"
-    )
-    return UsageError(f"{name} is not a disk", hint=hint)
 
 
 def _taken(words: Mapping[str, Any]) -> str | None:

@@ -115,34 +115,41 @@ def build(
     Each layer is stored under a key made of everything that goes into it. A single VM is started for the layers that
     have to be built. A build killed at any moment resumes after its last finished layer.
     """
-    from imgtool.build.base import fetching
-    from imgtool.build.engine import builder
-    from imgtool.build.plan import Choice
     from imgtool.build.recipe import load_recipe
-    from imgtool.build.store import Store
+    from imgtool.build.run import build_image, plan_build
     from imgtool.cli.build_watch import watcher_for
     from imgtool.cli.fetching import fetcher
     from imgtool.cli.output import emit
 
     loaded = load_recipe(recipe)
-    choice = Choice(no_cache=no_cache, from_layer=from_layer)
     wanted = [name for layer in loaded.recipe.layers for name in layer.secrets]
-    made = builder(
-        Store(layers_),
-        context.programs,
-        qemu_img=context.qemu_img,
-        watcher=watcher_for(context),
-        secrets=_secrets(wanted, secrets),
+    values = _secrets(wanted, secrets)
+    fetch = fetcher(context)
+    if plan or explain or dry_run:
+        found = plan_build(
+            loaded,
+            layers=layers_,
+            no_cache=no_cache,
+            from_layer=from_layer,
+            force=force,
+            fetch=fetch,
+            qemu_img=context.qemu_img,
+        )
+        emit(context, found, _plan_lines(found, explain=explain))
+        return
+    built = build_image(
+        loaded,
+        layers=layers_,
+        no_cache=no_cache,
+        from_layer=from_layer,
+        secrets=values,
         on_error=on_error,  # type: ignore[arg-type]
         decide=_console(context),
         force=force,
+        watcher=watcher_for(context),
+        fetch=fetch,
+        qemu_img=context.qemu_img,
     )
-    with fetching(fetcher(context)):
-        if plan or explain or dry_run:
-            found = made.plan(loaded, choice)
-            emit(context, found, _plan_lines(found, explain=explain))
-            return
-        built = made.build(loaded, choice)
     emit(context, built, _built_lines(built))
 
 

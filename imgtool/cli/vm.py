@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from imgtool.cli.lazy import Entry, LazyGroup
 from imgtool.cli.options import FILE_NAME, Word
 
 if TYPE_CHECKING:
+    from imgtool.machine.control import Steering
     from imgtool.machine.serial import Follower
 
 SECTIONS = {
@@ -157,31 +158,17 @@ def ssh(
     only_print: bool,
 ) -> None:
     """Log in to the guest of NAME by SSH, or run COMMAND there and exit with its status."""
-    import shutil
-
     from imgtool.cli.render import shell
-    from imgtool.errors import ProgramError
-    from imgtool.machine import ssh as subject
     from imgtool.machine.runtime import find
+    from imgtool.machine.ssh import command_line
 
     one, state = find(name)
-    program = shutil.which("ssh")
-    if program is None:
-        raise ProgramError("ssh was not found on PATH", hint="on Debian: apt-get install openssh-client")
-    argv = subject.ssh_argv(
-        program,
-        subject.endpoint(one, state),
-        known_hosts=one.file(subject.KNOWN_HOSTS),
-        user=user or subject.user_of(state),
-        identities=[identity] if identity else subject.identities_of(state),
-        options=[word for option in options for word in ("-o", option)],
-        command=command,
-    )
+    argv = command_line(one, state, command, user=user, identity=identity, options=options)
     if only_print:
         click.echo(shell(argv))
         return
     sys.stdout.flush()
-    os.execv(program, argv)
+    os.execv(argv[0], argv)
 
 
 @click.command("exec", epilog="\b\nExample:\n  imgtool vm exec web -- cat /etc/os-release")
@@ -333,7 +320,7 @@ def resume(context: Context, /, name: str) -> None:
     _steer(context, name, "cont")
 
 
-def _steer(context: Context, name: str, command: Literal["stop", "cont", "system_reset"]) -> None:
+def _steer(context: Context, name: str, command: Steering) -> None:
     from imgtool.machine.control import steer
     from imgtool.machine.runtime import find
 

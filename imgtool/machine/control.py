@@ -14,6 +14,9 @@ from imgtool.errors import MachineError, RefusedError, UsageError
 from imgtool.machine.vm import State, Vm
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
 
+Steering = Literal["stop", "cont", "system_reset"]
+"""QMP commands that have no arguments and no answer."""
+
 
 class BlockDevice(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """A drive as the guest has it now. QAPI: BlockInfo."""
@@ -72,8 +75,7 @@ class Screenshot(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     format: Literal["png", "ppm"]
 
 
-def steer(vm: Vm, command: Literal["stop", "cont", "system_reset"]) -> Steered:
-    """Executes the QMP `command`, which has no arguments and no answer."""
+def steer(vm: Vm, command: Steering) -> Steered:
     with Monitor.connect(vm.qmp_socket) as monitor:
         monitor.execute(command)
         return Steered(name=vm.name, status=monitor.execute("query-status")["status"])

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from imgtool.errors import MachineError
+from imgtool.errors import MachineError, ProgramError
 from imgtool.machine import agent
 from imgtool.machine.config import Machine
 from imgtool.machine.host import AGENT_SOCKET
@@ -16,6 +16,7 @@ from imgtool.machine.seed import login
 from imgtool.machine.values.network import Passt, User
 from imgtool.machine.vm import State, Vm
 from imgtool.qemu.qmp import Monitor
+from imgtool.qemu.search import which
 
 PORT = 22
 KNOWN_HOSTS = "known_hosts"
@@ -133,6 +134,32 @@ def identities_of(state: State) -> list[str]:
     wanted = state.machine.cloud_init
     keys = [path.removesuffix(".pub") for path in (wanted.ssh_keys if wanted else ()) if path.endswith(".pub")]
     return [key for key in keys if os.path.exists(key)]
+
+
+def command_line(
+    vm: Vm,
+    state: State,
+    command: Sequence[str] = (),
+    *,
+    user: str | None = None,
+    identity: str | None = None,
+    options: Sequence[str] = (),
+) -> list[str]:
+    """OpenSSH's command line for the guest, or for `command` there. `user` and `identity` are what the VM's own
+    cloud-init seed says unless given; `options` are values of its `-o`. NoWay as `endpoint`, ProgramError when there
+    is no OpenSSH."""
+    program = which("ssh")
+    if program is None:
+        raise ProgramError("ssh was not found on PATH", hint="on Debian: apt-get install openssh-client")
+    return ssh_argv(
+        program,
+        endpoint(vm, state),
+        known_hosts=vm.file(KNOWN_HOSTS),
+        user=user or user_of(state),
+        identities=[identity] if identity else identities_of(state),
+        options=[word for option in options for word in ("-o", option)],
+        command=command,
+    )
 
 
 def ssh_argv(

@@ -356,7 +356,7 @@ def test_a_new_overlay_in_a_folder_gets_a_name_and_is_booted(machines: Machines,
     folder.mkdir()
     words = ["-d", "--name", "top", "--accel", "tcg", "--network", "none", "--output", "json"]
     machines("boot", image, "--new-overlay", folder, *words)
-    (shown,) = json.loads(machines("vm", "list", "--output", "json").stdout)
+    shown = json.loads(machines("vm", "show", "top", "--output", "json").stdout)
     machines("vm", "kill", "top")
     assert [drive["file"] for drive in shown["drives"]] == [str(folder / "small-overlay-1.qcow2")]
 

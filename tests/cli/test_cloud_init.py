@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import imgtool
 from fixtures.debian import debian
 from tests.guests import Machines
 
@@ -17,7 +18,9 @@ FIRST_BOOT_SECONDS = 500
 
 @pytest.mark.slow
 @pytest.mark.guest
-def test_a_cloud_image_is_booted_and_reached_by_ssh_and_by_its_agent(machines: Machines, tmp_path: Path) -> None:
+def test_a_cloud_image_is_booted_and_reached_by_ssh_and_by_its_agent(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = tmp_path / "id"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     started = machines.slowly(
@@ -42,6 +45,12 @@ def test_a_cloud_image_is_booted_and_reached_by_ssh_and_by_its_agent(machines: M
     document = json.loads(machines("vm", "exec", "cloud", "--output", "json", "--", "uname", "-s").stdout)
     assert document == {"exit-status": 0, "stdout": "Linux\n", "stderr": "", "truncated": False}
     assert machines("vm", "wait", "cloud", "--for", "agent").returncode == 0
+
+    monkeypatch.setenv("XDG_RUNTIME_DIR", machines.folder)
+    vm = imgtool.running_vm("cloud")
+    assert vm.execute(["sh", "-c", "cat; exit 3"], stdin=b"in") == (3, b"in", b"", False)
+    vm.wait("ssh")
+    assert subprocess.run(vm.ssh_argv("hostname"), check=True, capture_output=True).stdout == b"web1\n"
 
     stopped = machines("vm", "stop", "cloud", "--timeout", "120")
     assert stopped.stdout == "cloud: powered off\n"

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from imgtool.errors import UsageError
+from imgtool.image.names import printable
 from imgtool.machine.config import Machine
 from imgtool.machine.options import devices, processor
 from imgtool.machine.options.fields import kinds, read
@@ -95,6 +96,22 @@ def from_words(words: Mapping[str, Any], directory: str | None = None) -> Machin
     except msgspec.ValidationError as error:
         raise UsageError(f"this is no machine: {error}") from error
     return with_absolute_paths(machine, os.getcwd() if directory is None else directory)
+
+
+def with_first_disk(words: Mapping[str, Any], image: str, format: str | None) -> dict[str, Any]:
+    """`words` with `image` in front of the drives. UsageError for a text file that QEMU would take for a raw disk."""
+    if format is None and image.endswith(".toml"):
+        raise _no_disk(image)
+    disk = {"file": image, "if": "virtio", **({"format": format} if format else {})}
+    return {**words, "drive": [disk, *typed("drive", words.get("drive", []))]}
+
+
+def _no_disk(image: str) -> UsageError:
+    name = printable(image)
+    hint = (
+        f"a layer of a recipe is {name}@LAYER, a machine's settings are read by --profile; --format raw makes it one"
+    )
+    return UsageError(f"{name} is not a disk", hint=hint)
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

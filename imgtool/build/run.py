@@ -1,0 +1,108 @@
+"""A recipe's file and what is wanted of it, in one call: for programs, and for `imgtool build`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from imgtool.build.base import Fetch, fetching
+from imgtool.build.engine import Builder, Built
+from imgtool.build.plan import BuildPlan, Choice
+from imgtool.build.recipe import Loaded, load_recipe
+from imgtool.build.session import Decide, OnError
+from imgtool.build.store import Store
+from imgtool.build.watcher import Watcher
+from imgtool.image.names import PathLike, absolute
+from imgtool.qemu.qemu_img import QemuImg
+
+if TYPE_CHECKING:
+    from imgtool.build.guest import Guest, Start
+
+
+def build_image(
+    recipe: PathLike | Loaded,
+    *,
+    layers: PathLike | None = None,
+    no_cache: bool = False,
+    from_layer: str | None = None,
+    secrets: Mapping[str, str] | None = None,
+    on_error: OnError = "clean",
+    decide: Decide = lambda _: "give-up",
+    force: bool = False,
+    watcher: Watcher | None = None,
+    fetch: Fetch | None = None,
+    qemu_img: QemuImg | None = None,
+) -> Built:
+    """Brings the image of `recipe`, the path of a TOML file, up to date, those of the recipes it starts from first.
+    Layers that are right already are taken from `layers`, a folder (None: IMGTOOL_LAYERS, or one of the user's data).
+
+    `no_cache` builds every layer, `from_layer` that one and those after it. `secrets` are values by the names that
+    steps have them under. When a step fails, `on_error` leaves nothing ("clean") or the failed overlay ("keep"), or
+    asks `decide` with the guest still running ("shell"). `force` replaces the output although images stand on it.
+    `watcher` is told what goes on. `fetch` brings bases from registries, as `imgtool.fetch` does.
+
+    ConfigError, with the line, for a recipe or an input that is wrong, StepFailed for a step that fails, and whatever
+    image, chain and machine raise. However it ends, every layer in the store is whole, and what was finished is there
+    for the next build.
+    """
+    choice = Choice(no_cache=no_cache, from_layer=from_layer)
+    made = _builder(layers, qemu_img, watcher=watcher, secrets=secrets, on_error=on_error, decide=decide, force=force)
+    with _fetching(fetch):
+        return made.build(_loaded(recipe), choice)
+
+
+def plan_build(
+    recipe: PathLike | Loaded,
+    *,
+    layers: PathLike | None = None,
+    no_cache: bool = False,
+    from_layer: str | None = None,
+    force: bool = False,
+    fetch: Fetch | None = None,
+    qemu_img: QemuImg | None = None,
+) -> BuildPlan:
+    """What `build_image` would do: which layers are there, which would be built and why. Changes nothing; a base in a
+    registry that is not here yet is fetched. Raises what a build would before its first step."""
+    choice = Choice(no_cache=no_cache, from_layer=from_layer)
+    with _fetching(fetch):
+        return _builder(layers, qemu_img, force=force).plan(_loaded(recipe), choice)
+
+
+def _builder(
+    layers: PathLike | None,
+    qemu_img: QemuImg | None,
+    *,
+    watcher: Watcher | None = None,
+    secrets: Mapping[str, str] | None = None,
+    on_error: OnError = "clean",
+    decide: Decide = lambda _: "give-up",
+    force: bool = False,
+) -> Builder:
+    """A Builder that starts real VMs. What starting one takes is loaded when the first one is."""
+    store = Store(None if layers is None else absolute(layers))
+    qemu_img = qemu_img or QemuImg()
+
+    def start(wanted: Start) -> Guest:
+        from imgtool.build.guest import starter
+
+        return starter(qemu_img.programs, store.path(".access"))(wanted)
+
+    return Builder(
+        store,
+        qemu_img,
+        start,
+        watcher=watcher,
+        secrets=secrets,
+        on_error=on_error,
+        decide=decide,
+        force=force,
+    )
+
+
+def _loaded(recipe: PathLike | Loaded) -> Loaded:
+    return recipe if isinstance(recipe, Loaded) else load_recipe(absolute(recipe))
+
+
+def _fetching(fetch: Fetch | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if fetch is None else fetching(fetch)

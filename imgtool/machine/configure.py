@@ -1,0 +1,56 @@
+"""A Machine from an image and settings as a person has them: by QEMU's names, as values, tables or option strings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from imgtool.errors import UsageError
+from imgtool.image.names import PathLike, absolute, printable
+from imgtool.machine.config import Machine
+from imgtool.machine.options.fields import kinds
+from imgtool.machine.options.text import suggestion
+from imgtool.machine.options.words import from_words, merge, with_first_disk
+
+
+def configure(
+    image: PathLike | None = None, *, format: str | None = None, profile: PathLike | None = None, **settings: Any
+) -> Machine:
+    """The machine whose first disk (virtio) is `image`, with settings as in a profile, `_` where these have `-`.
+
+        configure("web.qcow2", memory="2G", smp="4,maxcpus=8", network=["user,hostfwd=tcp::2222-:22"], agent=True)
+        configure("web.qcow2", profile="vm.toml", drive=[{"file": "data.qcow2", "if": "virtio"}])
+
+    `format` is that of `image`; without it, its header decides. `profile` is the path of a TOML file, over which the
+    `settings` go as the options of `boot` do: `imgtool schema profile` lists them all. A size is text in QEMU's
+    notation, or a number as QEMU takes it: MiB for `memory`, bytes elsewhere. File names are made absolute from the
+    current directory, those in the profile from its own.
+
+    UsageError for a setting that is not known or wrong, ConfigError, with the line, for a profile that is wrong.
+    Nothing is looked at but the profile: `boot` finds out whether the machine can be started.
+    """
+    words = {name.replace("_", "-"): _plain(value) for name, value in settings.items()}
+    for name in words:
+        if name not in kinds(Machine):
+            raise UsageError(f"no machine has the setting {printable(name)}", hint=suggestion(name, kinds(Machine)))
+    if profile is not None:
+        from imgtool.machine.profile import read_profile
+
+        words = merge(read_profile(absolute(profile)), words)
+    if image is not None:
+        words = with_first_disk(words, os.fsdecode(image), format)
+    elif format is not None:
+        raise UsageError("a format without an image")
+    return from_words(words)
+
+
+def _plain(value: Any) -> Any:
+    """`value` with the paths in it as text."""
+    if isinstance(value, bytes | os.PathLike):
+        return os.fsdecode(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,256 @@
+"""Virtual machines in a program: started, waited for, talked to and ended by one object.
+
+    with imgtool.boot("web.qcow2", memory="2G", network=["user"], agent=True, accel="tcg") as vm:
+        vm.wait("agent", seconds=120)
+        print(vm.execute(["uname", "-a"]).stdout.decode())
+        vm.stop()
+
+They are the VMs of `imgtool vm`: a program finds those of the command line, and the other way round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from imgtool.errors import MachineError, UsageError
+from imgtool.image.names import PathLike, absolute
+from imgtool.machine import control, ending
+from imgtool.machine.config import Machine
+from imgtool.machine.configure import configure
+from imgtool.machine.host import AGENT_SOCKET
+from imgtool.machine.launch import launch
+from imgtool.machine.plan import prepare
+from imgtool.machine.runtime import find, release, vms
+from imgtool.machine.vm import State, Vm
+from imgtool.qemu.programs import Programs
+from imgtool.qemu.qmp import Monitor
+from imgtool.qemu.system import Process
+
+if TYPE_CHECKING:
+    from imgtool.machine.agent import Agent, Executed
+
+_POLL = 0.05
+_STOP_SECONDS = 60.0
+_REAP_SECONDS = 10.0
+
+
+def boot(
+    what: PathLike | Machine | None = None,
+    *,
+    tied: bool = True,
+    force: bool = False,
+    programs: Programs | None = None,
+    **settings: Any,
+) -> RunningVm:
+    """Starts a VM in the background, and returns when its QEMU answers; the guest has then just begun (`wait`).
+
+    `what` is a Machine, or an image for `configure`, which takes the `settings`. What `imgtool boot` refuses is
+    refused here unless `force` is set: an image that others stand on, or that is in use. A VM that is `tied` ends
+    with this process, however that ends; another runs on until somebody stops it.
+
+    UsageError and ConfigError for a machine that makes no sense, ImageError and ChainError for images that cannot be
+    used, RefusedError for what must not be done, MachineError and CommandError for what cannot be started.
+    """
+    if isinstance(what, Machine):
+        if settings:
+            raise UsageError("a Machine has its settings", hint="give them to `configure`, which makes it")
+        machine = what
+    else:
+        machine = configure(what, **settings)
+    programs = programs or Programs()
+    started = launch(prepare(machine, programs, detached=True, force=force), programs, tied=tied)
+    return RunningVm(started.vm, started.process, warnings=started.plan.warnings)
+
+
+def running_vm(name: str) -> RunningVm:
+    """The running VM of this name, whoever started it. MachineError when there is none."""
+    return RunningVm(find(name)[0])
+
+
+def running_vms() -> list[RunningVm]:
+    """All VMs of this user that run, by name."""
+    return [RunningVm(vm) for vm, _ in vms()]
+
+
+class RunningVm:
+    """A VM that runs, or has ended since. As a context manager it is stopped at the end of the block; at an exception
+    its QEMU is ended without asking the guest.
+
+    Its methods raise MachineError when it has ended, QmpUnreachable when its QEMU does not answer.
+    """
+
+    def __init__(self, vm: Vm, process: Process | None = None, *, warnings: Sequence[str] = ()) -> None:
+        self._vm = vm
+        self._process = process
+        self.warnings = tuple(warnings)
+        """What `imgtool boot` would have warned of."""
+
+    def __repr__(self) -> str:
+        return f"<RunningVm {self.name}{'' if self.running else ', ended'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        try:
+            if self.running:
+                self.stop(seconds=_STOP_SECONDS if kind is None else 0)
+            elif kind is None:
+                self._raise_failure()
+        finally:
+            self._let_go()
+
+    @property
+    def name(self) -> str:
+        return self._vm.name
+
+    @property
+    def running(self) -> bool:
+        return self._vm.running
+
+    @property
+    def machine(self) -> Machine:
+        """With all that was decided for it: its name, the places of what is kept."""
+        return self._state().machine
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """QEMU's command line."""
+        return self._state().argv
+
+    @property
+    def serial_log(self) -> str:
+        """The file with all that the guest's first serial port has said, kept when the VM has ended."""
+        return self._vm.serial_log
+
+    def status(self) -> control.Status:
+        """What QEMU says of it. Never raises for one that does not answer: that is its status then."""
+        return control.status(self._vm, self._state())
+
+    def wait(self, what: str = "running", *, seconds: float = 300.0) -> None:
+        """Returns when the guest itself has shown that it is so far: `running`, `serial:REGEX` (a line of its
+        console), `ssh`, `agent` or `cloud-init`. NotReady, with how far it came and the end of its console, when
+        that takes over `seconds` or the VM ends."""
+        from imgtool.machine.readiness import parse_wait, wait_until
+
+        wait_until(self._vm, parse_wait(what, "what"), seconds=seconds)
+
+    def wait_ended(self, *, seconds: float | None = None) -> bool:
+        """Whether the VM has ended within `seconds` (None: however long that takes). CommandError when its QEMU,
+        started by this object, has failed."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while self.running:
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL)
+        self._raise_failure()
+        self._let_go()
+        return True
+
+    def execute(self, argv: Sequence[str], *, stdin: bytes = b"", seconds: float | None = None) -> Executed:
+        """Runs a program in the guest through its agent (`agent=True`, and qemu-guest-agent in the guest), and waits
+        for its end. No shell is involved. AgentUnavailable when the agent does not answer, NoSuchProgramError when
+        there is no such program, AgentError when it takes over `seconds`: it then runs on."""
+        with self.agent() as guest:
+            return guest.execute(argv, stdin=stdin, seconds=seconds)
+
+    def agent(self) -> AbstractContextManager[Agent]:
+        """A session with the guest agent, for several calls (QEMU: qga/qapi-schema.json). AgentUnavailable when it
+        does not answer."""
+        from imgtool.machine import agent
+
+        self._state()
+        return agent.session(self._vm.file(AGENT_SOCKET))
+
+    def monitor(self) -> Monitor:
+        """A QMP session, as a context manager. Keep it short: QEMU talks to one client at a time."""
+        self._state()
+        return Monitor.connect(self._vm.qmp_socket)
+
+    def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """What QEMU returns for one QMP command. QmpCommandError when it refuses."""
+        with self.monitor() as monitor:
+            return monitor.execute(command, arguments)
+
+    def ssh_argv(self, *command: str, user: str | None = None, identity: PathLike | None = None) -> list[str]:
+        """OpenSSH's command line for a shell in the guest, or for `command`. The user is the one that imgtool's own
+        cloud-init seed made, `identity` the private key beside the public one that it lets in, unless given. NoWay
+        when no address is known, ProgramError without OpenSSH."""
+        from imgtool.machine import ssh
+
+        return ssh.command_line(
+            self._vm, self._state(), command, user=user, identity=None if identity is None else absolute(identity)
+        )
+
+    def screenshot(self, target: PathLike) -> None:
+        """Writes what the guest's screen shows to `target`: PNG, or PPM where the name ends so. MachineError when it
+        has no screen."""
+        self._state()
+        control.screenshot(self._vm, absolute(target))
+
+    def pause(self) -> None:
+        """Stops its CPUs."""
+        self._steer("stop")
+
+    def resume(self) -> None:
+        self._steer("cont")
+
+    def reset(self) -> None:
+        """Presses the reset button."""
+        self._steer("system_reset")
+
+    def _steer(self, command: control.Steering) -> None:
+        self._state()
+        control.steer(self._vm, command)
+
+    def set_cpus(self, wanted: int) -> None:
+        """Plugs CPUs in until there are `wanted`. RefusedError when there are more, MachineError when it was not
+        started with room for them (`maxcpus=`)."""
+        self._state()
+        control.set_cpus(self._vm, wanted)
+
+    def stop(self, *, seconds: float = _STOP_SECONDS) -> ending.How:
+        """Asks the guest to power off, and ends QEMU when it has not after `seconds`; with 0 at once. Its images are
+        closed properly unless it comes to `killed`. Returns what it took."""
+        how = ending.stop(self._vm, self._state(), seconds=seconds)
+        self._let_go()
+        return how
+
+    def kill(self) -> None:
+        """Ends QEMU at once, as pulling the plug does: what the guest had not written yet is lost."""
+        self._state()
+        ending.kill(self._vm)
+        self._let_go()
+
+    def _state(self) -> State:
+        state = self._vm.state()
+        if state is None or not self._vm.lives(state):
+            raise MachineError(
+                f"the VM {self.name} has ended", hint=f"`imgtool vm log {self.name}` shows what it said"
+            )
+        return state
+
+    def _raise_failure(self) -> None:
+        """CommandError when QEMU has failed by itself. It is ours to ask as long as we have not let it go."""
+        if self._process is not None:
+            status = self._process.wait(_REAP_SECONDS)
+            if status is not None and (status == 1 or status < 0):
+                failure = self._process.failure()
+                self._let_go()
+                raise failure
+
+    def _let_go(self) -> None:
+        """Reaps a QEMU of ours that has ended, and clears what an ended VM leaves, apart from its logs."""
+        if self.running:
+            return
+        process, self._process = self._process, None
+        if process is not None:
+            process.wait(_REAP_SECONDS)
+            process.close()
+        release(self._vm)
