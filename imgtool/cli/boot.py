@@ -12,12 +12,14 @@ import click
 from imgtool.cli.boot_options import (
     FILES,
     OPTIONAL,
+    SECTIONS,
     cloud_init_options,
     firmware_options,
     machine_options,
     settings_of,
 )
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
+from imgtool.cli.lazy import Sectioned
 from imgtool.cli.options import FILE_NAME, Word, file_argument, force_option, format_option
 from imgtool.errors import UsageError
 
@@ -30,9 +32,11 @@ if TYPE_CHECKING:
     from imgtool.qemu.programs import Programs
 
 
-class BootCommand(click.Command):
+class BootCommand(Sectioned):
     """What stands after `--` is QEMU's, whether or not an IMAGE stands before it. Who writes QEMU's words elsewhere
     is told imgtool's."""
+
+    sections = SECTIONS
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" in args:
@@ -99,7 +103,13 @@ _ARGUMENTS = "imgtool.cli.boot.arguments"
     metavar="WHAT",
     help="With -d: until running, serial:REGEX, ssh, agent or cloud-init.",
 )
-@click.option("--wait-timeout", type=click.FloatRange(min=0), default=300, metavar="SECONDS", help="[default: 300]")
+@click.option(
+    "--wait-timeout",
+    type=click.FloatRange(min=0),
+    default=300,
+    metavar="SECONDS",
+    help="How long to wait.  [default: 300]",
+)
 @click.option("--timeline", is_flag=True, help="Report afterwards when firmware, kernel, init… were reached.")
 @force_option("Boot it even if other images stand on it, it is in use, or memory is short.")
 @dry_run_option

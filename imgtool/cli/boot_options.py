@@ -56,6 +56,18 @@ OPTIONAL: tuple[tuple[str, str, str], ...] = (
 )
 """Options whose value may be left out, where no other word follows them."""
 
+SECTIONS = {
+    "Machine": ("name", "uuid", "machine", "accel", "sandbox", "run_as"),
+    "Processor and memory": ("cpu", "smp", "memory", "hugepages", "numa", "balloon"),
+    "Disks": ("drive", "cdrom", "hda", "hdb", "hdc", "hdd", "fda", "fdb", "boot", "share"),
+    "Network": ("network", "nic_model"),
+    "Display and sound": ("display", "vga", "keymap", "tablet", "audio"),
+    "Kernel and firmware": ("kernel", "initrd", "append", "dtb", "uefi", "secure_boot", "bios"),
+    "Other devices": ("serial", "parallel", "agent", "rng", "tpm", "watchdog", "vsock", "rtc"),
+    "Cloud-init": ("cloud_init", "user", "ssh_key", "hostname", "meta_data", "network_config"),
+}
+"""The sections of --help; what concerns the boot rather than the machine stands before them."""
+
 
 def machine_options(command: F) -> F:
     """Everything that describes the machine, each named as QEMU names it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,8 +46,17 @@ def add_help(command: click.Command) -> None:
 
 def _show_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        click.echo(ctx.get_help(), color=ctx.color)
+        from imgtool.cli.help import help_of
+
+        click.echo(help_of(ctx), color=ctx.color)
         ctx.exit()
+
+
+class Sectioned(click.Command):
+    """A command with so many options that --help shows them in sections (title → names of options); what is in none
+    stands before them."""
+
+    sections: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 class LazyGroup(click.Group):

@@ -79,7 +79,13 @@ name_argument = click.argument("name", type=Word("vms"))
     metavar="WHAT",
     help="running, serial:REGEX, ssh, agent, cloud-init, ended.",
 )
-@click.option("--timeout", type=click.FloatRange(min=0), default=300, metavar="SECONDS", help="[default: 300]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=300,
+    metavar="SECONDS",
+    help="How long to wait.  [default: 300]",
+)
 @output_option()
 @pass_context
 def wait(context: Context, /, name: str, what: str, timeout: float) -> None:
@@ -265,7 +271,13 @@ def screenshot(context: Context, /, name: str, target: str) -> None:
 
 @click.command(epilog="\b\nExamples:\n  imgtool vm stop web\n  imgtool vm stop web --timeout 300")
 @name_argument
-@click.option("--timeout", type=click.FloatRange(min=0), default=60, metavar="SECONDS", help="[default: 60]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=60,
+    metavar="SECONDS",
+    help="How long the guest may take.  [default: 60]",
+)
 @quiet_option
 @output_option()
 @pass_context

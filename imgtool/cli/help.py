@@ -1,0 +1,43 @@
+"""What --help shows: a command's own options first, those that many commands have last."""
+
+from __future__ import annotations
+
+import click
+
+from imgtool.cli.lazy import Sectioned
+
+SHARED = ("dry_run", "progress", "quiet", "output", "trust", "objects")
+"""Options of many commands, in the order in which they are shown."""
+
+LIMITS = ("timeout", "limit_cpu", "limit_memory")
+"""What commands that start qemu-img have together; of others `--timeout` is their own."""
+
+
+def help_of(ctx: click.Context) -> str:
+    """The whole text for the command of `ctx`."""
+    command = ctx.command
+    if isinstance(command, click.Group):
+        return command.get_help(ctx)
+    formatter = ctx.make_formatter()
+    command.format_usage(ctx, formatter)
+    command.format_help_text(ctx, formatter)
+    _write_options(ctx, formatter)
+    command.format_epilog(ctx, formatter)
+    return formatter.getvalue().rstrip("\n")
+
+
+def _write_options(ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    rows = {
+        str(option.name): row
+        for option in ctx.command.get_params(ctx)
+        if isinstance(option, click.Option) and (row := option.get_help_record(ctx)) is not None
+    }
+    sections = ctx.command.sections if isinstance(ctx.command, Sectioned) else {}
+    shared = [*SHARED, *(LIMITS if LIMITS[-1] in rows else ()), "_help"]
+    grouped = {name for names in (*sections.values(), shared) for name in names}
+    own = [name for name in rows if name not in grouped]
+    for title, names in {"Options": own, **sections, "Common options": shared}.items():
+        shown = [rows[name] for name in names if name in rows]
+        if shown:
+            with formatter.section(title):
+                formatter.write_dl(shown)

@@ -1,0 +1,53 @@
+"""How --help shows the options of a command."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from imgtool.cli.boot import boot
+from imgtool.cli.boot_options import SECTIONS
+from tests.cli.conftest import Imgtool
+
+
+def sections(imgtool: Imgtool, *command: str) -> dict[str, list[str]]:
+    """Title → the long names of the options beneath it."""
+    found: dict[str, list[str]] = {}
+    names: list[str] = []  # of what stands before the first section
+    for line in imgtool(*command, "--help", COLUMNS="80").stdout.splitlines():
+        if re.fullmatch(r"[A-Z][\w -]*:", line):
+            names = found.setdefault(line.removesuffix(":"), [])
+        elif match := re.match(r"  (?:-\w, )?(--[\w-]+)", line):
+            names.append(match[1])
+    return found
+
+
+def test_what_many_commands_have_stands_behind_a_command_s_own_options(imgtool: Imgtool) -> None:
+    assert sections(imgtool, "overlay", "reset") == {
+        "Options": ["--store", "--force"],
+        "Common options": ["--dry-run", "--quiet", "--output", "--trust", "--help"],
+    }
+
+
+def test_the_time_limit_of_qemu_img_stands_with_the_other_limits_and_one_s_own_before_them(imgtool: Imgtool) -> None:
+    limits = ["--output", "--trust", "--object", "--timeout", "--limit-cpu", "--limit-memory", "--help"]
+    assert sections(imgtool, "info")["Common options"] == limits
+    assert sections(imgtool, "vm", "wait") == {
+        "Options": ["--for", "--timeout"],
+        "Common options": ["--output", "--help"],
+    }
+
+
+def test_the_options_of_boot_are_in_sections_each_once(imgtool: Imgtool) -> None:
+    shown = sections(imgtool, "boot")
+    assert list(shown) == ["Options", *SECTIONS, "Common options"]
+    assert shown["Network"] == ["--network", "--nic-model"]
+    assert shown["Options"][:2] == ["--format", "--profile"]
+    times = Counter(name for names in shown.values() for name in names)
+    assert set(times.values()) == {1}
+    assert len(times) == sum(1 for param in boot.params if param.param_type_name == "option")
+
+
+def test_a_group_lists_its_commands(imgtool: Imgtool) -> None:
+    said = imgtool("chain", "--help").stdout
+    assert "Options:\n  -h, --help  Show this message and exit.\n\nLooking:\n  show " in said
