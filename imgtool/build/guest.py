@@ -11,9 +11,9 @@ from typing import Protocol
 import msgspec
 from msgspec.structs import replace
 
-from imgtool.build.diskwatch import DiskWatch
 from imgtool.build.executor import Access, Executor, ExecutorError, Kind, connect, equip
 from imgtool.build.executors.choose import connect_any, equip_for_any, ways_into
+from imgtool.build.guestwatch import GuestWatch, Trouble
 from imgtool.build.recipe import Guest as GuestMachine
 from imgtool.build.recipe import seconds_of
 from imgtool.errors import MachineError
@@ -75,8 +75,8 @@ class Guest(Protocol):
     def kill(self) -> None:
         """Ends it at once. Harmless when it has ended."""
 
-    def trouble(self) -> str | None:
-        """Why its disk brought it to an end, if it did."""
+    def trouble(self) -> Trouble | None:
+        """Why it was ended although a step went on, if it was."""
 
 
 Starter = Callable[[Start], Guest]
@@ -158,7 +158,7 @@ class RunningGuest:
         """What `auto` came to."""
         self._node = SYSTEM
         self._snapshots = 0
-        self._disks = DiskWatch(started.vm)
+        self._watch = GuestWatch(started.vm)
 
     @property
     def name(self) -> str:
@@ -250,15 +250,15 @@ class RunningGuest:
         self.kill()
 
     def kill(self) -> None:
-        self._disks.stop()
+        self._watch.stop()
         with contextlib.suppress(ExecutorError, OSError):
             self.let_go()
         self._process.end()
         self._process.close()
         release(self.vm)
 
-    def trouble(self) -> str | None:
-        return self._disks.trouble
+    def trouble(self) -> Trouble | None:
+        return self._watch.trouble
 
 
 def overlay_node(node: str, path: str) -> dict[str, object]:

@@ -8,6 +8,7 @@ import time
 
 from imgtool.build.executor import Access, ExecutorError, Kind
 from imgtool.build.guest import Guest, Start, kinds_used
+from imgtool.build.guestwatch import Trouble
 from imgtool.build.keys import KeyDocument
 from imgtool.build.layers import (
     Ground,
@@ -46,11 +47,17 @@ def make_layer(session: Session, number: int, document: KeyDocument, below: Laye
         guest = session.guest
         trouble = guest.trouble() if guest is not None else None
         if guest is not None and trouble is not None:
-            error.message += f"\n{guest.name} was ended: {trouble}"
-            error.hint = f"make room in {printable(session.tools.store.root)} and build again: what is sealed is kept"
+            error.message += f"\n{guest.name} was ended: {printable(trouble.text)}"
+            error.hint = _hint(session, trouble)
         if session.tools.on_error == "keep":
             _keep(session, number, ground, error)
         raise
+
+
+def _hint(session: Session, trouble: Trouble) -> str:
+    if trouble.part == "disk":
+        return f"make room in {printable(session.tools.store.root)} and build again: what is sealed is kept"
+    return "what is sealed is kept; --on-error keep leaves the disk as the step left it, to look into"
 
 
 def _boot(session: Session, number: int, ground: Ground) -> None:

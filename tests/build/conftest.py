@@ -15,6 +15,7 @@ import pytest
 from imgtool.build.engine import Builder
 from imgtool.build.executor import SHELL, Access, GuestLost, Kind, Output
 from imgtool.build.guest import Guest, Start
+from imgtool.build.guestwatch import Trouble
 from imgtool.build.memory import Memory
 from imgtool.build.recipe import Loaded, load_recipe
 from imgtool.build.store import Store
@@ -42,8 +43,8 @@ class Behaviour:
         """Called with each command before it is done."""
         self.salt: Callable[[str], str] = lambda _: ""
         """What makes a command's effect another one each time."""
-        self.trouble: str | None = None
-        """Why the disk brought the guest to an end."""
+        self.trouble: Trouble | None = None
+        """Why the guest was ended in the midst of a step."""
         self.files: dict[str, bytes] = {}
         """What can be fetched from the guest."""
 
@@ -154,7 +155,7 @@ class FakeGuest:
     def kill(self) -> None:
         self._alive = False
 
-    def trouble(self) -> str | None:
+    def trouble(self) -> Trouble | None:
         return self.behaviour.trouble
 
     def write(self, what: bytes) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from imgtool.build.engine import Built
 from imgtool.build.executor import ExecutorError, GuestLost
+from imgtool.build.guestwatch import Trouble
 from imgtool.build.plan import Choice
 from imgtool.build.prune import verify
 from imgtool.build.recipe import load_recipe
@@ -291,13 +292,20 @@ def test_a_step_whose_guest_is_lost_says_what_happened_and_what_to_do(
     assert str(caught.value.hint).startswith(hint)
 
 
-def test_a_guest_that_its_disk_ended_says_so_and_where_room_is_needed(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("trouble", "hint"),
+    [
+        (Trouble("disk", "there is no space left for what it writes"), "make room in {store} "),
+        (Trouble("kernel", "its kernel has stopped: Kernel panic"), "what is sealed is kept; --on-error keep "),
+    ],
+)
+def test_a_guest_that_was_ended_in_a_step_says_why_and_what_to_do(bench: Bench, trouble: Trouble, hint: str) -> None:
     bench.behaviour.fails = lambda command: 1 if command == "make c" else None
-    bench.behaviour.trouble = "there is no space left for what it writes"
+    bench.behaviour.trouble = trouble
     with pytest.raises(StepFailed) as caught:
         bench.builder().build(bench.recipe(RECIPE))
-    assert caught.value.message.endswith("\nweb was ended: there is no space left for what it writes")
-    assert str(caught.value.hint).startswith(f"make room in {bench.store.root} ")
+    assert caught.value.message.endswith(f"\nweb was ended: {trouble.text}")
+    assert str(caught.value.hint).startswith(hint.format(store=bench.store.root))
 
 
 def test_a_failure_can_be_kept_with_its_log(bench: Bench) -> None:
