@@ -80,7 +80,7 @@ class Monitor:
             return client
 
         try:
-            return cls(loop, loop.run_until_complete(open_client()), name)
+            return cls(loop, _complete(loop, open_client()), name)
         except TimeoutError:
             _close_loop(loop)
             raise QmpUnreachable(
@@ -162,7 +162,7 @@ class Monitor:
     def close(self) -> None:
         if not self._loop.is_closed():
             try:
-                self._loop.run_until_complete(_disconnect(self._client))
+                self._run(_disconnect(self._client))
             finally:
                 _close_loop(self._loop)
 
@@ -175,7 +175,7 @@ class Monitor:
         self.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run_until_complete(work)
+        return _complete(self._loop, work)
 
 
 def knock(path: str, *, seconds: float) -> None:
@@ -219,15 +219,32 @@ async def _disconnect(client: QMPClient) -> None:
         pass  # it reports again why the connection was lost, as `execute` has already done
 
 
+def _complete(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` comes to in `loop`. Where a loop runs in this thread already (a notebook, an asynchronous program),
+    that takes another thread."""
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return loop.run_until_complete(work)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(loop.run_until_complete, work).result()
+
+
 def _close_loop(loop: asyncio.AbstractEventLoop) -> None:
     import asyncio
 
-    left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
-    if left:
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-    loop.run_until_complete(loop.shutdown_asyncgens())
+    async def end() -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await loop.shutdown_asyncgens()
+
+    _complete(loop, end())
     loop.close()
 
 

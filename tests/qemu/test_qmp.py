@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import tempfile
@@ -43,6 +44,19 @@ def test_a_refusal_keeps_qapis_class_and_qemus_sentence(monitor: Monitor) -> Non
     assert caught.value.error_class == "CommandNotFound"
     assert "no-such-command" in caught.value.description
     assert monitor.execute("query-status")["running"] is True
+
+
+def test_a_program_that_is_asynchronous_itself_may_ask(program: str) -> None:
+    async def ask() -> None:
+        with none_monitor(program) as monitor:
+            assert monitor.execute("query-status")["running"] is True
+            with pytest.raises(QmpCommandError):
+                monitor.execute("no-such-command")
+            monitor.execute("stop")
+            assert monitor.wait_event(["STOP"], seconds=10) is not None
+            assert monitor.alive
+
+    asyncio.run(ask())
 
 
 def test_an_awaited_event_comes_and_others_are_passed_over(monitor: Monitor) -> None:
