@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from imgtool.errors import UsageError as UsageError
     from imgtool.image.header import Header as Header
     from imgtool.image.header import read_header as read_header
+    from imgtool.image.policy import Policy as Policy
+    from imgtool.image.policy import trusting as trusting
     from imgtool.machine.agent import AgentError as AgentError
     from imgtool.machine.agent import AgentUnavailable as AgentUnavailable
     from imgtool.machine.config import Machine as Machine
@@ -132,6 +134,7 @@ _HOMES = {
         "UsageError",
     ),
     "imgtool.image.header": ("Header", "read_header"),
+    "imgtool.image.policy": ("Policy", "trusting"),
     "imgtool.machine.agent": ("AgentError", "AgentUnavailable"),
     "imgtool.machine.config": ("Machine",),
     "imgtool.machine.configure": ("configure",),

@@ -50,6 +50,8 @@ PUBLIC = [
     "diff",
     "layers",
     "Header",
+    "Policy",
+    "trusting",
     "read_header",
     "ImageOpts",
     "Limits",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import msgspec
 
@@ -18,22 +19,23 @@ from imgtool.qemu.qemu_img import QemuImg
 
 _SOURCES = "`from` is an image's file, another recipe (.toml), or oci:REGISTRY/NAME@sha256:HEX"
 
+_PULL = "`imgtool pull` makes a local image of it; in Python, `fetch=imgtool.fetch` does"
+
 Fetch = Callable[[str, str], str]
 """(reference in a registry, digest of its manifest) → the path of a local image, the same for the same digest."""
 
-_fetch: Fetch | None = None
+_fetch: ContextVar[Fetch | None] = ContextVar("imgtool.fetch", default=None)
 
 
 @contextlib.contextmanager
 def fetching(fetch: Fetch) -> Iterator[None]:
-    """Within, `fetch` brings the images in registries that recipes start from, for the whole process."""
-    global _fetch
-    before = _fetch
-    _fetch = fetch
+    """Within, `fetch` brings the images in registries that recipes start from, in this thread (or task)."""
+    before = _fetch.get()
+    _fetch.set(fetch)
     try:
         yield
     finally:
-        _fetch = before
+        _fetch.set(before)
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,9 +67,14 @@ def _fetched(loaded: Loaded, given: str) -> str:
     if not digest:
         hint = "…@sha256:HEX, or sha256 = beside it: `imgtool push` and `imgtool pull` print it"
         raise _wrong(loaded, f"{printable(given)} may be another image tomorrow: its digest is not pinned", hint)
-    if _fetch is None:
-        raise _wrong(loaded, f"{printable(given)} has not been pulled", "`imgtool pull` makes a local image of it")
-    return _fetch(reference, digest)
+    fetch = _fetch.get()
+    if fetch is None:
+        raise _wrong(
+            loaded,
+            f"{printable(given)} has not been pulled",
+            "`imgtool pull` makes a local image of it; in Python, `fetch=imgtool.fetch`",
+        )
+    return fetch(reference, digest)
 
 
 def parents(loaded: Loaded) -> list[Loaded]:

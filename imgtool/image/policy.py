@@ -102,12 +102,24 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 def current() -> Policy:
     """The policy in force where a caller names none: the strict one, unless set by `in_force`."""
-    return Policy(own_references=True) if policy_source.source is None else policy_source.source()
+    source = policy_source.source()
+    return Policy(own_references=True) if source is None else source()
 
 
 def in_force(policy: Policy) -> contextlib.AbstractContextManager[None]:
-    """Within, `policy` is the one in force, for the whole process."""
+    """Within, `policy` is the one in force in this thread (or asynchronous task) and in those that imgtool starts."""
     return policy_source.deciding(lambda: policy)
+
+
+def trusting(*words: str) -> contextlib.AbstractContextManager[None]:
+    """Within, images may refer to what these `words` of `--trust` say, too: a protocol such as `nbd`, a directory
+    with all below it (with a slash in it), or `guessed-formats`. It counts in this thread (or asynchronous task) and
+    in those that imgtool starts. UsageError for any other word.
+
+        with imgtool.trusting("nbd", "/srv/bases/"):
+            imgtool.verify("/srv/images")
+    """
+    return in_force(current().trusting(words))
 
 
 class Approved(msgspec.Struct, frozen=True, kw_only=True):

@@ -172,8 +172,16 @@ def workers(count: int) -> Iterator[ThreadPoolExecutor]:
     alone that waits for the others. For programs that may be killed: they only read, or write what is thrown away."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from imgtool.image import policy_source
+
     crew = _Crew()
-    with ThreadPoolExecutor(count, initializer=crew.join) as pool:
+    policy = policy_source.source()
+
+    def join() -> None:
+        crew.join()
+        policy_source.adopt(policy)
+
+    with ThreadPoolExecutor(count, initializer=join) as pool:
         try:
             yield pool
         except BaseException:

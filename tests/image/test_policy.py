@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from fixtures.hostile.cases import BACKING_FORMAT, Case, corpus, overlay, qcow2, with_data_file
 from imgtool.errors import ChainError, ImageFormatError, ImgtoolError, PolicyError, RefusedError, UsageError
-from imgtool.image.policy import Policy, approve, working_directory
+from imgtool.image.policy import Policy, approve, current, in_force, trusting, working_directory
+from imgtool.publish.oci.parallel import each
+from imgtool.qemu.process import workers
 from tests.image.fuzz import QEMU_IMG
 
 POLICY = Policy()
@@ -216,3 +219,49 @@ def test_real_overlays_of_every_format_pass(tmp_path: Path) -> None:
             [QEMU_IMG, "create", "-q", "-f", format, "-b", "base.raw", "-F", "raw", image], cwd=tmp_path, check=True
         )
         assert len(approve(image, POLICY)) == 2
+
+
+def test_a_policy_is_in_force_in_its_own_thread_alone() -> None:
+    """One that ends while another goes on takes nothing away from it, and leaves nothing behind."""
+    ours, theirs = Policy(directories=("/ours",)), Policy(directories=("/theirs",))
+    entered, left = threading.Event(), threading.Event()
+    seen: list[Policy] = []
+
+    def other() -> None:
+        seen.append(current())
+        with in_force(theirs):
+            entered.set()
+            assert left.wait(60)
+            seen.append(current())
+        seen.append(current())
+
+    strict = current()
+    thread = threading.Thread(target=other)
+    with in_force(ours):
+        thread.start()
+        assert entered.wait(60)
+        assert current() == ours
+    left.set()
+    thread.join()
+    assert seen == [strict, theirs, strict]
+    assert current() == strict
+
+
+def test_the_threads_that_imgtool_starts_have_the_policy_of_the_one_they_work_for() -> None:
+    ours = Policy(directories=("/ours",))
+    seen: list[Policy] = []
+    with in_force(ours):
+        with workers(2) as pool:
+            seen += pool.map(lambda _: current(), range(4))
+        each(lambda _: seen.append(current()), range(4), jobs=2, halted=threading.Event())
+    assert seen == [ours] * 8
+
+
+def test_words_of_trust_are_in_force_within() -> None:
+    before = current()
+    with trusting("nbd", "/srv/bases/"), trusting("https"):
+        assert current().protocols == {"nbd", "https"}
+        assert current().directories == (*before.directories, "/srv/bases")
+    assert current() == before
+    with pytest.raises(UsageError), trusting("bases"):
+        pass

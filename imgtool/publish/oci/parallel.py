@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from imgtool.image import policy_source
+
 T = TypeVar("T")
 
 
@@ -45,8 +47,9 @@ def each(work: Callable[[T], None], items: Sequence[T], *, jobs: int, halted: th
     for item in items:
         waiting.put(item)
     threads = min(jobs, len(items))
+    policy = policy_source.source()
     for _ in range(threads):
-        threading.Thread(target=_worker, args=(work, waiting, ended, halted), daemon=True).start()
+        threading.Thread(target=_worker, args=(work, waiting, ended, halted, policy), daemon=True).start()
     try:
         results = [ended.get() for _ in range(threads)]
     except BaseException:
@@ -62,7 +65,9 @@ def _worker(
     waiting: queue.SimpleQueue[T],
     ended: queue.SimpleQueue[BaseException | None],
     halted: threading.Event,
+    policy: policy_source.Source | None,
 ) -> None:
+    policy_source.adopt(policy)
     try:
         while not halted.is_set():
             work(waiting.get_nowait())
