@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -16,6 +17,7 @@ from imgtool.chain.link import link
 from imgtool.chain.look import FORMAT_NAMES, OPEN_FLAGS, Identity, Looker, Notice, identity, is_image_name, tidy
 from imgtool.chain.trust import trusted
 from imgtool.errors import ImageNotFoundError, ImageUnreadableError, UsageError
+from imgtool.image import remembered
 from imgtool.image.header import FORMATS
 from imgtool.image.names import PathLike, Paths, paths_of, printable
 from imgtool.image.policy import Policy
@@ -36,7 +38,8 @@ def scan(paths: Paths, *, store: Paths = (), format: str | None = None) -> Graph
     """The graph around `paths`.
 
     Of a directory: every image in it and below. Of an image: its chain down to the base, and what stands on the
-    image, looked for in the directories its chain lies in (not below them) and in those of `store` and below.
+    image, looked for in the directories its chain lies in (not below them), in those where imgtool itself made images
+    refer to what was found (`imgtool.image.remembered`), and in those of `store` and below.
     Whatever a backing file or data file leads to is looked at wherever it lies. Symlinks to directories are not
     followed, neither are devices, FIFOs and sockets opened, unless an image names a block device. A file without any
     format's magic number counts as a raw image when its name ends in one of `RAW_NAMES` or an image refers to it.
@@ -79,6 +82,8 @@ def survey(
         found.tree(directory)
     for path in store:
         found.tree(absolute(path))
+    if narrow:
+        found.remembered(asked)
     found.symlinks()
     found.follow()
     graph = link(found.images, found.findings(), found.node_of, only=asked if narrow and asked else None)
@@ -177,16 +182,38 @@ class Store:
 
     def directories_of_chain(self, image: Image) -> list[str]:
         """The directories that the images of its backing chain lie in."""
-        directories: dict[str, None] = {}
-        seen: set[str] = set()
+        return list(dict.fromkeys(os.path.dirname(path) for path in self._chain_of(image)))
+
+    def _chain_of(self, image: Image) -> list[str]:
+        """The files of its backing chain."""
+        seen: dict[str, None] = {}
         node: Image | None = image
         while node is not None and node.path not in seen:
-            seen.add(node.path)
-            if node.path.startswith("/"):
-                directories[os.path.dirname(node.path)] = None
+            seen[node.path] = None
             backing = node.backing
             node = None if backing is None else self.node_of(backing.reference, backing.path)
-        return list(directories)
+        return [path for path in seen if path.startswith("/")]
+
+    def remembered(self, asked: Iterable[Image] = ()) -> None:
+        """Looks into the directories in which imgtool itself made images refer to one of those found so far, and
+        again for those found there: by `imgtool.image.remembered`, where files have their real names. The images of
+        the chains of `asked` may be named by symlinks."""
+        waiting = remembered.directories()
+        if not waiting:
+            return
+        paths = [path for image in asked for path in self._chain_of(image)]
+        names = {os.path.basename(file) for file in waiting}
+        looked = 0
+        while True:
+            paths += [image.path for image in self.images[looked:] if os.path.basename(image.path) in names]
+            looked = len(self.images)
+            if not paths:
+                return
+            for path in paths:
+                for directory in waiting.pop(os.path.realpath(path), ()):
+                    if directory not in self._listed and os.path.isdir(directory):
+                        self.directory(directory)
+            paths = []
 
     def tree(self, directory: str) -> None:
         """Looks at every file in `directory` and below.

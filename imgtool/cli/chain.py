@@ -69,9 +69,9 @@ def show(context: Context, images: tuple[str, ...], stores: tuple[str, ...], for
     """Show the images in the directories DIR and below, and which stands on which; or, for each IMAGE, its backing
     chain down to the base and what stands on it.
 
-    Dependents of an IMAGE are looked for in the directories of its chain and in those of --store.
-    Headers are read without starting QEMU; nothing is locked or changed. Defects are shown beside the images they
-    concern, and do not change the exit status.
+    Dependents of an IMAGE are looked for in the directories of its chain, where imgtool made some, and in those of
+    --store. Headers are read without starting QEMU; nothing is locked or changed. Defects are shown beside the images
+    they concern, and do not change the exit status.
     """
     from imgtool.chain.scan import check_asked, survey
     from imgtool.image.policy import current

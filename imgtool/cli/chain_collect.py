@@ -58,8 +58,8 @@ def collect(
     """Move the images in DIR and below that nothing needs into a quarantine in DIR.
 
     Needed are the images of --keep, those that a program has open, those of imgtool's machines and builds, images
-    outside DIR that are found in --store, and everything that these stand on. Nothing is deleted before --purge;
-    --undo brings it back.
+    outside DIR that imgtool made or that are found in --store, and everything that these stand on. Nothing is deleted
+    before --purge; --undo brings it back.
     """
     from imgtool.cli.images import say
     from imgtool.operations.collect import CollectRequest

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 def move(context: Context, paths: tuple[str, ...], stores: tuple[str, ...], dry_run: bool) -> None:
     """Move images, or whole directories, as mv does, and update every reference to them.
 
-    Overlays of what is moved are looked for in the directories of its chain, beside a directory that is moved, and in
-    those of --store. Their headers are changed in the same step: at no moment does an image read something else, or
-    nothing. On another file system the files are copied.
+    Overlays of what is moved are looked for in the directories of its chain, beside a directory that is moved, where
+    imgtool made some, and in those of --store. Their headers are changed in the same step: at no moment does an image
+    read something else, or nothing. On another file system the files are copied.
     """
     from imgtool.cli.images import say
     from imgtool.cli.progress import progress

@@ -145,7 +145,9 @@ def new(
 @output_option()
 @pass_context
 def list_(context: Context, base: str, stores: tuple[str, ...], deep: bool) -> None:
-    """List the images that name BASE as their backing file, in the directories of its chain and of --store."""
+    """List the images that name BASE as their backing file: in the directories of its chain, where imgtool made some,
+    and in those of --store.
+    """
     from imgtool.cli.output import emit
     from imgtool.operations.overlay import list_overlays
 

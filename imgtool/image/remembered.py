@@ -1,5 +1,6 @@
 """References that imgtool itself made for this user and that lead out of an image's directory: `overlay new BASE
-elsewhere/OVERLAY` said that images of `elsewhere` may stand on BASE, and nobody should be asked again.
+elsewhere/OVERLAY` said that images of `elsewhere` may stand on BASE, and nobody should be asked again. Whoever is
+about to change BASE learns where to look for what stands on it.
 
 One line of JSON a pair in the user's state directory. Only what a user asked for is kept here, never what images say.
 """
@@ -13,7 +14,7 @@ from imgtool.image.links import is_below
 from imgtool.image.userdirs import user_dir
 
 Pair = tuple[str, str]
-"""A directory, and a file outside of it that images in it may refer to; both without symlinks."""
+"""A directory, and a file not in it that images in it were made to refer to; both without symlinks."""
 
 _FULL = 500
 """Pairs from which on those whose directory or file is gone are dropped."""
@@ -41,17 +42,27 @@ def knows(directory: str, file: str) -> bool:
 
 
 def remember(image: str, file: str) -> None:
-    """Notes that the image at `image` was made to refer to `file`, unless that lies in its own directory or below. A
-    state directory that cannot be written is no error: later runs of imgtool then need --trust (see `unkept`)."""
-    directory = os.path.realpath(os.path.dirname(image))
-    if is_below(file, directory):
+    """Notes that the image at `image` was made to refer to `file`, unless that lies in its own directory. A state
+    directory that cannot be written is no error: later runs of imgtool then need --trust (see `unkept`), unless the
+    file lies below the image's directory."""
+    pair = (os.path.realpath(os.path.dirname(image)), os.path.realpath(file))
+    directory = pair[0]
+    if os.path.dirname(pair[1]) == directory:
         return
-    pair = (directory, os.path.realpath(file))
     _here.add(pair)
     try:
         _write(pair)
     except OSError as error:
-        unkept[pair] = error
+        if not is_below(file, directory):
+            unkept[pair] = error
+
+
+def directories() -> dict[str, list[str]]:
+    """For each file, the directories in which imgtool made images refer to it."""
+    found: dict[str, list[str]] = {}
+    for directory, file in {**_read(), **dict.fromkeys(_here)}:
+        found.setdefault(file, []).append(directory)
+    return found
 
 
 def _write(pair: Pair) -> None:

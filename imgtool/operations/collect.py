@@ -73,6 +73,7 @@ class CollectRequest:
         kept += [found.given(absolute(path)) for path in paths_of(needed) if os.path.exists(path)]
         for other in paths_of(store):
             found.tree(absolute(other))
+        found.remembered()
         found.symlinks()
         found.follow()
         graph = link(found.images, found.findings(), found.node_of)
@@ -196,7 +197,7 @@ def collect(
 ) -> Collected:
     """Puts into quarantine what in `directory` and below nobody needs: neither an image of `keep`, nor a file of
     `needed` (those that are not there do not matter), nor a program that has an image open, nor an image outside that
-    stands on one inside (looked for in `store`).
+    stands on one inside (looked for in `store`, and where imgtool itself made such images).
 
     UsageError without `keep`; ImageNotFoundError when one of them is not there; RefusedError when a symlink leads to
     an image that would go.

@@ -278,8 +278,9 @@ def commit(
     """Puts the data of `overlay` into its backing file, or into `base` further down, and empties it unless `keep`.
 
     RefusedError when other images stand on what is written: with `preserve_siblings` they are first given what they
-    would lose, with `force` they change. They are looked for in the directories of the chain and in `store`.
-    RefusedError too for a read-only base; ImageInUseError when a program writes one of the images.
+    would lose, with `force` they change. They are looked for in the directories of the chain, where imgtool made
+    some, and in `store`. RefusedError too for a read-only base; ImageInUseError when a program writes one of the
+    images.
     """
     request = CommitRequest(
         overlay, base=base, keep=keep, preserve_siblings=preserve_siblings, force=force, store=store

@@ -393,7 +393,8 @@ def move(
     """Moves images, or directories with all that is in them, to `target`, or into it where it is a directory.
 
     Images that stand on a moved one follow: they are looked for in the directories of the chains, beside a directory
-    that is moved, and in `store`. RefusedError where one cannot: its format has no way, or it is read-only, or named
-    by symlinks; ImageInUseError when a program has one of them open; ImageExistsError when a new name is taken.
+    that is moved, where imgtool made some, and in `store`. RefusedError where one cannot: its format has no way, or
+    it is read-only, or named by symlinks; ImageInUseError when a program has one of them open; ImageExistsError when
+    a new name is taken.
     """
     return MoveRequest(sources, target, store=store).make(qemu_img or QemuImg(), progress=progress)

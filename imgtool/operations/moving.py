@@ -128,7 +128,8 @@ def _check_symlink(path: str, top: str) -> None:
 
 def around_of(files: Iterable[str], directories: Sequence[str], stores: Paths) -> Graph:
     """The graph around `files` and all in `directories`: their chains, and whatever may stand on them: in the
-    directories of the files' chains, in those beside the `directories`, in `stores` and below."""
+    directories of the files' chains, in those beside the `directories`, where imgtool made overlays of them, in
+    `stores` and below."""
     found = Store()
     asked = [found.given(path) for path in files]
     for directory in directories:
@@ -142,6 +143,7 @@ def around_of(files: Iterable[str], directories: Sequence[str], stores: Paths) -
             found.directory(below)
     for store in paths_of(stores):
         found.tree(absolute(store))
+    found.remembered(asked)
     found.symlinks()
     found.follow()
     return link(found.images, found.findings(), found.node_of)

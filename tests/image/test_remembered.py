@@ -58,8 +58,21 @@ def test_a_reference_that_imgtool_made_is_allowed_there_and_nowhere_else(
 
 def test_what_lies_in_the_images_own_directory_is_not_noted(tmp_path: Path, state: Path) -> None:
     remembered.remember(str(tmp_path / "a/top"), str(tmp_path / "a/base"))
-    remembered.remember(str(tmp_path / "b/top"), str(tmp_path / "b/below/base"))
     assert not state.exists()
+
+
+def test_what_lies_below_is_noted_to_be_found_from_there_and_needs_no_trust(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "unkept", {})
+    remembered.remember(str(tmp_path / "b/top"), str(tmp_path / "b/below/base"))
+    remembered.remember(str(tmp_path / "a/top"), str(tmp_path / "b/below/base"))
+    forget(monkeypatch)
+    assert remembered.directories() == {str(tmp_path / "b/below/base"): [str(tmp_path / "b"), str(tmp_path / "a")]}
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    for folder in ("a", "b"):
+        remembered.remember(str(tmp_path / folder / "top"), str(tmp_path / "b/below/other"))
+    assert [*remembered.unkept] == [(str(tmp_path / "a"), str(tmp_path / "b/below/other"))]
 
 
 def test_it_is_noted_once_under_names_of_any_bytes(

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgtool.errors import ImageInUseError, ImageNotFoundError
+from imgtool.errors import ImageInUseError, ImageNotFoundError, RefusedError
+from imgtool.operations.around import Around
+from imgtool.operations.collect import collect
 from imgtool.operations.commit import CommitRequest
 from imgtool.operations.delete import DeleteRequest
 from imgtool.operations.flatten import FlattenRequest
-from imgtool.operations.move import MoveRequest
-from imgtool.operations.overlay import new_overlay
+from imgtool.operations.move import MoveRequest, move
+from imgtool.operations.overlay import list_overlays, new_overlay
 from imgtool.operations.rebase import RebaseRequest
 
 if TYPE_CHECKING:
@@ -56,3 +58,31 @@ def test_an_overlay_made_meanwhile_stops_what_would_hurt_it_and_nothing_else(sto
 def test_a_name_that_no_file_can_have_is_not_found(ask: Callable[[str], object]) -> None:
     with pytest.raises(ImageNotFoundError):
         ask("a\0.qcow2")
+
+
+def test_overlays_that_imgtool_made_in_other_directories_are_found_there(store: Store, img: QemuImg) -> None:
+    """Nobody names --store for what imgtool made itself: above, beside and below the base, and what stands on it."""
+    for folder in ("bases", "gone", "elsewhere"):
+        (store / folder).mkdir()
+    base = store.base("bases/base.qcow2", 1, 2)
+    tops = [
+        store.overlay(name, "bases/base.qcow2", {0: 9}) for name in ("a.qcow2", "bases/below/b.qcow2", "vms/c.qcow2")
+    ]
+    deep = store.overlay("deep/d.qcow2", "vms/c.qcow2", {1: 8})
+    store.overlay("gone/e.qcow2", "bases/base.qcow2").unlink()
+    (store / "gone").rmdir()
+    (store / "bases/link.qcow2").symlink_to("base.qcow2")
+    before = store.content(*(str(top.relative_to(store.directory)) for top in (*tops, deep)))
+    for name in ("base.qcow2", "link.qcow2"):
+        around = Around(store / "bases" / name)
+        assert [child.path for child in around.children(around.image)] == sorted(map(str, tops))
+    assert [image.path for image in list_overlays(base, deep=True)] == sorted(map(str, (*tops, deep)))
+    with pytest.raises(RefusedError, match=r"a\.qcow2, .*b\.qcow2 also stand on"):
+        CommitRequest(store / "vms/c.qcow2")
+    (store / "bases/link.qcow2").unlink()
+    move([base], store / "elsewhere", qemu_img=img)
+    assert store.content(*before) == before
+    assert len(list_overlays(store / "elsewhere/base.qcow2")) == 3
+    assert collect(store / "elsewhere", keep=[deep]).files == ()
+    assert collect(store / "elsewhere", keep=[tops[0]]).files == ()
+    assert collect(store / "vms", keep=[tops[0]]).files == ()
