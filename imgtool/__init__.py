@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from imgtool.build.run import plan_build as plan_build
     from imgtool.build.steps import StepFailed as StepFailed
     from imgtool.build.watcher import Watcher as Watcher
+    from imgtool.chain.content import digest_of as digest_of
     from imgtool.chain.diff import diff as diff
     from imgtool.chain.findings import Finding as Finding
     from imgtool.chain.graph import Graph as Graph
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from imgtool.errors import UsageError as UsageError
     from imgtool.image.header import Header as Header
     from imgtool.image.header import read_header as read_header
+    from imgtool.image.inspect import inspect as inspect
     from imgtool.image.policy import Policy as Policy
     from imgtool.image.policy import trusting as trusting
     from imgtool.machine.agent import AgentError as AgentError
@@ -82,6 +84,9 @@ if TYPE_CHECKING:
     from imgtool.operations.repair import repair as repair
     from imgtool.operations.reset import reset as reset
     from imgtool.operations.shorten import shorten as shorten
+    from imgtool.publish.containerdisk import export_containerdisk as export_containerdisk
+    from imgtool.publish.mount import mount as mount
+    from imgtool.publish.mount import unmount as unmount
     from imgtool.publish.oci.connection import Connection as Connection
     from imgtool.publish.oci.errors import DigestError as DigestError
     from imgtool.publish.oci.errors import RegistryAuthError as RegistryAuthError
@@ -90,6 +95,10 @@ if TYPE_CHECKING:
     from imgtool.publish.oci.fetch import fetch as fetch
     from imgtool.publish.oci.pull import pull as pull
     from imgtool.publish.oci.push import push as push
+    from imgtool.publish.serve import Server as Server
+    from imgtool.publish.serve import serve as serve
+    from imgtool.publish.sync.far import Ssh as Ssh
+    from imgtool.publish.sync.request import sync as sync
     from imgtool.qemu.img_types import ImageOpts as ImageOpts
     from imgtool.qemu.process import Limits as Limits
     from imgtool.qemu.programs import Programs as Programs
@@ -106,6 +115,7 @@ _HOMES = {
     "imgtool.build.run": ("build_image", "plan_build"),
     "imgtool.build.steps": ("StepFailed",),
     "imgtool.build.watcher": ("Watcher",),
+    "imgtool.chain.content": ("digest_of",),
     "imgtool.chain.diff": ("diff",),
     "imgtool.chain.findings": ("Finding",),
     "imgtool.chain.graph": ("Graph", "Image"),
@@ -134,6 +144,7 @@ _HOMES = {
         "UsageError",
     ),
     "imgtool.image.header": ("Header", "read_header"),
+    "imgtool.image.inspect": ("inspect",),
     "imgtool.image.policy": ("Policy", "trusting"),
     "imgtool.machine.agent": ("AgentError", "AgentUnavailable"),
     "imgtool.machine.config": ("Machine",),
@@ -151,11 +162,16 @@ _HOMES = {
     "imgtool.operations.repair": ("repair",),
     "imgtool.operations.reset": ("reset",),
     "imgtool.operations.shorten": ("shorten",),
+    "imgtool.publish.containerdisk": ("export_containerdisk",),
+    "imgtool.publish.mount": ("mount", "unmount"),
     "imgtool.publish.oci.connection": ("Connection",),
     "imgtool.publish.oci.errors": ("DigestError", "RegistryAuthError", "RegistryError", "RegistryNotFoundError"),
     "imgtool.publish.oci.fetch": ("fetch",),
     "imgtool.publish.oci.pull": ("pull",),
     "imgtool.publish.oci.push": ("push",),
+    "imgtool.publish.serve": ("Server", "serve"),
+    "imgtool.publish.sync.far": ("Ssh",),
+    "imgtool.publish.sync.request": ("sync",),
     "imgtool.qemu.img_types": ("ImageOpts",),
     "imgtool.qemu.process": ("Limits",),
     "imgtool.qemu.programs": ("Programs",),

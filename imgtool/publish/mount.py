@@ -217,6 +217,37 @@ class MountRequest:
             raise failure(done, path=self.path, hint="--partition N chooses another partition; --raw shows the disk")
 
 
+def mount(
+    image: PathLike,
+    at: PathLike,
+    *,
+    format: str | None = None,
+    partition: int | None = None,
+    writable: bool = False,
+    raw: bool = False,
+    force: bool = False,
+    programs: Programs | None = None,
+) -> Mount:
+    """Mounts a file system in `image` on the directory `at`, which takes root, or with `raw` shows the whole disk as
+    the new file `at`; until `unmount`. `partition` is a number; None is the only one, or the whole disk where there
+    is no partition table.
+
+    Raises as `guard`; RefusedError when something is mounted there, others stand on the image (and it is `writable`)
+    or its parent is not what it was made on, unless `force` is set; ImageInUseError; ProgramError when something for
+    it is missing; CommandError."""
+    request = MountRequest(
+        image,
+        at,
+        programs or Programs(),
+        format=format,
+        partition=partition,
+        writable=writable,
+        raw=raw,
+        force=force,
+    )
+    return request.make()
+
+
 def unmount(at: PathLike, *, runner: Runner = run) -> Mount:
     """Ends what `MountRequest.make` made at `at`. RefusedError when that is none, or is still in use."""
     place = absolute(at)

@@ -12,6 +12,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from typing import Self
 from urllib.parse import quote
 
 import msgspec
@@ -181,11 +182,22 @@ class ServeRequest:
 
 
 class Server:
-    """A running export."""
+    """A running export. As a context manager it is ended at the end of the block."""
 
     def __init__(self, process: Process, export: Export) -> None:
         self.process = process
         self.export = export
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    @property
+    def uri(self) -> str:
+        """Where NBD clients find it: `nbd+unix:///…` or `nbd://…`."""
+        return self.export.uri
 
     def wait(self) -> None:
         """Until it ends. CommandError when it failed."""
@@ -198,6 +210,52 @@ class Server:
         if self.export.socket is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.export.socket)
+
+
+def serve(
+    image: PathLike,
+    *,
+    format: str | None = None,
+    writable: bool = False,
+    socket: PathLike | None = None,
+    address: str | None = None,
+    port: int | None = None,
+    name: str = "",
+    bitmap: str | None = None,
+    tls_creds: PathLike | None = None,
+    verify_peer: bool = True,
+    clients: int = CLIENTS,
+    once: bool = False,
+    force: bool = False,
+    programs: Programs | None = None,
+) -> Server:
+    """Serves the disk of `image`, with all it stands on, over NBD, and returns when it answers. It ends with this
+    process, however that ends.
+
+    On the unix socket `socket` (None: one in imgtool's own folder), or on TCP where a `port` is given, 0 being any
+    free one; the address is 127.0.0.1 unless it is said. `name` is the export's, `bitmap` a dirty bitmap that clients
+    may read, `tls_creds` a folder with certificates, which clients must have too (unless `verify_peer` is False).
+    `clients` may be connected at once; with `once` it ends when the last has gone.
+
+    Raises as `guard`; RefusedError when others stand on the image (and it is `writable`), its parent is not what it
+    was made on, or anybody could connect, unless `force` is set; ImageInUseError; CommandError in qemu-nbd's words.
+    """
+    return ServeRequest(
+        image,
+        programs or Programs(),
+        format=format,
+        writable=writable,
+        socket=socket,
+        address=address,
+        port=port,
+        name=name,
+        bitmap=bitmap,
+        tls_creds=tls_creds,
+        verify_peer=verify_peer,
+        clients=clients,
+        once=once,
+        force=force,
+    ).start()
 
 
 def refuse_in_use(path: str, format: str | None, *, writable: bool, force: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import imgtool
 from imgtool.errors import ImageInUseError, ProgramError, RefusedError, UsageError
 from imgtool.publish.mount import Mount, MountRequest, daemon_argv, mount_argv, unmount
 from imgtool.qemu.programs import Programs
@@ -121,7 +122,7 @@ def test_the_whole_disk_is_a_raw_file(disk: Images) -> None:
         with pytest.raises(ProgramError, match="/dev/fuse"):
             MountRequest(disk / "web.qcow2", view, Programs(), raw=True)
         return
-    MountRequest(disk / "web.qcow2", view, Programs(), raw=True).make()
+    imgtool.mount(disk / "web.qcow2", view, raw=True)
     try:
         assert view.read_bytes() == (disk / "disk.raw").read_bytes()
     finally:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import imgtool
 from imgtool.errors import CommandError, ImageInUseError, RefusedError, UsageError
 from imgtool.publish.serve import Export, ServeRequest, serve_argv, uri_of
 from imgtool.qemu.img_argv import ImageOpts
@@ -28,11 +29,9 @@ from tests.publish.registries import Certificates
 
 @contextmanager
 def served(image: Path, **options: Any) -> Iterator[Export]:
-    server = ServeRequest(image, Programs(), **options).start()
-    try:
+    with imgtool.serve(image, **options) as server:
+        assert server.uri == server.export.uri
         yield server.export
-    finally:
-        server.end()
 
 
 def nbdinfo(uri: str, *words: str) -> Any:

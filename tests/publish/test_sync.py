@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import imgtool
 from imgtool.chain.verify import verify
 from imgtool.errors import CommandError, ImageInUseError, ImgtoolError, RefusedError, UsageError
 from imgtool.image.header import read_header
@@ -51,7 +52,7 @@ def test_a_chain_arrives_whole_and_only_once(sshd: SshServer, chain: Images, tmp
     chain.qemu_img("compare", chain / "web.qcow2", far / "web.qcow2")
     assert (far / "base.qcow2").read_bytes() == (chain / "base.qcow2").read_bytes()
     assert verify([str(far)]).defects == ()
-    second = request(sshd, chain / "db.qcow2", far).make()
+    second = imgtool.sync(chain / "db.qcow2", f"{getpass.getuser()}@127.0.0.1:{far}", ssh=sshd.ssh)
     assert [(one.name, one.state) for one in second.images] == [("base.qcow2", "present"), ("db.qcow2", "sent")]
     assert second.sent_bytes <= (chain / "db.qcow2").stat().st_size
     assert request(sshd, chain / "web.qcow2", far).make().sent_bytes == 0

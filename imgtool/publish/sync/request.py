@@ -184,6 +184,25 @@ class SyncRequest:
         )
 
 
+def sync(
+    source: PathLike,
+    place: str,
+    *,
+    format: str | None = None,
+    ssh: Ssh | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Synced:
+    """Copies the chain of the image `source`, or those of all images in the directory `source`, to `place` (HOST:DIR)
+    over ssh: only what is not there, verified by its digest, and relinked there. Images of the directory keep their
+    places below it; what they stand on elsewhere goes to the top.
+
+    Raises as `guard`; RefusedError when an image keeps its data in several files, is on no file of this host, another
+    image is at its place there, or (unless `force`) it does not stand on the disk it was made on or its end is
+    missing; CommandError in ssh's words when the connection breaks, after which another call goes on."""
+    return SyncRequest(source, place, format=format, ssh=ssh, force=force).make(progress=progress)
+
+
 def missing_stretches(data: Sequence[tuple[int, int]], have: int) -> list[tuple[int, int]]:
     """(offset, length) of what has to be sent of the `data` (start, end), of which all before `have` is there. Only
     as many as one command line holds: the smallest holes are sent along."""
