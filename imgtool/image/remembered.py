@@ -7,14 +7,19 @@ One line of JSON a pair in the user's state directory. Only what a user asked fo
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
+
+import msgspec
 
 from imgtool.image.links import is_below
 from imgtool.image.userdirs import user_dir
 
 Pair = tuple[str, str]
 """A directory, and a file not in it that images in it were made to refer to; both without symlinks."""
+
+_DECODER: msgspec.json.Decoder[Pair] = msgspec.json.Decoder(Pair)
 
 _FULL = 500
 """Pairs from which on those whose directory or file is gone are dropped."""
@@ -60,7 +65,7 @@ def remember(image: str, file: str) -> None:
 def directories() -> dict[str, list[str]]:
     """For each file, the directories in which imgtool made images refer to it."""
     found: dict[str, list[str]] = {}
-    for directory, file in {**_read(), **dict.fromkeys(_here)}:
+    for directory, file in {**_read(), **dict.fromkeys(_here.copy())}:
         found.setdefault(file, []).append(directory)
     return found
 
@@ -116,14 +121,22 @@ def _lines(pairs: Iterable[Pair]) -> bytes:
 
 def _pairs(text: bytes) -> dict[Pair, None]:
     """A dict, since the oldest stay first. A line that was cut off by a crash is none."""
-    import json
-
     found: dict[Pair, None] = {}
     for line in text.splitlines():
-        try:
-            directory, file = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(directory, str) and isinstance(file, str):
-            found[directory, file] = None
+        with contextlib.suppress(ValueError):  # of which msgspec's are
+            found[_pair(line)] = None
     return found
+
+
+def _pair(line: bytes) -> Pair:
+    """ValueError when the line is no pair. Names that are not UTF-8 have lone surrogates, which only `json` reads;
+    its import takes longer than all the rest here."""
+    try:
+        return _DECODER.decode(line)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        import json
+
+        pair: Pair = msgspec.convert(json.loads(line), Pair)
+        return pair
