@@ -39,6 +39,7 @@ class Hazard(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     action: SealAction
     """The seal action that takes it away."""
     message: str
+    """What would come of it, in words."""
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -47,16 +48,22 @@ class System(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     partition: int | None
     """Counted from 1; None for a disk that is one file system."""
     offset: int
+    """Bytes from the disk's beginning."""
     type: str
+    """By its signature: `ext`, `xfs`, `btrfs`, `fat`, `lvm`, `luks`, `swap`, or `unknown`."""
     looked_at: bool
+    """Whether its files were read: only those of ext2, ext3 and ext4 are."""
 
 
 class Lint(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The answer of `build lint`."""
 
     image: str
+    """The file that was looked at."""
     systems: tuple[System, ...]
+    """In the order of the disk."""
     hazards: tuple[Hazard, ...]
+    """Empty where nothing was found."""
 
 
 Kind = Literal["file", "folder", "link", "other"]

@@ -26,10 +26,14 @@ ARCHITECTURE = "x86_64"
 
 
 class PlannedLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What would be done for a layer."""
+
     name: str
+    """In the recipe."""
     state: Literal["hit", "miss", "unknown"]
     """unknown: it follows one that is built, and is used if that comes out as what it was made on."""
     key: str | None = None
+    """The SHA-256, in hex, of everything that goes into it; None where that is not known yet."""
     folder: str | None = None
     """Of a hit."""
     changes: tuple[str, ...] = ()
@@ -44,10 +48,15 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The answer of `build --plan` and `--explain`."""
 
     recipe: str
+    """The recipe's file."""
     image: str
+    """The image's name in the recipe."""
     base: str
+    """The file that the first layer stands on."""
     layers: tuple[PlannedLayer, ...]
+    """From the base upwards."""
     output: Literal["current", "make", "none"]
+    """Whether the finished image is as it should be, would be made, or is not asked for."""
     boots: int
     """VMs that would be started for layers; a check starts one more."""
 

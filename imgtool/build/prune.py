@@ -25,11 +25,15 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """A layer, and who needs it."""
 
     folder: str
+    """The name of its folder in the store."""
     name: str
     """`web@packages`"""
     path: str
+    """The overlay's file."""
     size: int
+    """Bytes of the overlay's file."""
     created: float
+    """Seconds since the epoch."""
     needed_by: tuple[str, ...]
     """Recipes, images, VMs, layers; empty when it may go."""
 
@@ -38,7 +42,9 @@ class Pruned(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The answer of `layers prune`."""
 
     removed: tuple[Kept, ...]
+    """The layers that are gone."""
     kept: tuple[Kept, ...]
+    """Those that are still there."""
     failed: tuple[str, ...]
     """Kept failures that went too."""
     freed: int
@@ -176,9 +182,14 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """One layer, looked at."""
 
     folder: str
+    """The name of its folder in the store."""
     name: str
+    """`web@packages`"""
     verdict: Verdict
+    """whole: as it was sealed. changed: not what was sealed any more. damaged: qemu-img's check found errors.
+    broken-chain: its base is gone, or it cannot be read."""
     message: str
+    """What was seen, in words."""
 
 
 def verify(store: Store, layers: Iterable[Layer], qemu_img: QemuImg, *, quick: bool = False) -> list[Verified]:

@@ -57,6 +57,7 @@ class Image(Config, frozen=True, kw_only=True):
     """What the golden image is called and what it starts from."""
 
     name: str
+    """Letters, digits and `_.+-` after a letter or digit, at most 64 of them."""
     from_: str = msgspec.field(name="from")
     """An image; another recipe (`base.toml`) for its output; `oci:REGISTRY/NAME:TAG`."""
     sha256: str | None = None
@@ -76,6 +77,7 @@ class Guest(Machine, frozen=True, kw_only=True):
     """How steps get into the guest, where a layer does not say. None is what `ready` says, else auto: the best of
     agent, ssh and serial that the guest has."""
     boot_timeout: Duration = "10m"
+    """How long the guest may take until steps can run: `90s`, `10m`, `1h`."""
 
 
 class Copy(Config, frozen=True, kw_only=True):
@@ -83,7 +85,9 @@ class Copy(Config, frozen=True, kw_only=True):
     when that ends in `/`."""
 
     from_: Path = msgspec.field(name="from")
+    """A file or folder of the host."""
     to: str
+    """A path in the guest."""
     owner: str | None = None
     """`user` or `user:group`; None is root."""
     mode: str | None = None
@@ -94,25 +98,34 @@ class Fetch(Config, frozen=True, kw_only=True):
     """A file or folder from the guest to the host, also when the layer comes from the cache."""
 
     from_: str = msgspec.field(name="from")
+    """A path in the guest."""
     to: Path
+    """A path on the host."""
 
 
 class Layer(Config, frozen=True, kw_only=True):
     """One step of the build, kept as an overlay."""
 
     name: str
+    """Of the same characters; no two layers of a recipe share one."""
     copy: tuple[Copy, ...] = ()
+    """Files of the host for the guest, before anything is run."""
     run: tuple[str, ...] = ()
     """Each by a shell of its own (`/bin/sh -eu`)."""
     script: Path | None = None
     """A file of the host that is run in the guest, by `interpreter`, else by what its `#!` names."""
     interpreter: tuple[str, ...] = ()
+    """A program of the guest and its words, before the script's name."""
     reboot: bool = False
+    """Restart the guest once the commands are done."""
     wait: tuple[str, ...] = ()
     """Shell commands, each tried again and again until it succeeds."""
     seal: tuple[SealAction, ...] = ()
+    """What is taken out of the guest, so that clones do not share it."""
     fetch: tuple[Fetch, ...] = ()
+    """Files of the guest for the host, after everything was run."""
     env: dict[str, str] = msgspec.field(default_factory=dict)
+    """Environment variables of its commands."""
     secrets: tuple[str, ...] = ()
     """Names of environment variables that the commands get and that are kept nowhere."""
     max_age: Duration | None = None
@@ -120,22 +133,29 @@ class Layer(Config, frozen=True, kw_only=True):
     timeout: Duration | None = None
     """Of each command."""
     executor: Access | None = None
+    """How its steps get into the guest; None is the machine's."""
 
 
 class Check(Config, frozen=True, kw_only=True):
     """Commands that must succeed in a throwaway clone of the result."""
 
     run: tuple[str, ...]
+    """Each by a shell of its own (`/bin/sh -eu`)."""
     env: dict[str, str] = msgspec.field(default_factory=dict)
+    """Environment variables of its commands."""
     timeout: Duration | None = None
+    """Of each command."""
     executor: Access | None = None
+    """How they get into the guest; None is the machine's."""
 
 
 class Output(Config, frozen=True, kw_only=True):
     """The finished image."""
 
     path: Path
+    """The finished image's file."""
     format: OutputFormat = "qcow2"
+    """Its format, as QEMU calls it."""
     compression: Compression | None = None
     """None is zstd for qcow2, and none for other formats."""
     flatten: bool | None = None
@@ -150,10 +170,15 @@ class Recipe(Config, frozen=True, kw_only=True):
     """A golden image, from its base to its file."""
 
     image: Image
+    """What it is called and what it starts from."""
     machine: Guest = Guest()
+    """The machine that the layers are built in."""
     layers: tuple[Layer, ...] = msgspec.field(name="layer", default=())
+    """From the base upwards."""
     checks: tuple[Check, ...] = msgspec.field(name="check", default=())
+    """What must hold before the image gets its name."""
     output: Output | None = None
+    """The finished image; None builds the layers alone."""
 
 
 class Loaded(msgspec.Struct, frozen=True):

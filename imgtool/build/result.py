@@ -36,24 +36,35 @@ from imgtool.qemu.replace import replacing
 
 
 class ManifestLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """A layer that the image was made from."""
+
     name: str
+    """In the recipe."""
     key: str
+    """The SHA-256, in hex, of everything that went into it."""
     content: str
+    """The digest of what a guest reads (`imgtool1:…`)."""
     created: float
+    """Seconds since the epoch."""
     seconds: float
+    """How long its steps took."""
     by_hand: bool = False
+    """Somebody worked in the guest while it was made."""
 
 
 class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What lies beside a finished image, as NAME.manifest.json."""
 
     schema: Literal[1] = 1
+    """The version of this document."""
     image: str
     """The image's name in its recipe."""
     file: str
     """Its file's name."""
     format: str
+    """As QEMU calls it."""
     virtual_size: int
+    """Bytes of the disk."""
     size: int
     """Bytes of the file."""
     sha256: str
@@ -61,9 +72,11 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     content: str
     """The digest of what a guest reads of it."""
     recipe_sha256: str
+    """Of the recipe's text, in hex."""
     base: str
     """The base's file name."""
     base_content: str
+    """The digest of what a guest reads of the base."""
     layers: tuple[ManifestLayer, ...]
     """From the base upwards."""
     lineage: tuple[str, ...]
@@ -75,8 +88,11 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     seconds: dict[str, float]
     """How long building the layers, converting and checking took."""
     imgtool: str
+    """The version that made it."""
     qemu_img: str
+    """Its version."""
     qemu_system: str
+    """Its version."""
 
 
 class Making(msgspec.Struct, frozen=True, kw_only=True):

@@ -53,24 +53,31 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What a sealed layer is."""
 
     schema: Literal[1] = 1
+    """The version of this document."""
     recipe: str
     """The image's name in the recipe that built it."""
     layer: str
+    """Its name in the recipe."""
     key: str
+    """The SHA-256, in hex, of everything that went into it."""
     parent: str | None
     """The folder of the layer beneath; None when that is the base."""
     base: str
     """The base image that the whole stands on, where it was when the layer was made."""
     base_format: str
+    """As QEMU calls it."""
     base_content: str
+    """The digest of what a guest reads of the base."""
     content: str
     """The digest of what a guest reads (`imgtool1:…`)."""
     image: str
     """The overlay's file name in the layer's folder."""
     virtual_size: int
+    """Bytes of the disk."""
     size: int
     """Bytes of the overlay's file."""
     mtime_ns: int
+    """When the overlay's file was last written: nanoseconds since the epoch."""
     created: float
     """Seconds since the epoch."""
     seconds: float
@@ -78,7 +85,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     by_hand: bool = False
     """Somebody worked in the guest while it was made: it is never taken for what the recipe says."""
     qemu: str
+    """The version of QEMU that made it."""
     imgtool: str
+    """The version that made it."""
 
 
 class Layer(NamedTuple):
@@ -183,13 +192,10 @@ class Store:
     def _names(self) -> list[str]:
         try:
             return [name for name in os.listdir(self.root) if _LAYER.fullmatch(name)]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def _generations(self, key: str) -> list[str]:
-        first = os.path.isdir(self.path(key))
-        if not first and not os.path.isdir(self.root):
-            return []
         return [name for name in self._names() if name.startswith(key)]
 
     @contextlib.contextmanager

@@ -26,25 +26,34 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What is different in one partition."""
 
     partition: Partition
+    """As in the table of B."""
     bytes: int
+    """How many of its bytes differ."""
 
 
 class Diff(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Where two disks differ."""
 
     a: str
+    """The first image's path."""
     b: str
+    """The second image's path."""
     common: str | None
     """The image that both stand on (or that one of them is); None when they have nothing in common."""
     exact: bool
     """Whether bytes were compared. Else what was written counts, whether or not it is what was there before."""
     a_size: int
+    """Bytes of its disk."""
     b_size: int
+    """Bytes of its disk."""
     cluster_size: int
+    """Bytes of the clusters that are counted."""
     clusters: int
     """How many clusters of the disk are touched."""
     bytes: int
+    """How many bytes of the disk differ, as `ranges` adds up."""
     ranges: tuple[Range, ...]
+    """Where they differ, in the order of the disk."""
     table: Table | None
     """The partition table of B, where it could be read."""
     partitions: tuple[Changed, ...]

@@ -18,8 +18,11 @@ class Finding(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
     """One thing found, on the image that carries it or, in `Graph.findings`, about the store as a whole."""
 
     code: str
+    """A key of `imgtool.chain.findings.KINDS`, which says what it means; it stays the same in later versions."""
     severity: Severity
+    """error: reading it fails or gives something wrong. warning: it may. info: good to know."""
     message: str
+    """What was found, in words, with the names concerned."""
 
 
 class Kind(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ class Backing(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
     format: str | None
     """The backing format the image names, None when it names none."""
     kind: BackingKind
+    """file: a path. json: a tree of block nodes. protocol: a server or device, by a URL or a driver's prefix."""
     path: str | None
     """Where the file is: absolute, None when the reference leads to no plain file on this host."""
     relative: bool | msgspec.UnsetType = msgspec.UNSET
@@ -36,8 +37,11 @@ class DataFile(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
     """A qcow2's external data file, which holds the disk's bytes in its stead."""
 
     reference: str
+    """The name as it stands in the image."""
     kind: BackingKind
+    """As in Backing."""
     path: str | None
+    """Where the file is: absolute, None when the reference leads to no plain file on this host."""
 
 
 class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
@@ -48,8 +52,11 @@ class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
     """
 
     path: str
+    """Absolute; where the image is no plain file, the reference that names it."""
     format: str | None = None
+    """As QEMU calls it; None where the image could not be looked at."""
     virtual_size: int | None = None
+    """Bytes of the disk; None where the image could not be looked at."""
     actual_size: int | None = None
     """Bytes allocated on the host."""
     parent: str | None = None
@@ -59,6 +66,7 @@ class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
     depth: int | None = 0
     """How many images lie beneath: 0 at a base, None on a cycle and above one."""
     backing: Backing | None = None
+    """What the image itself records of its parent; None at a base."""
     data_file: DataFile | msgspec.UnsetType = msgspec.UNSET
     """There only when the image has one."""
     data_file_of: Sequence[str] | msgspec.UnsetType = msgspec.UNSET
@@ -68,9 +76,11 @@ class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
     other_children: int | msgspec.UnsetType = msgspec.UNSET
     """How many more children were found that a graph narrowed to one image leaves out; there only when there are."""
     snapshots: Sequence[Snapshot] = ()
+    """Its internal snapshots."""
     in_use: InUse | None = None
     """What the processes that hold QEMU's lock on it may do with it."""
     findings: Sequence[Finding] = ()
+    """What is wrong with it, or worth knowing."""
 
     def add(self, found: Finding) -> None:
         """Notes a finding, once."""
@@ -92,7 +102,9 @@ class Graph(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
     """
 
     images: list[Image]
+    """Sorted by path."""
     roots: list[str]
+    """The paths of the images to start from."""
     findings: list[Finding]
     """About the store as a whole; what concerns one image stands there."""
 

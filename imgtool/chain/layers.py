@@ -14,11 +14,14 @@ from imgtool.qemu.qemu_img import QemuImg
 
 
 class Part(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
-    """One range of the disk. `layer` counts from the topmost image, 0; None where no image holds anything."""
+    """One range of the disk."""
 
     start: int
+    """Bytes from the disk's beginning."""
     length: int
+    """Bytes."""
     layer: int | None
+    """Which of `layers` holds it, counted from 0, the topmost; None where no image holds anything."""
     zero: bool
     """Whether it reads as zeros without being stored."""
 
@@ -31,7 +34,9 @@ class Share(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What one image supplies of the disk; what is hidden by those above it does not count."""
 
     path: str
+    """The image."""
     format: str
+    """As QEMU calls it."""
     data: int
     """Bytes."""
     zeros: int
@@ -44,10 +49,13 @@ class Layers(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """A chain as one disk."""
 
     path: str
+    """The topmost image."""
     virtual_size: int
+    """Bytes of the disk."""
     layers: tuple[Share, ...]
     """The topmost first."""
     parts: tuple[Part, ...]
+    """The whole disk, in order."""
     unwritten: int
     """Bytes that no image holds."""
     commit_bytes: int

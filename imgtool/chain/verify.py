@@ -33,9 +33,11 @@ class Defect(msgspec.Struct, frozen=True, kw_only=True, gc=False, rename="kebab"
     code: str
     """A key of `imgtool.chain.findings.KINDS`, which says what it means."""
     severity: Severity
+    """error: reading it fails or gives something wrong. warning: it may. info: good to know."""
     path: str | None
     """The image, file or directory that carries it; None for the store as a whole."""
     message: str
+    """What was found, in words, with the names concerned."""
     images: tuple[str, ...] = ()
     """Whoever reads these cannot, or reads something wrong: the image and those that stand on it."""
     repair: tuple[str, ...] | None = None
@@ -54,8 +56,11 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     checked: int
     """How many of them QEMU checked, with `deep`."""
     errors: int
+    """How many of the defects are errors."""
     warnings: int
+    """How many of the defects are warnings."""
     defects: tuple[Defect, ...]
+    """The gravest first."""
 
 
 class Verified:

@@ -32,7 +32,7 @@ from imgtool.cli.progress import progress
 from imgtool.cli.requests import on_copy, settle
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
-from imgtool.image.qapi import to_builtins
+from imgtool.image.qapi_json import to_builtins
 
 
 @click.command(

@@ -22,7 +22,7 @@ from imgtool.cli.render import counted
 from imgtool.cli.requests import on_copy, settle
 from imgtool.errors import ImgtoolError, RefusedError, UsageError
 from imgtool.image.names import pasted, printable
-from imgtool.image.qapi import to_builtins
+from imgtool.image.qapi_json import to_builtins
 from imgtool.qemu.img_argv import Merge
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from imgtool.cli.options import file_argument
 from imgtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from imgtool.operations.move import Moved
+    from imgtool.operations.moving import Moved
 
 
 @click.command(

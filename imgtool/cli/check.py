@@ -22,7 +22,8 @@ from imgtool.cli.options import (
 from imgtool.cli.output import emit
 from imgtool.cli.render import bad, counted, doubtful, fields, good, shell, size
 from imgtool.errors import ImgtoolError, UsageError
-from imgtool.image.qapi import ImageCheck, to_builtins
+from imgtool.image.qapi import ImageCheck
+from imgtool.image.qapi_json import to_builtins
 
 if TYPE_CHECKING:
     from imgtool.qemu.img_argv import Cache, Repair

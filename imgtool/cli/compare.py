@@ -23,7 +23,7 @@ from imgtool.cli.output import emit, report
 from imgtool.cli.progress import progress
 from imgtool.cli.render import bad, good, short_size, size
 from imgtool.errors import ChainError, CommandError, ImageError, ImgtoolError, RefusedError
-from imgtool.image.qapi import to_builtins
+from imgtool.image.qapi_json import to_builtins
 
 if TYPE_CHECKING:
     from imgtool.qemu.img_argv import Cache

@@ -57,7 +57,7 @@ from imgtool.cli.output import warn
 from imgtool.cli.progress import progress
 from imgtool.errors import ImageInUseError, UsageError
 from imgtool.image.names import absolute, pasted, printable, printable_lines
-from imgtool.image.qapi import to_builtins
+from imgtool.image.qapi_json import to_builtins
 from imgtool.qemu.direct import cache_for
 from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_options
 

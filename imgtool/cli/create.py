@@ -39,7 +39,7 @@ from imgtool.cli.render import size as shown_size
 from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.header import FORMATS
 from imgtool.image.names import absolute, pasted, printable
-from imgtool.image.qapi import to_builtins
+from imgtool.image.qapi_json import to_builtins
 from imgtool.qemu.img_argv import Backing, Verbatim
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from imgtool.cli.render import bad, date, doubtful, fields, short_size, size, table
 from imgtool.image.names import printable
-from imgtool.image.qapi import ImageInfo, LuksInfo, Qcow2Bitmap, Qcow2Info, SnapshotInfo, VmdkInfo, to_builtins
+from imgtool.image.qapi import ImageInfo, LuksInfo, Qcow2Bitmap, Qcow2Info, SnapshotInfo, VmdkInfo
+from imgtool.image.qapi_json import to_builtins
 
 if TYPE_CHECKING:
     from imgtool.cli.info_answer import Answer

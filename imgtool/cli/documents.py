@@ -44,6 +44,7 @@ class LayerShown(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     path: str
     """Its folder."""
     manifest: Manifest
+    """What the layer is."""
     key_document: dict[str, Any]
     """Everything that went into the layer's key."""
     log: str
@@ -56,15 +57,18 @@ class Launched(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """The VM's, for `imgtool vm`."""
     accelerator: str
+    """What runs the guest: kvm, tcg, …"""
 
 
 class Executed(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The answer of `vm exec`, which exits with the same status."""
 
     exit_status: int
+    """The program's; 128 and the signal's number where one ended it."""
     stdout: str
     """What is not UTF-8 is replaced."""
     stderr: str
+    """As stdout."""
     truncated: bool
     """The guest agent cut stdout or stderr off."""
 
@@ -80,4 +84,6 @@ class CpuModels(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of `boot --cpu help`."""
 
     models: tuple[CpuModel, ...]
+    """Those of this QEMU."""
     features: tuple[str, ...]
+    """The names that may follow a model as `+FEATURE` or `-FEATURE`."""

@@ -15,7 +15,9 @@ class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     """What kind of error it is; it stays the same in later versions: usage, refused, image-not-found, …"""
     message: str
+    """In words; they may change in later versions."""
     hint: str | None
+    """What to do next; None where nothing can be said."""
     path: str | None
     """The file it is about, as it is called."""
     command: str | None
@@ -30,6 +32,7 @@ class ErrorDocument(msgspec.Struct, frozen=True):
     """The one object on stderr of a command that fails under `--output json`."""
 
     error: ErrorDetails
+    """What it failed of."""
     warnings: tuple[str, ...] = ()
     """What there was to say before it failed."""
 

@@ -95,7 +95,7 @@ def info(
 
 
 def _emit(context: Context, chains: list[list[Answer]], asked: int, backing_chain: bool) -> None:
-    from imgtool.image.qapi import to_builtins
+    from imgtool.image.qapi_json import to_builtins
 
     values = [[to_builtins(one.info) for one in chain] for chain in chains]
     document = values if backing_chain else [chain[0] for chain in values]

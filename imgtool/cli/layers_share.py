@@ -31,7 +31,9 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """One layer of a push or pull."""
 
     name: str
+    """`web@packages`"""
     key: str
+    """The SHA-256, in hex, of everything that went into it."""
     state: Literal["present", "pushed", "pulled", "missing"]
     """missing: neither the store nor the repository has it."""
     bytes: int = 0

@@ -21,7 +21,8 @@ from imgtool.cli.options import (
 from imgtool.cli.output import emit
 from imgtool.cli.render import counted, short_size, size, table
 from imgtool.image.names import printable
-from imgtool.image.qapi import MapEntry, to_builtins
+from imgtool.image.qapi import MapEntry
+from imgtool.image.qapi_json import to_builtins
 
 if TYPE_CHECKING:
     from imgtool.chain.graph import Image

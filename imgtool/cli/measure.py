@@ -24,7 +24,8 @@ from imgtool.cli.options import (
 from imgtool.cli.output import emit
 from imgtool.cli.render import fields, size
 from imgtool.errors import UsageError
-from imgtool.image.qapi import BlockMeasureInfo, to_builtins
+from imgtool.image.qapi import BlockMeasureInfo
+from imgtool.image.qapi_json import to_builtins
 
 
 @click.command(

@@ -26,7 +26,7 @@ from imgtool.cli.progress import progress
 from imgtool.cli.requests import looking, only_with_image_opts, refuse_unseen, said, show_plan, store_option
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
-from imgtool.image.qapi import to_builtins
+from imgtool.image.qapi_json import to_builtins
 
 if TYPE_CHECKING:
     from imgtool.operations.rebase import Rebase

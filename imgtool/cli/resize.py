@@ -30,7 +30,7 @@ from imgtool.cli.output import remark
 from imgtool.cli.render import size as shown_size
 from imgtool.cli.requests import on_copy, settle
 from imgtool.errors import RefusedError
-from imgtool.image.qapi import to_builtins
+from imgtool.image.qapi_json import to_builtins
 from imgtool.sizes import parse_resize
 
 if TYPE_CHECKING:

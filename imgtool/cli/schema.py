@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
@@ -30,7 +31,7 @@ DOCUMENTS = {
     "chain-diff": "imgtool.chain.diff:Diff",
     "chain-flatten": "imgtool.operations.flatten:Flattened",
     "chain-layers": "imgtool.chain.layers:Layers",
-    "chain-move": "imgtool.operations.move:Moved",
+    "chain-move": "imgtool.operations.moving:Moved",
     "chain-repair": "imgtool.operations.repair:Repaired",
     "chain-shorten": "imgtool.operations.shorten:Shortened",
     "chain-show": "imgtool.chain.graph:Graph",
@@ -117,14 +118,27 @@ def schema(_: Context, name: str) -> None:
 
     The schema of `info`, `inspect` and `overlay-new` is that of one image: of several, they write an array.
     """
+    click.echo(to_json(schema_of(name)))
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """The JSON Schema of the document `name`, with the words that the code has for its types and their fields."""
     import msgspec
+
+    from imgtool.image.qapi import FORMAT_SPECIFIC
 
     module, _sep, attribute = DOCUMENTS[name].partition(":")
     shape = getattr(importlib.import_module(module), attribute)
     found = msgspec.json.schema(shape)
-    for struct in found.get("$defs", {}).values():
+    structs = found.setdefault("$defs", {})
+    specifics = FORMAT_SPECIFIC.values() if "FormatSpecific" in structs else ()
+    if specifics:
+        references, more = msgspec.json.schema_components(specifics, ref_template="#/$defs/{name}")
+        structs |= more
+        structs["FormatSpecific"]["properties"]["data"]["anyOf"] = [*references, {"type": "object"}]
+    for struct in structs.values():
         # what QAPI's structs keep of a newer QEMU stands beside their other fields in the document
         if struct.get("properties", {}).pop("*", None) is not None:
             struct["additionalProperties"] = True
-    describe(found, shape)
-    click.echo(to_json(found))
+    describe(found, shape, *specifics)
+    return found

@@ -11,16 +11,19 @@ from typing import Any
 import msgspec
 
 
-def describe(schema: dict[str, Any], shape: Any) -> None:
-    """Gives the properties in the `$defs` of `schema`, which is that of `shape`, the words that stand below the
-    fields of its structs. msgspec hands on the words of the structs alone."""
+def describe(schema: dict[str, Any], *shapes: Any) -> None:
+    """Gives the properties in the `$defs` of `schema`, which is that of `shapes`, the words that stand below the
+    fields of their structs. msgspec hands on the words of the structs alone."""
     known = schema.get("$defs", {})
-    for struct in _structs(shape):
+    for struct in dict.fromkeys(struct for shape in shapes for struct in _structs(shape)):
         found = known.get(struct.__name__)
         if found is None:
             continue
         if "description" in found:
             found["description"] = inspect.cleandoc(found["description"])
+        config = struct.__struct_config__
+        if config.tag_field is not None:
+            found["properties"][config.tag_field]["description"] = f"What kind this is: always `{config.tag}`."
         words = _words(struct)
         for field in msgspec.structs.fields(struct):
             if field.name in words and field.encode_name in found.get("properties", {}):

@@ -32,7 +32,8 @@ from imgtool.cli.render import counted
 from imgtool.cli.requests import on_copy, settle
 from imgtool.errors import CommandError, RefusedError, UsageError
 from imgtool.image.names import printable
-from imgtool.image.qapi import SnapshotInfo, to_builtins
+from imgtool.image.qapi import SnapshotInfo
+from imgtool.image.qapi_json import to_builtins
 
 if TYPE_CHECKING:
     from typing import Literal

@@ -19,9 +19,14 @@ _WORST_FIRST: tuple[Verdict, ...] = ("refers-to-host", "refers-to-network", "bom
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omit_defaults=True):
+    """One thing found in an image."""
+
     code: str
+    """A key of `imgtool.image.findings.KINDS`, which says what it means; it stays the same in later versions."""
     severity: Severity
+    """error: QEMU should not see it. warning: look before use. info: good to know."""
     message: str
+    """What was found, in words."""
     cve: str | None = None
     """The best known hole of this kind."""
 

@@ -34,6 +34,7 @@ class NamedImage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     name: str
     """As the image has it."""
     format: str | None
+    """The format that the image says it has; None when it says none."""
     reference: Reference | None
     """What the name means; None when it makes no sense."""
 
@@ -42,6 +43,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What an image is, and what is suspicious about it."""
 
     path: str | None
+    """The file, as it was called; None for a stream."""
     format: str | None
     """None when it cannot be told, since the header is damaged."""
     virtual_size: int | None
@@ -49,15 +51,21 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     file_size: int | None
     """Bytes of the file or device; None for a stream that went on."""
     encryption: str | None
+    """`aes` or `luks`; None when the image is not encrypted."""
     snapshots: int
+    """How many internal snapshots it has."""
     features: tuple[str, ...]
+    """The names of a qcow2's feature bits that are set."""
     contents: tuple[str, ...]
     """For raw: `gpt` or `mbr`, and the file systems whose signature is there."""
     properties: dict[str, Any]
     """What the format has to say beyond this, as numbers and strings."""
     references: tuple[NamedImage, ...]
+    """Other files, devices and servers that it names."""
     findings: tuple[Finding, ...]
+    """What is suspicious about it, or worth knowing."""
     verdict: Verdict
+    """The gravest that was found: `safe` to open, or why not."""
 
     @property
     def safe(self) -> bool:

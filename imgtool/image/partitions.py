@@ -27,11 +27,14 @@ _MBR_ENTRY = struct.Struct("<B3xB3xII")
 
 
 class Partition(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """One partition. `start` and `end` are bytes from the disk's beginning; `end` is the first behind it."""
+    """One partition."""
 
     number: int
+    """Counted from 1, as in /dev/vdaN."""
     start: int
+    """Bytes from the disk's beginning."""
     end: int
+    """The first byte behind it, from the disk's beginning."""
     type: str
     """GPT: the type's UUID; MBR: two hexadecimal digits."""
     name: str = ""
@@ -39,8 +42,12 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """A partition table."""
+
     kind: Literal["gpt", "mbr"]
+    """Which of the two kinds of partition table it is."""
     partitions: tuple[Partition, ...]
+    """In the order of their numbers."""
 
     @property
     def end(self) -> int:

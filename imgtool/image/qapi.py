@@ -1,144 +1,196 @@
 """qemu-img's JSON output as typed values: a frozen struct for each QAPI type, QAPI's names in snake case.
 
 Source: qapi/block-core.json and qapi/crypto.json of QEMU. A field is required here when every QEMU from 5.2 on gives
-it, and None when this one did not. A field no struct knows is kept in `unknown` of the struct it stood in, and
-`to_builtins` and `encode` put it back there.
+it, and None when this one did not. A field no struct knows is kept in `unknown` of the struct it stood in; see
+`imgtool.image.qapi_json`.
 """
 
 # No `from __future__ import annotations`: msgspec would compile each annotation when the first answer comes in.
 
-import types
-import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from imgtool.errors import DecodeError
-
-_UNKNOWN = "*"
+UNKNOWN = "*"
 """The key `unknown` has inside msgspec; QAPI's names are made of letters, digits, `-` and `_`."""
 
 
 class QapiStruct(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omit_defaults=True):
     """The base of the types below."""
 
-    unknown: Mapping[str, Any] = msgspec.field(default_factory=dict, name=_UNKNOWN)
+    unknown: Mapping[str, Any] = msgspec.field(default_factory=dict, name=UNKNOWN)
     """Fields of a QEMU newer than this module, by their QAPI names."""
 
 
 class SnapshotInfo(QapiStruct, frozen=True, kw_only=True):
-    """One internal snapshot. Times are UTC; sizes are bytes."""
+    """SnapshotInfo: one internal snapshot."""
 
     id: str
+    """The snapshot's id within the image: a number, as text."""
     name: str
+    """As the user gave it; several may share one."""
     vm_state_size: int
+    """Bytes of the saved memory and devices; 0 when only the disk was saved."""
     date_sec: int
+    """When it was made: seconds since 1970, UTC."""
     date_nsec: int
+    """The nanoseconds that belong to `date-sec`."""
     vm_clock_sec: int
+    """Seconds that the guest had run."""
     vm_clock_nsec: int
+    """The nanoseconds that belong to `vm-clock-sec`."""
     icount: int | None = None
+    """Instructions that the guest had executed, where record/replay counted them."""
 
 
 class LuksSlot(QapiStruct, frozen=True, kw_only=True):
     """QCryptoBlockInfoLUKSSlot: one of the eight key slots."""
 
     active: bool
+    """Whether a password opens the volume by this slot."""
     key_offset: int
+    """Where its key material is: bytes from the header's beginning."""
     iters: int | None = None
+    """Rounds of PBKDF2 for its key material; None when it is not in use."""
     stripes: int | None = None
+    """Into how many stripes its key material is split; None when it is not in use."""
 
 
 class LuksInfo(QapiStruct, frozen=True, kw_only=True):
     """QCryptoBlockInfoLUKS: the header of a LUKS volume."""
 
     cipher_alg: str
+    """`aes-256`, …"""
     cipher_mode: str
+    """`xts`, `cbc`, …"""
     ivgen_alg: str
+    """How initialization vectors are made: `plain64`, `essiv`, …"""
     hash_alg: str
+    """The hash of the master key: `sha256`, …"""
     payload_offset: int
+    """Where the disk begins: bytes from the header's beginning."""
     master_key_iters: int
+    """Rounds of PBKDF2 for the master key's digest."""
     uuid: str
+    """The volume's."""
     slots: tuple[LuksSlot, ...]
+    """Its key slots, eight of them."""
     ivgen_hash_alg: str | None = None
+    """The hash that `essiv` needs; None for other ways."""
     detached_header: bool | None = None
+    """Whether the header is in another file than the disk. Since QEMU 9.0."""
 
 
 class Qcow2Encryption(QapiStruct, frozen=True, kw_only=True):
     """ImageInfoSpecificQCow2Encryption: with the `luks` format all that LuksInfo has, with `aes` nothing more."""
 
     format: str
+    """`luks` or `aes`."""
     cipher_alg: str | None = None
+    """As in LuksInfo, which has words for all that follow."""
     cipher_mode: str | None = None
+    """As in LuksInfo."""
     ivgen_alg: str | None = None
+    """As in LuksInfo."""
     hash_alg: str | None = None
+    """As in LuksInfo."""
     payload_offset: int | None = None
+    """As in LuksInfo: bytes."""
     master_key_iters: int | None = None
+    """As in LuksInfo."""
     uuid: str | None = None
+    """As in LuksInfo."""
     slots: tuple[LuksSlot, ...] | None = None
+    """As in LuksInfo."""
     ivgen_hash_alg: str | None = None
+    """As in LuksInfo."""
     detached_header: bool | None = None
+    """As in LuksInfo."""
 
     def __post_init__(self) -> None:
         if self.format == "luks":
-            for name in LuksInfo.__struct_fields__:
-                field = _fields(LuksInfo)[name]
-                if field.required and getattr(self, name) is None:
+            for field in msgspec.structs.fields(LuksInfo):
+                if field.required and getattr(self, field.name) is None:
                     raise ValueError(f"Object missing required field `{field.encode_name}`")
 
 
 class Qcow2Bitmap(QapiStruct, frozen=True, kw_only=True):
-    """Qcow2BitmapInfo: a persistent dirty bitmap; `flags` are of `in-use` and `auto`, granularity is bytes."""
+    """Qcow2BitmapInfo: a persistent dirty bitmap."""
 
     name: str
+    """Unique within the image."""
     granularity: int
+    """Bytes of the disk that one bit stands for."""
     flags: tuple[str, ...]
+    """`in-use`: it was not saved, and is of no use. `auto`: QEMU records writes in it."""
 
 
 class Qcow2Info(QapiStruct, frozen=True, kw_only=True):
     """ImageInfoSpecificQCow2."""
 
     compat: str
+    """The version of the format: `0.10` or `1.1`."""
     refcount_bits: int
+    """Bits of one reference count."""
     compression_type: str
+    """`zlib` or `zstd`."""
     data_file: str | None = None
+    """The name of the external data file, as it stands in the image."""
     data_file_raw: bool | None = None
+    """Whether the external data file is a raw image of the disk by itself."""
     extended_l2: bool | None = None
+    """Whether clusters have subclusters. `compat` 1.1 only."""
     lazy_refcounts: bool | None = None
+    """Whether reference counts may be behind after a crash. `compat` 1.1 only."""
     corrupt: bool | None = None
+    """Whether QEMU found it corrupt and marked it. `compat` 1.1 only."""
     encrypt: Qcow2Encryption | None = None
+    """How the disk is encrypted."""
     bitmaps: tuple[Qcow2Bitmap, ...] | None = None
+    """Its persistent dirty bitmaps."""
 
 
 class VmdkExtent(QapiStruct, frozen=True, kw_only=True):
     """VmdkExtentInfo (an ImageInfo before QEMU 8.0): one file of a VMDK."""
 
     filename: str
+    """As QEMU names it."""
     format: str
+    """`FLAT`, `SPARSE`, …"""
     virtual_size: int
+    """Bytes of the disk that it holds."""
     cluster_size: int | None = None
+    """Bytes; None for a flat one."""
     compressed: bool | None = None
+    """Whether its clusters are compressed."""
 
 
 class VmdkInfo(QapiStruct, frozen=True, kw_only=True):
     """ImageInfoSpecificVmdk."""
 
     create_type: str
+    """VMDK's createType: `monolithicSparse`, `streamOptimized`, …"""
     cid: int
+    """The content id."""
     parent_cid: int
+    """The content id of the parent; 4294967295 for none."""
     extents: tuple[VmdkExtent, ...]
+    """In the order of the disk."""
 
 
 class RbdInfo(QapiStruct, frozen=True, kw_only=True):
     """ImageInfoSpecificRbd."""
 
     encryption_format: str | None = None
+    """`luks`, `luks2` or `luks-any`; None when it is not encrypted."""
 
 
 class FileInfo(QapiStruct, frozen=True, kw_only=True):
-    """ImageInfoSpecificFile. The hint is bytes."""
+    """ImageInfoSpecificFile."""
 
     extent_size_hint: int | None = None
+    """Bytes that the file system is asked to allocate at a time."""
 
 
 FORMAT_SPECIFIC: dict[str, type[QapiStruct]] = {
@@ -155,25 +207,40 @@ class FormatSpecific(QapiStruct, frozen=True, kw_only=True):
     """ImageInfoSpecific. `data` is the struct that FORMAT_SPECIFIC has for `type`, or a dict for a type not in it."""
 
     type: str
+    """`qcow2`, `vmdk`, `luks`, `rbd`, `file`, or another format of this QEMU."""
     data: Any
+    """What only images of this type have."""
 
 
 class BlockNodeInfo(QapiStruct, frozen=True, kw_only=True):
-    """One node of the block graph; sizes are bytes."""
+    """BlockNodeInfo: one node of the block graph."""
 
     filename: str
+    """As QEMU names it: a path, a URL or `json:{…}`."""
     format: str
+    """QEMU's driver: `qcow2`, `raw`, `vmdk`, …"""
     virtual_size: int
+    """Bytes of the disk that a guest sees."""
     actual_size: int | None = None
+    """Bytes allocated on the host; None where that cannot be told."""
     dirty_flag: bool | None = None
+    """Whether the image was not closed cleanly."""
     cluster_size: int | None = None
+    """Bytes; None for a format without clusters."""
     encrypted: bool | None = None
+    """Whether the image is encrypted; None is no."""
     compressed: bool | None = None
+    """Whether the image is compressed as a whole; None is no."""
     backing_filename: str | None = None
+    """The backing file's name as it stands in the image; None at a base."""
     full_backing_filename: str | None = None
+    """Where QEMU looks for the backing file."""
     backing_filename_format: str | None = None
+    """The backing format that the image names; None when it names none."""
     snapshots: tuple[SnapshotInfo, ...] | None = None
+    """The internal snapshots; None when there are none."""
     format_specific: FormatSpecific | None = None
+    """What only images of this format have; None when there is nothing."""
     children: "tuple[BlockChildInfo, ...] | None" = None
     """The nodes below this one, as QEMU 8.0 and later list them (BlockGraphInfo)."""
 
@@ -191,180 +258,79 @@ class BlockNodeInfo(QapiStruct, frozen=True, kw_only=True):
 
 
 class BlockChildInfo(QapiStruct, frozen=True, kw_only=True):
-    """An edge of the block graph: `name` is the child's role, such as `file` or `data-file`."""
+    """BlockChildInfo: an edge of the block graph."""
 
     name: str
+    """The child's role: `file`, `data-file`, …"""
     info: BlockNodeInfo
+    """The child."""
 
 
 class ImageInfo(BlockNodeInfo, frozen=True, kw_only=True):
-    """What `qemu-img info` says about an image."""
+    """ImageInfo: what `qemu-img info` says about an image."""
 
     backing_image: "ImageInfo | None" = None
+    """The backing file, in answers about a whole chain."""
 
 
 class ImageCheck(QapiStruct, frozen=True, kw_only=True):
-    """What `qemu-img check` found. Numbers are of clusters, but `image_end_offset` is bytes; one that is 0 is left
-    out by qemu-img, hence None."""
+    """ImageCheck: what `qemu-img check` found. A number of clusters that is 0 is left out by qemu-img, hence None."""
 
     filename: str
+    """As QEMU names it."""
     format: str
+    """QEMU's driver: `qcow2`, …"""
     check_errors: int
+    """Errors that kept the check from looking at everything."""
     image_end_offset: int | None = None
+    """Bytes from the file's beginning to the end of what is in use."""
     corruptions: int | None = None
+    """Clusters that are wrong: what a guest reads of them may be, too."""
     leaks: int | None = None
+    """Clusters that take room and belong to nothing; harmless."""
     corruptions_fixed: int | None = None
+    """Of `corruptions`, those that the repair mended."""
     leaks_fixed: int | None = None
+    """Of `leaks`, those that the repair gave back."""
     total_clusters: int | None = None
+    """Clusters of the whole disk."""
     allocated_clusters: int | None = None
+    """Clusters of the disk that the image holds."""
     fragmented_clusters: int | None = None
+    """Allocated clusters that do not follow the one before them in the file."""
     compressed_clusters: int | None = None
+    """Allocated clusters that are compressed."""
 
 
 class MapEntry(QapiStruct, frozen=True, kw_only=True):
-    """One range of the disk and where its bytes are. Offsets and lengths are bytes; `depth` counts images from the
-    top. `present` is there from QEMU 6.1 on, `compressed` from 8.2 on."""
+    """MapEntry: one range of the disk and where its bytes are."""
 
     start: int
+    """Bytes from the disk's beginning."""
     length: int
+    """Bytes."""
     depth: int
+    """Which image of the chain: 0 is the topmost."""
     zero: bool
+    """Whether it reads as zeros."""
     data: bool
+    """Whether bytes are stored for it."""
     present: bool | None = None
+    """Whether that image holds it, rather than nobody. Since QEMU 6.1."""
     compressed: bool | None = None
+    """Whether it is stored compressed. Since QEMU 8.2."""
     offset: int | None = None
+    """Where the bytes are in `filename`, as they are; None when they are not there as they are."""
     filename: str | None = None
+    """The file that holds the bytes; None without `offset`."""
 
 
 class BlockMeasureInfo(QapiStruct, frozen=True, kw_only=True):
-    """What a new image would need, in bytes."""
+    """BlockMeasureInfo: what a new image would need."""
 
     required: int
+    """Bytes of the new image's file with the data there is now."""
     fully_allocated: int
+    """Bytes of its file once the guest has written everything."""
     bitmaps: int | None = None
-
-
-T = TypeVar("T")
-
-
-def decode(kind: type[T], data: bytes) -> T:
-    """The value of `kind` (a struct above, or list[…] of one) that the JSON text `data` holds.
-
-    DecodeError, naming the type and the field, when it is no JSON, a field is missing or of another type.
-    """
-    name = _name(kind)
-    try:
-        tree = msgspec.json.decode(data.decode("utf-8", errors="replace"))
-    except msgspec.DecodeError as error:
-        raise DecodeError(f"{name}: not JSON: {error}") from error
-    try:
-        return msgspec.convert(_gather(kind, tree), kind)
-    except msgspec.ValidationError as error:
-        raise DecodeError(f"{name}: {error}") from error
-
-
-def prepare(*kinds: type) -> None:
-    """Finds out what `decode` has to know of these struct types before there is something to decode."""
-    for kind in kinds:
-        msgspec.json.Decoder(kind)
-        _shape(kind)
-
-
-def to_builtins(value: Any) -> Any:
-    """`value` (structs above, or anything that holds them) as dicts, lists and plain values with QAPI's names."""
-    return _scatter(msgspec.to_builtins(value))
-
-
-def encode(value: Any) -> bytes:
-    """`value` as one JSON text. Bytes of a file name that are no UTF-8 become \\udcXX, which Python reads back."""
-    tree = to_builtins(value)
-    try:
-        return msgspec.json.encode(tree)
-    except UnicodeEncodeError:
-        import json
-
-        return json.dumps(tree, separators=(",", ":")).encode()
-
-
-def _name(hint: Any) -> str:
-    inner = typing.get_args(hint)
-    return f"list of {_name(inner[0])}" if inner else str(hint.__name__)
-
-
-class _Shape(msgspec.Struct, frozen=True):
-    """What `_gather` has to know of a struct: its fields' QAPI names, and the struct types found under them."""
-
-    known: frozenset[str]
-    nested: Mapping[str, Any]
-
-
-_shapes: dict[type, _Shape] = {}
-_field_tables: dict[type, dict[str, msgspec.structs.FieldInfo]] = {}
-
-
-def _fields(struct: type) -> dict[str, msgspec.structs.FieldInfo]:
-    if struct not in _field_tables:
-        _field_tables[struct] = {field.name: field for field in msgspec.structs.fields(struct)}
-    return _field_tables[struct]
-
-
-def _shape(struct: type) -> _Shape:
-    if struct not in _shapes:
-        known = {field.encode_name: field.type for field in _fields(struct).values() if field.name != "unknown"}
-        nested = {name: inner for name, hint in known.items() if (inner := _struct_in(hint)) is not None}
-        _shapes[struct] = _Shape(frozenset(known), nested)
-    return _shapes[struct]
-
-
-def _struct_in(hint: Any) -> type | None:
-    """The struct type inside `X`, `X | None`, `tuple[X, ...]` or `list[X]`."""
-    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias):
-        return hint if issubclass(hint, QapiStruct) else None
-    return next((found for arg in typing.get_args(hint) if (found := _struct_in(arg)) is not None), None)
-
-
-def _gather(hint: Any, tree: Any) -> Any:
-    """`tree` with every field that its struct does not know moved under `unknown`."""
-    struct = _struct_in(hint)
-    if struct is None:
-        return tree
-    if isinstance(tree, list):
-        return [_gather(struct, item) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    shape = _shape(struct)
-    gathered: dict[str, Any] = {}
-    unknown: dict[str, Any] = {}
-    for key, value in tree.items():
-        if key not in shape.known:
-            unknown[key] = value
-        else:
-            gathered[key] = _gather(shape.nested[key], value) if key in shape.nested else value
-    if unknown:
-        gathered[_UNKNOWN] = unknown
-    if struct is FormatSpecific:
-        _decode_specific(gathered)
-    return gathered
-
-
-def _decode_specific(specific: dict[str, Any]) -> None:
-    kind = specific.get("type")
-    struct = FORMAT_SPECIFIC.get(kind) if isinstance(kind, str) else None
-    if struct is not None and "data" in specific:
-        try:
-            specific["data"] = msgspec.convert(_gather(struct, specific["data"]), struct)
-        except msgspec.ValidationError as error:
-            raise DecodeError(f"{struct.__name__}: {error}") from error
-
-
-def _scatter(tree: Any) -> Any:
-    """The opposite of `_gather`."""
-    if isinstance(tree, dict):
-        scattered = {key: _scatter(value) for key, value in tree.items() if key != _UNKNOWN}
-        unknown = tree.get(_UNKNOWN)
-        if isinstance(unknown, dict):
-            scattered.update(unknown)
-        return scattered
-    if isinstance(tree, list | tuple):
-        return [_scatter(item) for item in tree]
-    return tree
+    """Bytes more for the source's bitmaps; None where they cannot be copied."""

@@ -22,9 +22,13 @@ class BlockDevice(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """A drive as the guest has it now. QAPI: BlockInfo."""
 
     device: str
+    """The id of the device."""
     file: str | None
+    """The image's file, as QEMU names it; None for an empty drive."""
     format: str | None = None
+    """QEMU's driver: `qcow2`, `raw`, …"""
     read_only: bool = False
+    """The guest cannot write to it."""
     ephemeral: bool = False
     """What the guest writes is thrown away."""
 
@@ -33,29 +37,38 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """A running VM."""
 
     name: str
+    """The VM's, for `imgtool vm`."""
     status: str
     """QAPI RunState (running, paused, shutdown…); `starting`, or `unreachable` when its monitor does not answer."""
     pid: int | None
+    """QEMU's process id; None before it runs."""
     created: float
     """Seconds since the epoch."""
     detached: bool
+    """It was started with --detach, and outlives the imgtool that did."""
     directory: str
+    """Where its sockets and logs are."""
     accelerator: str | None = None
+    """What runs the guest: kvm, tcg, …; None when its monitor does not answer."""
     cpus: int | None = None
+    """How many the guest has now, those plugged in included. QAPI: CpuInfoFast, counted."""
     memory: int | None = None
     """Bytes, what is plugged in included."""
     drives: tuple[BlockDevice, ...] = ()
+    """What the guest has now, in QEMU's order."""
     display: str | None = None
     """Where VNC listens."""
     password_file: str | None = None
     """Holds the password that VNC or SPICE asks for."""
     command: tuple[str, ...] = ()
+    """QEMU's argv."""
 
 
 class Steered(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What `vm pause`, `resume` and `reset` did."""
 
     name: str
+    """The VM's."""
     status: str
     """As in Status, afterwards."""
 
@@ -64,15 +77,20 @@ class CpusSet(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What `vm set-cpus` did."""
 
     name: str
+    """The VM's."""
     cpus: int
+    """How many it has now."""
 
 
 class Screenshot(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What `vm screenshot` wrote."""
 
     name: str
+    """The VM's."""
     file: str
+    """The picture's absolute path."""
     format: Literal["png", "ppm"]
+    """What the file is, by the end of its name."""
 
 
 def steer(vm: Vm, command: Steering) -> Steered:

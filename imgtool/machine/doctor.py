@@ -29,7 +29,9 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     name: str
     """What `--need` calls it."""
     state: State
+    """missing: machines that want it cannot have it here."""
     detail: str
+    """What was found, or what is missing, in words."""
     fix: str | None = None
     """A command, or a sentence; None where nothing is wrong."""
 

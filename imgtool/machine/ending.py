@@ -24,7 +24,9 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What `vm stop` and `vm kill` did."""
 
     name: str
+    """The VM's."""
     how: How
+    """powered-off: by the guest itself. quit: QEMU was told to end. terminated, killed: by SIGTERM, SIGKILL."""
 
 
 _ASK_AGAIN = 5.0

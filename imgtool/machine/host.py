@@ -113,8 +113,11 @@ class Secret(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """A password to write to `path`, mode 0600, before QEMU starts."""
 
     id: str
+    """Of QEMU's `-object secret`."""
     path: str
+    """The file it is written to."""
     protocol: Literal["vnc", "spice"]
+    """Who asks for it."""
     by_qmp: bool = False
     """This QEMU reads no file: send `set_password` with it over QMP once it runs."""
 
@@ -123,9 +126,13 @@ class Scratch(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """A qcow2 overlay to make at `path` before QEMU starts, and to remove after."""
 
     path: str
+    """The overlay's file."""
     backing: str
+    """The image it stands on."""
     backing_format: str
+    """As QEMU calls it."""
     size: int | None = None
+    """Bytes of the disk; None is the backing image's."""
 
 
 class TapNeed(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -133,10 +140,15 @@ class TapNeed(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     without them QEMU opens the tap itself, which its sandbox then has to allow."""
 
     id: str
+    """Of the network in QEMU."""
     ifname: str | None
+    """The tap's name on this host; None makes one."""
     bridge: str | None
+    """The bridge it joins; None is none."""
     queues: int = 1
+    """How many pairs of queues it has."""
     vhost: bool = False
+    """Whether the kernel moves its packets (/dev/vhost-net)."""
     helper: str | None = None
     """Made by this setuid helper, where imgtool is not root."""
 
@@ -145,8 +157,11 @@ class Helper(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """A program that runs beside QEMU: started before it, ready when `socket` is there, ended with it."""
 
     name: str
+    """What it is called in the VM's directory and log."""
     argv: tuple[str, ...]
+    """The program and its words."""
     socket: str
+    """The unix socket by which QEMU reaches it."""
     directory: str | None = None
     """A folder to make first."""
 

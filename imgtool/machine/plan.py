@@ -36,21 +36,32 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What is done before QEMU starts."""
 
     scratch: tuple[Scratch, ...]
+    """Overlays to make."""
     helpers: tuple[Helper, ...]
+    """Programs to start."""
     secrets: tuple[Secret, ...]
+    """Passwords to write."""
     taps: tuple[TapNeed, ...]
+    """Network interfaces to open."""
 
 
 class PlanDocument(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """`boot --dry-run --output json`."""
 
     name: str
+    """The VM's."""
     accelerator: str
+    """What would run the guest: kvm, tcg, …"""
     accelerator_why: str
+    """Why that one, in words."""
     warnings: tuple[str, ...]
+    """What is good to know before it starts, in words."""
     before: Preparation
+    """What is done before QEMU starts."""
     command: tuple[str, ...]
+    """QEMU's argv."""
     machine: Machine
+    """The machine, as a profile would have it."""
 
 
 class Plan(msgspec.Struct, frozen=True):

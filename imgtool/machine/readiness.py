@@ -39,6 +39,7 @@ class Reached(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What `vm wait` saw."""
 
     name: str
+    """The VM's."""
     reached: str
     """What was waited for, in the words of `--for`."""
 

@@ -30,7 +30,9 @@ class Anchored(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What an overlay remembers now."""
 
     path: str
+    """The overlay."""
     parent: str
+    """The image it stands on."""
     before: AnchorState
     """How the overlay stood on its parent until now."""
     content: str | None

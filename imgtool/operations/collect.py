@@ -41,6 +41,7 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     id: str | None
     """By which `undo` and `purge` find it; None when there was nothing to put away."""
     files: tuple[Garbage, ...]
+    """What was put away."""
     kept: int
     """Images in the directory that are needed."""
 

@@ -46,12 +46,15 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     base_size_before: int
     """Bytes of the base's disk; a larger overlay makes it grow."""
     base_size_after: int
+    """Bytes of the base's disk now."""
     emptied: bool
+    """Whether the overlay holds nothing now."""
     preserved: tuple[str, ...] = ()
     """The other overlays of the base, which were given what they would have lost."""
     between: tuple[str, ...] = ()
     """The images between the two, which read the committed data as well now."""
     notes: tuple[str, ...] = ()
+    """What else is good to know, in words."""
 
 
 class CommitRequest:

@@ -19,11 +19,13 @@ class Deleted(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """An overlay that is gone."""
 
     path: str
+    """The overlay."""
     files: tuple[str, ...]
     """Every file that was deleted."""
     freed: int
     """Bytes on the host."""
     notes: tuple[str, ...] = ()
+    """What else is good to know, in words."""
 
 
 class DeleteRequest:

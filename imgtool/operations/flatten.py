@@ -39,13 +39,17 @@ class Flattened(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     path: str
     """Where it is: the image itself, or the new file."""
     source: str
+    """The image that was flattened."""
     format: str
+    """As QEMU calls it."""
     virtual_size: int
+    """Bytes of the disk."""
     actual_size: int
     """Bytes allocated on the host."""
     stood_on: tuple[str, ...]
     """The images it needed before, from its backing file down."""
     notes: tuple[str, ...] = ()
+    """What else is good to know, in words."""
 
 
 class FlattenRequest:

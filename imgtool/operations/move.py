@@ -23,7 +23,17 @@ from imgtool.image.remembered import remember
 from imgtool.operations.around import header_of, refuse_in_use, refuse_sealed
 from imgtool.operations.copying import copy_file
 from imgtool.operations.journal import can_be_linked, recover
-from imgtool.operations.moving import Names, Reference, allow_open_files, around_of, place_of, renamed
+from imgtool.operations.moving import (
+    Followed,
+    Moved,
+    MovedFile,
+    Names,
+    Reference,
+    allow_open_files,
+    around_of,
+    place_of,
+    renamed,
+)
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.relink import (
     can_be_patched,
@@ -39,29 +49,6 @@ from imgtool.qemu.img_argv import Verbatim
 from imgtool.qemu.qemu_img import QemuImg
 
 Progress = Callable[[float], None]
-
-
-class MovedFile(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    path: str
-    to: str
-    copied: bool
-    """Whether it lies on another file system now, or had to be written anew."""
-
-
-class Followed(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """An image whose header names something else now."""
-
-    path: str
-    """As it is called now."""
-    backing: str | None
-    """The backing file's name in its header."""
-
-
-class Moved(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What a move did."""
-
-    files: tuple[MovedFile, ...]
-    followed: tuple[Followed, ...]
 
 
 class MoveRequest:

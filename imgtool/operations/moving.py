@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 from msgspec import UNSET
 
 from imgtool.chain.graph import Graph, Image
@@ -18,6 +19,35 @@ from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
 from imgtool.operations.overlay import reference_to
 from imgtool.operations.relink import Link
 from imgtool.qemu.inputs import check_name
+
+
+class MovedFile(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """A file that lies elsewhere now."""
+
+    path: str
+    """Where it was."""
+    to: str
+    """Where it is."""
+    copied: bool
+    """Whether it lies on another file system now, or had to be written anew."""
+
+
+class Followed(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """An image whose header names something else now."""
+
+    path: str
+    """As it is called now."""
+    backing: str | None
+    """The backing file's name in its header."""
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What a move did."""
+
+    files: tuple[MovedFile, ...]
+    """What lies elsewhere now."""
+    followed: tuple[Followed, ...]
+    """The images whose headers were changed, so that they still find it."""
 
 
 class Renamed(NamedTuple):

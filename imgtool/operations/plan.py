@@ -13,7 +13,9 @@ class Touched(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """One image and what happens to it."""
 
     path: str
+    """The image."""
     action: Action
+    """replace: a file made beside it takes its place. rename: it gets the name `to`."""
     bytes: int | None = None
     """How many will be written, where that is known beforehand."""
     to: str | None = None

@@ -29,8 +29,11 @@ class Garbage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """One file that nothing needs."""
 
     path: str
+    """Where it was when it was found."""
     format: str | None
+    """As QEMU calls it; None for what is no image."""
     parent: str | None
+    """The image it stands on; None at a base."""
     bytes: int
     """Allocated on the host."""
 
@@ -39,11 +42,13 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What one run of collect put away: the manifest in the quarantine."""
 
     id: str
+    """By which `chain collect --undo` and `--purge` find it."""
     directory: str
     """The directory that was collected; the files lie below the quarantine as they did below it."""
     made: float
     """Seconds since 1970."""
     files: tuple[Garbage, ...]
+    """What was put away."""
 
     @property
     def bytes(self) -> int:

@@ -53,14 +53,17 @@ class Rebase(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What a rebase did."""
 
     path: str
+    """The image."""
     backing: str | None
     """The reference as it stands in the image now; None when it stands on nothing."""
     backing_format: str | None
+    """The backing format that it names now; None when it stands on nothing."""
     before: str | None
     """The reference as it was."""
     proven: bool
     """Whether it was seen that a guest reads the same; not with `unsafe` and `force`."""
     notes: tuple[str, ...] = ()
+    """What else is good to know, in words."""
 
 
 class _Onto(NamedTuple):

@@ -41,14 +41,20 @@ class Mended(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The outcome for one defect."""
 
     code: str
+    """The defect's, as `chain verify` has it."""
     path: str
+    """The image, file or directory that carries it."""
     done: bool
+    """Whether it is mended."""
     message: str
     """What was done, or why it was not."""
 
 
 class Repaired(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What a repair did."""
+
     mended: tuple[Mended, ...]
+    """Each defect that there is a way to mend."""
     left: Verification
     """What a second look found."""
 

@@ -29,11 +29,13 @@ class Reset(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """An overlay that is empty again."""
 
     path: str
+    """The overlay."""
     base: str
     """What it reads now."""
     lost: int
     """Bytes on the host that held what was written."""
     notes: tuple[str, ...] = ()
+    """What else is good to know, in words."""
 
 
 class ResetRequest:

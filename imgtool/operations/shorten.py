@@ -44,6 +44,7 @@ class Shortened(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     deleted: tuple[str, ...]
     """Those of them that were deleted."""
     notes: tuple[str, ...] = ()
+    """What else is good to know, in words."""
 
 
 class ShortenRequest:

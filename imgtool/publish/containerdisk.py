@@ -61,6 +61,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What an export came to."""
 
     path: str
+    """The image that was exported."""
     reference: str | None
     """Where it was pushed to."""
     layout: str | None
@@ -70,10 +71,13 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     disk: str
     """The file in the image."""
     format: str
+    """Of the disk in the container image, as QEMU calls it."""
     virtual_size: int
+    """Bytes of the disk."""
     size: int
     """Bytes of the layer."""
     content_digest: str
+    """The digest of what a guest reads."""
 
 
 def disk_layer(fd: int, size: int, name: str) -> Blob:

@@ -43,18 +43,25 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """An image that is mounted."""
 
     image: str
+    """The image's file."""
     at: str
     """The directory, or with `raw` the file."""
     view: str
     """The disk as a raw file."""
     writable: bool
+    """Whether it can be written to."""
     raw: bool
+    """Whether the disk itself is shown as a file, rather than its file system as a directory."""
     partition: int | None = None
+    """Counted from 1; None is the whole disk."""
     offset: int = 0
+    """Where the file system begins: bytes from the disk's beginning."""
     size: int | None = None
     """Bytes of the partition; None is the whole disk."""
     pid: int | None = None
+    """Of qemu-storage-daemon."""
     started: int | None = None
+    """When that process started, as the kernel counts: clock ticks since the host's start."""
 
 
 def daemon_argv(program: str, options: str, view: str, *, writable: bool) -> list[str]:

@@ -14,6 +14,7 @@ class LeftOut(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     setting: str
     """Its place in a profile: `drive[0].throttling`."""
     reason: str
+    """Why, in words."""
 
 
 class Notes:

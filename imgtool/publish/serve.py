@@ -43,14 +43,23 @@ class Export(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What is served."""
 
     path: str
+    """The image."""
     uri: str
+    """What a client connects to: `nbd://…`, `nbds://…` or `nbd+unix://…`."""
     name: str
+    """The NBD export's."""
     writable: bool
+    """Whether clients can write to it."""
     socket: str | None = None
+    """The unix socket; None when it is served over TCP."""
     address: str | None = None
+    """The address it listens on; None with `socket`."""
     port: int | None = None
+    """The TCP port; None with `socket`."""
     bitmap: str | None = None
+    """The dirty bitmap that clients can read; None is none."""
     tls: bool = False
+    """Whether clients have to speak TLS."""
     pid: int | None = None
     """Of qemu-nbd."""
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
-from imgtool.image import qapi
+from imgtool.image import qapi_json
 from imgtool.image.names import absolute
-from imgtool.image.qapi import BlockChildInfo, BlockNodeInfo, FormatSpecific, ImageInfo, Qcow2Info, VmdkInfo, decode
+from imgtool.image.qapi import BlockChildInfo, BlockNodeInfo, FormatSpecific, ImageInfo, Qcow2Info, VmdkInfo
+from imgtool.image.qapi_json import decode
 from imgtool.qemu.img_types import ImageOpts, Source
 
 
 def prepare() -> None:
     """Does beforehand what the first `image_info` has to do before it reads an answer, of a qcow2 mostly."""
-    qapi.prepare(ImageInfo, FormatSpecific, Qcow2Info)
+    qapi_json.prepare(ImageInfo, FormatSpecific, Qcow2Info)
 
 
 def image_info(answer: bytes, image: Source) -> ImageInfo:

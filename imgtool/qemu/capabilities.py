@@ -16,36 +16,55 @@ class MachineType(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """One value of `--machine`. QAPI: MachineInfo."""
 
     name: str
+    """`pc-q35-7.2`, …"""
     alias: str | None = None
+    """Its short name: `q35`; None when it has none."""
     description: str = ""
     """As `-machine help` says it."""
     is_default: bool = False
+    """What QEMU takes when none is named."""
     cpu_max: int = 1
+    """How many CPUs it can have."""
     hotpluggable_cpus: bool = False
+    """Whether CPUs can be plugged in while it runs."""
     numa_mem_supported: bool = False
+    """Whether `-numa node,mem=` is still allowed."""
     deprecated: bool = False
+    """Whether QEMU's makers advise against it."""
     default_cpu_type: str | None = None
+    """The QOM type of its CPU when none is named."""
     default_ram_id: str | None = None
+    """What its memory backend is called."""
 
 
 class CpuModel(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """One value of `--cpu`. QAPI: CpuDefinitionInfo. `unavailable_features` holds for TCG."""
 
     name: str
+    """`host`, `max`, `EPYC-v4`, …"""
     alias_of: str | None = None
+    """The model that this name stands for; None when it stands for itself."""
     deprecated: bool = False
+    """Whether QEMU's makers advise against it."""
     unavailable_features: tuple[str, ...] = ()
+    """What the model has and TCG on this host cannot give it."""
 
 
 class DeviceType(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """One driver of `-device`. `category` is the heading it has in `-device help`: Network, Storage, Display…"""
 
     name: str
+    """What `-device` calls it."""
     category: str = ""
+    """Its heading in `-device help`."""
     bus: str | None = None
+    """The kind of bus it is plugged into: `PCI`, …; None is none."""
     aliases: tuple[str, ...] = ()
+    """Other names that `-device` takes."""
     description: str = ""
+    """In QEMU's words; empty when it has none."""
     user_creatable: bool = True
+    """Whether `-device` can make one."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):

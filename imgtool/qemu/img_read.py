@@ -8,7 +8,8 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from imgtool.image.qapi import BlockMeasureInfo, ImageCheck, ImageInfo, MapEntry, SnapshotInfo, decode
+from imgtool.image.qapi import BlockMeasureInfo, ImageCheck, ImageInfo, MapEntry, SnapshotInfo
+from imgtool.image.qapi_json import decode
 from imgtool.qemu import img_argv
 from imgtool.qemu.answers import named
 from imgtool.qemu.img_argv import Cache, ImageOpts, OptionValue, Repair, SnapshotParam, Source

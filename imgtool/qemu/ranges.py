@@ -11,8 +11,12 @@ from imgtool.qemu.extents import Extent
 
 
 class Range(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
+    """A stretch of the disk."""
+
     start: int
+    """Bytes from the disk's beginning."""
     length: int
+    """Bytes."""
 
     @property
     def end(self) -> int:

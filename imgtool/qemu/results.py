@@ -17,9 +17,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Created(Result, frozen=True, kw_only=True):
-    """A new image, and what qemu-img says about it now (None for a target with image options)."""
+    """A new image."""
 
     info: ImageInfo | None
+    """What qemu-img says about it now; None for a target with image options."""
     written: tuple[str, ...]
     """Every file made: the image, and its extents or data file."""
     notes: str = ""
@@ -30,8 +31,11 @@ class Changed(Result, frozen=True, kw_only=True):
     """An image that was changed in place."""
 
     before: ImageInfo
+    """What qemu-img said about it before."""
     after: ImageInfo
+    """What it says now."""
     written: tuple[str, ...]
+    """Every file that was written."""
     notes: str = ""
     """What qemu-img said although it succeeded: how it mended an image that had not been closed cleanly."""
 
@@ -57,7 +61,9 @@ class CompareResult(Result, frozen=True, kw_only=True):
     """Whether the disks in `path` and `other` are the same."""
 
     other: str
+    """The second image."""
     identical: bool
+    """Whether a guest reads the same from both."""
     offset: int | None = None
     """Where they first differ, in bytes, when qemu-img says."""
     message: str = ""

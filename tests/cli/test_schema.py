@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from imgtool.cli.main import cli
-from imgtool.cli.schema import DOCUMENTS
+from imgtool.cli.schema import DOCUMENTS, schema_of
 from tests.cli.conftest import Imgtool
 from tests.conftest import Images
 
@@ -154,8 +154,23 @@ def test_what_is_put_away_and_an_error_have_schemas(imgtool: Imgtool, store: Pat
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_schema_is_printed(name: str) -> None:
-    assert msgspec.json.schema(shape(name))
+def test_every_schema_has_words_for_each_struct_and_field(name: str) -> None:
+    definitions = schema_of(name)["$defs"]
+    assert definitions
+    assert [struct for struct, found in definitions.items() if not found.get("description")] == []
+    assert [
+        f"{struct}.{field}"
+        for struct, found in definitions.items()
+        for field, about in found.get("properties", {}).items()
+        if not about.get("description")
+    ] == []
+
+
+def test_what_only_a_qcow2_has_is_in_the_schema_of_info(imgtool: Imgtool, store: Path) -> None:
+    definitions = imgtool("schema", "info").document["$defs"]
+    assert {"$ref": "#/$defs/Qcow2Info"} in definitions["FormatSpecific"]["properties"]["data"]["anyOf"]
+    data = imgtool("info", "top", "--output", "json", cwd=store).document["format-specific"]["data"]
+    assert set(data) <= set(definitions["Qcow2Info"]["properties"])
 
 
 def test_a_profile_is_called_profile_and_machine(imgtool: Imgtool) -> None:

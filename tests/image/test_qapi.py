@@ -18,10 +18,8 @@ from imgtool.image.qapi import (
     Qcow2Info,
     SnapshotInfo,
     VmdkInfo,
-    decode,
-    encode,
-    to_builtins,
 )
+from imgtool.image.qapi_json import decode, encode, to_builtins
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "recorded"
 VERSIONS = ("5.2", "7.2", "10.0")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from imgtool.image import qapi
+from imgtool.image import qapi, qapi_json
 
 RECORDED = Path(__file__).resolve().parents[2] / "fixtures" / "recorded"
 VERSIONS = ("5.2", "7.2", "10.0")
@@ -57,8 +57,8 @@ def unknown_fields(value: Any) -> set[str]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_answer_decodes_and_encodes_to_the_same_document(version: str) -> None:
     for record, document in answers(version):
-        value = qapi.decode(shape(record["argv"]), document)
-        assert json.loads(qapi.encode(value)) == json.loads(document), record
+        value = qapi_json.decode(shape(record["argv"]), document)
+        assert json.loads(qapi_json.encode(value)) == json.loads(document), record
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -66,7 +66,7 @@ def test_no_answer_has_a_field_that_the_types_do_not_name(version: str) -> None:
     unknown = {
         name
         for record, document in answers(version)
-        for name in unknown_fields(qapi.decode(shape(record["argv"]), document))
+        for name in unknown_fields(qapi_json.decode(shape(record["argv"]), document))
     }
     assert unknown == set()
 
@@ -96,7 +96,7 @@ def test_every_recorded_file_is_in_the_index_and_every_subcommand_and_format_is_
 def test_what_a_check_found_agrees_with_its_exit_status(version: str) -> None:
     seen = set()
     for record, document in answers(version, "check"):
-        check = qapi.decode(qapi.ImageCheck, document)
+        check = qapi_json.decode(qapi.ImageCheck, document)
         seen.add(record["status"])
         expected = 2 if check.corruptions else 3 if check.leaks else 0
         assert record["status"] == expected, record
@@ -107,7 +107,7 @@ def test_what_a_check_found_agrees_with_its_exit_status(version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_parts_that_only_some_images_have_are_read(version: str) -> None:
     infos = {
-        record["image"]: qapi.decode(qapi.ImageInfo, document)
+        record["image"]: qapi_json.decode(qapi.ImageInfo, document)
         for record, document in answers(version, "info")
         if "--backing-chain" not in record["argv"]
     }
@@ -143,7 +143,7 @@ def test_the_parts_that_only_some_images_have_are_read(version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_chain_is_listed_from_the_overlay_to_the_base(version: str) -> None:
     (chain,) = (
-        qapi.decode(list[qapi.ImageInfo], document)
+        qapi_json.decode(list[qapi.ImageInfo], document)
         for record, document in answers(version, "info")
         if record["image"] == "qcow2-overlay-second" and "--backing-chain" in record["argv"]
     )

@@ -344,11 +344,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     id: str
     """Bytes that are no UTF-8 are lone surrogates, in the name too."""
     name: str
+    """As the user gave it; several may share one."""
     vm_state_size: int
     """Bytes; 0 when only the disk was saved."""
     date_sec: int
     """Seconds since 1970, UTC."""
     date_nsec: int
+    """The nanoseconds that belong to `date_sec`."""
     vm_clock_nsec: int
     """Nanoseconds the guest had run."""
     disk_size: int

@@ -21,6 +21,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     """The name as written, non-UTF-8 bytes as lone surrogates. The leaf of a tree has a name made up for it."""
     kind: Kind
+    """file: a path. json: a tree of block nodes. protocol: a server or device, by a URL or a driver's prefix."""
     protocol: str | None
     """QEMU's driver: `file`, `nbd`, `https`, `vvfat`, `host_device`, …; for a tree of one leaf that leaf's, for one
     of several the driver that joins them."""
@@ -30,12 +31,15 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     format: str | None = None
     """The format that a `json:` tree names; None where the name says nothing about it."""
     host: str | None = None
+    """The server's name or address."""
     port: int | None = None
+    """The server's TCP port; None is the protocol's own."""
     socket: str | None = None
     """The absolute path of a unix socket."""
     export: str | None = None
     """What is asked of the server: an NBD export, the path below a URL's host, target and LUN, pool and image …"""
     user: str | None = None
+    """The name to log in by."""
     role: str = "file"
     """For a leaf of a tree: what it is to its parent (`file`, `backing`, `data-file`, `raw`, `children.0`, …)."""
     relative: bool = False

@@ -13,6 +13,7 @@ class MachineType(Config, frozen=True, kw_only=True):
     type: str | None = None
     """None is QEMU's default for the target."""
     properties: dict[str, PropertyValue] = msgspec.field(default_factory=dict)
+    """Of the board, by QEMU's names: `smm`, `hpet`, …"""
 
 
 class Boot(Config, frozen=True, kw_only=True):
@@ -21,13 +22,17 @@ class Boot(Config, frozen=True, kw_only=True):
     order: str | None = None
     """Letters: a floppy, c hard disk, d CD-ROM, n network."""
     once: str | None = None
+    """Letters, for the first start alone."""
     menu: bool | None = None
+    """Whether the firmware offers a menu."""
     splash: Path | None = None
+    """The picture beside that menu: a JPEG or BMP file."""
     splash_time: Index | None = None
     """Milliseconds."""
     reboot_timeout: Annotated[int, msgspec.Meta(ge=-1)] | None = None
     """Milliseconds; -1 never."""
     strict: bool | None = None
+    """Whether devices that are not in the order are never tried."""
 
 
 DisplayType = Literal["none", "gtk", "sdl", "curses", "vnc", "spice", "egl-headless", "dbus"]
@@ -39,11 +44,17 @@ class Display(Config, frozen=True, kw_only=True):
     type: DisplayType | None = None
     """None is decided by where imgtool runs."""
     gl: Literal["on", "off", "core", "es"] | None = None
+    """OpenGL for the guest's screen; None is QEMU's default."""
     full_screen: bool | None = None
+    """gtk and sdl: start over the whole screen."""
     show_cursor: bool | None = None
+    """gtk and sdl: show the host's pointer as well."""
     window_close: bool | None = None
+    """gtk and sdl: closing the window ends QEMU; None is yes."""
     grab_on_hover: bool | None = None
+    """gtk: the keyboard belongs to the guest while the pointer is over the window."""
     rendernode: str | None = None
+    """egl-headless, spice and dbus: the host's GPU, such as /dev/dri/renderD128."""
     address: str | None = None
     """VNC and SPICE: where to listen; None is 127.0.0.1."""
     display: int | None = None
@@ -53,7 +64,9 @@ class Display(Config, frozen=True, kw_only=True):
     port: Port | None = None
     """SPICE."""
     password: bool | None = None
+    """VNC and SPICE: whether one is asked for; None is yes."""
     password_file: Path | None = None
+    """A file that holds the password; None has imgtool make one up."""
 
 
 VgaModel = Literal["std", "cirrus", "vmware", "qxl", "virtio", "none"]
@@ -65,7 +78,9 @@ class Firmware(Config, frozen=True, kw_only=True):
     bios: Path | None = None
     """`--bios FILE`."""
     uefi: bool | None = None
+    """UEFI firmware (OVMF) in place of a BIOS."""
     secure_boot: bool | None = None
+    """UEFI with Secure Boot; implies `uefi`."""
     vars: Path | None = None
     """The file that keeps the UEFI variables; None is one of the VM's own."""
 
@@ -74,6 +89,7 @@ class Tpm(Config, frozen=True, kw_only=True):
     """`--tpm`: a TPM 2.0 emulated by swtpm."""
 
     model: Literal["tpm-crb", "tpm-tis"] | None = None
+    """The guest's device; None is tpm-crb."""
     state: Path | None = None
     """Its folder; None is one of the VM's own."""
 
@@ -82,13 +98,17 @@ class CharDevice(Config, frozen=True, kw_only=True):
     """The host's end of a serial or parallel port."""
 
     type: Literal["stdio", "pty", "file", "unix", "tcp", "null", "none", "vc", "host"]
+    """What the port leads to on the host."""
     path: Path | None = None
     """file and unix: a path; host: a device such as /dev/ttyUSB0."""
     address: str | None = None
     """tcp: host:port."""
     server: bool | None = None
+    """unix and tcp: QEMU listens, rather than connects; None is yes for unix, no for tcp."""
     telnet: bool | None = None
+    """tcp: speak telnet."""
     wait: bool | None = None
+    """A server's: the guest starts only once somebody has connected; None is no."""
 
 
 class Rng(Config, frozen=True, kw_only=True):
@@ -99,38 +119,47 @@ class Rng(Config, frozen=True, kw_only=True):
     max_bytes: Size | None = None
     """In each `period` milliseconds."""
     period: Count | None = None
+    """Milliseconds."""
 
 
 class Balloon(Config, frozen=True, kw_only=True):
     """`--balloon`."""
 
     deflate_on_oom: bool | None = None
+    """Whether the guest may take memory back before it runs out of it."""
     free_page_reporting: bool | None = None
+    """Whether the guest gives pages it does not use back to the host by itself."""
 
 
 class Vsock(Config, frozen=True, kw_only=True):
     """`--vsock CID`."""
 
     cid: Annotated[int, msgspec.Meta(ge=3, le=0xFFFFFFFE)]
+    """The guest's context id, which no other guest of this host may have."""
 
 
 class Watchdog(Config, frozen=True, kw_only=True):
     """`--watchdog MODEL,action=…`."""
 
     model: Literal["i6300esb", "ib700", "diag288"] | None = None
+    """The guest's device; None is i6300esb."""
     action: Literal["reset", "shutdown", "poweroff", "inject-nmi", "pause", "debug", "none"] | None = None
+    """What happens when the guest stops feeding it; None is reset."""
 
 
 class Share(Config, frozen=True, kw_only=True):
     """`--share PATH,tag=…`: a host folder in the guest, by 9p or virtiofs."""
 
     path: Path
+    """The folder on the host."""
     tag: str | None = None
     """What the guest mounts; None is the folder's name."""
     type: Literal["9p", "virtiofs"] | None = None
     """None is 9p, which needs no second program."""
     readonly: bool | None = None
+    """Whether the guest cannot write to it."""
     security_model: Literal["mapped-xattr", "mapped-file", "passthrough", "none"] | None = None
+    """9p: how owners and modes are kept on the host; None is mapped-xattr."""
 
 
 class Rtc(Config, frozen=True, kw_only=True):
@@ -139,7 +168,9 @@ class Rtc(Config, frozen=True, kw_only=True):
     base: str | None = None
     """utc, localtime, or a date: 2026-01-31T12:00:00."""
     clock: Literal["host", "rt", "vm"] | None = None
+    """What it follows: the host's clock, one that never jumps (rt), or the guest's own time (vm)."""
     driftfix: Literal["none", "slew"] | None = None
+    """slew: interrupts that the guest missed are given to it later."""
 
 
 class Audio(Config, frozen=True, kw_only=True):
@@ -159,9 +190,13 @@ class CloudInit(Config, frozen=True, kw_only=True):
     user_data: Path | None = None
     """A file."""
     meta_data: Path | None = None
+    """A file; None is made from `hostname`."""
     network_config: Path | None = None
+    """A file; None leaves it to cloud-init."""
     hostname: str | None = None
+    """The guest's name; None is the VM's."""
     user: str | None = None
+    """The user to create, who may use sudo; None is your name."""
     ssh_keys: tuple[Path, ...] = msgspec.field(name="ssh-key", default=())
     """Public key files."""
 

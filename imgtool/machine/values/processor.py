@@ -15,26 +15,37 @@ class Cpu(Config, frozen=True, kw_only=True):
     features: tuple[str, ...] = ()
     """`+avx2` and `-svm`, in order: a later one wins."""
     properties: dict[str, PropertyValue] = msgspec.field(default_factory=dict)
+    """Of the model, by QEMU's names."""
 
 
 class Smp(Config, frozen=True, kw_only=True):
     """`--smp`. QAPI: SMPConfiguration. What is left out is worked out by `imgtool.machine.smp`."""
 
     cpus: Count | None = None
+    """How many the guest starts with."""
     maxcpus: Count | None = None
+    """How many it can have, with those that are plugged in later."""
     sockets: Count | None = None
+    """Of the machine."""
     dies: Count | None = None
+    """Of each socket."""
     clusters: Count | None = None
+    """Of each die."""
     cores: Count | None = None
+    """Of each cluster."""
     threads: Count | None = None
+    """Of each core."""
 
 
 class Memory(Config, frozen=True, kw_only=True):
     """`--memory SIZE,slots=N,maxmem=SIZE`. QAPI: MemorySizeConfiguration."""
 
     size: Size | None = None
+    """Bytes the guest starts with; None is 1 GiB."""
     slots: Index | None = None
+    """How many times memory can be plugged in later."""
     maxmem: Size | None = None
+    """Bytes it can have, with what is plugged in later."""
 
 
 class Hugepages(Config, frozen=True, kw_only=True):
@@ -43,9 +54,11 @@ class Hugepages(Config, frozen=True, kw_only=True):
     path: Path | None = None
     """The mount; None takes the host's."""
     page_size: Size | None = None
+    """Bytes of one page, where `path` does not say; None is the host's default."""
     prealloc: bool | None = None
     """None is on: a page that is missing later ends the guest by SIGBUS."""
     share: bool | None = None
+    """Whether other processes (virtiofsd, DPDK) can map it."""
 
 
 NumaPolicy = Literal["default", "preferred", "bind", "interleave"]
@@ -61,33 +74,47 @@ class NumaNode(Config, frozen=True, kw_only=True):
     mem: Size | None = None
     """None is an equal share of what the other nodes leave."""
     initiator: Index | None = None
+    """The node whose CPUs are nearest, for a node without CPUs."""
     host_nodes: tuple[str, ...] = ()
     """Ranges of host nodes the memory comes from."""
     policy: NumaPolicy | None = None
+    """How memory is taken from `host-nodes`. QAPI: HostMemPolicy."""
 
 
 class NumaDistance(Config, frozen=True, kw_only=True):
     """`--numa dist,src=A,dst=B,val=N`: 10 is local, 255 unreachable."""
 
     src: Index
+    """The node that reads."""
     dst: Index
+    """The node that is read."""
     val: int
+    """10 is local, 255 unreachable."""
 
 
 class NumaCpu(Config, frozen=True, kw_only=True):
     """`--numa cpu,node-id=N,socket-id=…`: a place in the topology that belongs to a node."""
 
     node_id: Index
+    """The node it belongs to."""
     socket_id: Index | None = None
+    """Counted from 0."""
     die_id: Index | None = None
+    """Of the socket, counted from 0."""
     cluster_id: Index | None = None
+    """Of the die, counted from 0."""
     core_id: Index | None = None
+    """Of the cluster, counted from 0."""
     thread_id: Index | None = None
+    """Of the core, counted from 0."""
 
 
 class Numa(Config, frozen=True, kw_only=True):
     """All `--numa` options together."""
 
     nodes: tuple[NumaNode, ...] = msgspec.field(name="node", default=())
+    """Each with its CPUs and its memory."""
     distances: tuple[NumaDistance, ...] = msgspec.field(name="dist", default=())
+    """Between two nodes; what is left out is 20."""
     cpus: tuple[NumaCpu, ...] = msgspec.field(name="cpu", default=())
+    """CPUs by their place in the topology."""

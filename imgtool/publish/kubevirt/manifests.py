@@ -31,9 +31,11 @@ class Manifests(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """A machine for KubeVirt."""
 
     name: str
+    """The VirtualMachine's."""
     manifests: tuple[dict[str, Any], ...]
     """The DataVolumes, what Secrets and Service belong to it, then the VirtualMachine."""
     left_out: tuple[LeftOut, ...]
+    """Settings that KubeVirt does not have."""
     uploads: dict[str, str]
     """DataVolume → the file of this host that belongs into it: `virtctl image-upload dv NAME --image-path=FILE`."""
     attachments: tuple[str, ...]

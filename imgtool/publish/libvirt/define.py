@@ -32,12 +32,17 @@ class Defined(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What an export came to."""
 
     name: str
+    """The domain's."""
     xml: str
+    """The domain, as libvirt reads it."""
     left_out: tuple[LeftOut, ...]
+    """Settings that libvirt does not have."""
     volumes: tuple[Volume, ...] = ()
+    """The images in the storage pool; empty where they are used in place."""
     defined: str | None = None
     """The connection that has it now."""
     file: str | None = None
+    """The file that the XML was written to; None is none."""
 
 
 class DefineRequest:

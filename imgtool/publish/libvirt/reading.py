@@ -36,7 +36,9 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What a domain came to."""
 
     machine: Machine
+    """As a profile has it."""
     left_out: tuple[LeftOut, ...]
+    """What the domain has and a profile does not."""
 
 
 def read_domain(text: str) -> Imported:

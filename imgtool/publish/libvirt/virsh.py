@@ -32,9 +32,11 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     path: str
     """Where it came from, here."""
     name: str
+    """Its name in the pool."""
     volume: str
     """Its path there."""
     size: int
+    """Bytes of the file."""
     sent: bool
     """False: it was there."""
 

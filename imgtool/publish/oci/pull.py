@@ -44,9 +44,14 @@ _LONGEST_STEM = 64
 
 
 class PulledLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """One image of the chain, and where it came from."""
+
     path: str
+    """The image's file here."""
     digest: str
+    """Of the blob in the registry: `sha256:…`."""
     size: int
+    """Bytes of the blob."""
     state: LayerState
     """present: it was there. copied: from another folder of this host. fetched: from the registry."""
 
@@ -55,17 +60,23 @@ class Pulled(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What a pull came to."""
 
     reference: str
+    """What was pulled, by the name that was asked for."""
     digest: str
     """Of the manifest."""
     path: str
+    """The topmost image's file here."""
     format: str
+    """Its format, as QEMU calls it."""
     virtual_size: int
+    """Bytes of its disk."""
     content_digest: str | None
     """What the registry says a guest reads."""
     recipe_digest: str | None
+    """Of the recipe it was built by; None when the registry does not say."""
     layers: tuple[PulledLayer, ...]
     """The base first."""
     fetched_bytes: int
+    """How many came from the registry."""
 
 
 class _Item:

@@ -52,8 +52,12 @@ Progress = Callable[[float], None]
 
 
 class PushedLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """One image of the chain, and how the repository got it."""
+
     path: str
+    """The image's file here."""
     digest: str
+    """Of the blob: `sha256:…`."""
     size: int
     """Bytes of the blob."""
     state: State
@@ -64,13 +68,17 @@ class Pushed(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What a push came to."""
 
     reference: str
+    """The name it has in the registry."""
     digest: str
     """Of the manifest: `REPOSITORY@DIGEST` names this image for good."""
     layers: tuple[PushedLayer, ...]
     """The base first."""
     uploaded_bytes: int
+    """How many were sent."""
     content_digest: str | None
+    """The digest of what a guest reads of it; None when that is not known."""
     notes: tuple[str, ...] = ()
+    """What else is good to know, in words."""
 
 
 class PushRequest:

@@ -58,23 +58,32 @@ class ConfigLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omi
     """One image of the chain."""
 
     digest: str
+    """Of its blob: `sha256:…`."""
     format: str
+    """As QEMU calls it."""
     virtual_size: int
+    """Bytes of its disk."""
     parent: str | None = None
     """The digest of the layer beneath; None at the base."""
     content_digest: str | None = None
+    """The digest of what a guest reads of it; None when that is not known."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omit_defaults=True):
     """What an image in a registry is; the same for the same image, whoever pushes it from wherever."""
 
     schema: Literal[1]
+    """The version of this document."""
     format: str
+    """Of the topmost image, as QEMU calls it."""
     virtual_size: int
+    """Bytes of the disk."""
     layers: tuple[ConfigLayer, ...]
     """The base first."""
     content_digest: str | None = None
+    """The digest of what a guest reads; None when that is not known."""
     recipe_digest: str | None = None
+    """Of the recipe it was built by; None for another image."""
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):

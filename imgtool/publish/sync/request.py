@@ -30,24 +30,33 @@ _MOST_STRETCHES = 400
 
 
 class SyncedImage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """One image, here and there."""
+
     path: str
+    """The image here."""
     name: str
     """Below the folder there."""
     digest: str
     """Of its bytes there."""
     size: int
+    """Bytes of the file."""
     state: State
+    """present: it was there. sent: it was copied."""
     sent_bytes: int = 0
+    """How many were sent; less than `size` where a part was there or is zeros."""
 
 
 class Synced(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What a sync came to."""
 
     host: str
+    """The other host, as ssh calls it."""
     folder: str
+    """The folder there."""
     images: tuple[SyncedImage, ...]
     """Each after what it stands on."""
     sent_bytes: int
+    """How many were sent of all images."""
 
 
 class SyncRequest:
