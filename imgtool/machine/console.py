@@ -19,6 +19,10 @@ How = Literal["left", "ended", "quiet"]
 QUIET = 2.0
 """Seconds without a word from the guest after which nothing more is expected when all input was sent."""
 
+AS_EVER = b"\x1b[0m\x1b[?7h\x1b[?25h"
+"""No colour, long lines wrapped, the cursor shown. SeaBIOS turns wrapping off and nobody turns it on again; a guest
+that ends in the midst of an editor leaves the others so."""
+
 HELP = b"\r\nC-a x  leave the console, the VM runs on\r\nC-a C-a  send C-a\r\nC-a h  this help\r\n"
 
 
@@ -53,9 +57,19 @@ class Keys:
 
 
 @contextmanager
-def restored(fd: int) -> Iterator[None]:
-    """Within, others may do to the terminal at `fd` what they like; afterwards it is as before. A descriptor that is
-    no terminal is left alone."""
+def restored(keyboard: int = 0, screen: int = 1) -> Iterator[None]:
+    """Within, others may do to the terminal at these descriptors what they like; afterwards it is as before. One that
+    is no terminal is left alone."""
+    with _modes_kept(keyboard):
+        try:
+            yield
+        finally:
+            if os.isatty(screen):
+                _write_all(screen, AS_EVER)
+
+
+@contextmanager
+def _modes_kept(fd: int) -> Iterator[None]:
     if not os.isatty(fd):
         yield
         return
@@ -69,9 +83,9 @@ def restored(fd: int) -> Iterator[None]:
 
 
 @contextmanager
-def raw(fd: int) -> Iterator[None]:
+def raw(fd: int, screen: int = 1) -> Iterator[None]:
     """Within, each key comes as it is typed and none is a signal."""
-    with restored(fd):
+    with restored(fd, screen):
         if os.isatty(fd):
             import termios
             import tty
@@ -91,7 +105,7 @@ def attach(path: str, *, stdin: int = 0, stdout: int = 1, quiet: float = QUIET) 
             port.connect(path)
         except OSError as error:
             raise MachineError(f"the serial console cannot be reached: {error.strerror}") from None
-        with raw(stdin):
+        with raw(stdin, stdout):
             return _join(port, stdin, stdout, quiet)
 
 

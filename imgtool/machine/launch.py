@@ -117,7 +117,7 @@ def run(
     however that happens: an exception (SIGTERM to imgtool, Ctrl-C without a terminal) ends QEMU first.
 
     `while_running` is called again and again, about ten times a second. CommandError when QEMU failed or crashed."""
-    with restored(0):
+    with restored():
         started = launch(plan, programs)
         process = started.process
         try:

@@ -59,6 +59,15 @@ class Port:
         self.listener.close()
 
 
+def _shown(master: int, slave: int) -> bytes:
+    """What was written to the terminal and not read yet."""
+    os.write(slave, b"$ ")
+    shown = b""
+    while not shown.endswith(b"$ "):
+        shown += os.read(master, 100)
+    return shown
+
+
 def test_a_console_joins_both_ways_and_is_left_by_ctrl_a_x(tmp_path: Path) -> None:
     port = Port(tmp_path / "s")
     master, slave = pty.openpty()
@@ -74,6 +83,7 @@ def test_a_console_joins_both_ways_and_is_left_by_ctrl_a_x(tmp_path: Path) -> No
     thread.join(10)
     assert answers == ["left"]
     assert termios.tcgetattr(slave) == before
+    assert b"\x1b[?7h" in _shown(master, slave)
     port.close()
     os.close(master)
     os.close(slave)
@@ -119,7 +129,7 @@ def test_a_terminal_is_as_before_whatever_happened_to_it() -> None:
     before = termios.tcgetattr(slave)
 
     def spoil() -> None:
-        with restored(slave), raw(slave):
+        with restored(slave, slave), raw(slave, slave):
             assert termios.tcgetattr(slave) != before
             raise KeyboardInterrupt
 
@@ -130,6 +140,17 @@ def test_a_terminal_is_as_before_whatever_happened_to_it() -> None:
     os.close(slave)
 
 
+def test_lines_wrap_again_after_a_guest_that_turned_that_off() -> None:
+    """SeaBIOS does. A shell then writes the rest of a long command over its last column."""
+    master, slave = pty.openpty()
+    with restored(slave, slave):
+        os.write(slave, b"\x1b[?7l")
+    assert b"\x1b[?7h" in _shown(master, slave).partition(b"\x1b[?7l")[2]
+    os.close(master)
+    os.close(slave)
+
+
 def test_what_is_no_terminal_is_left_alone(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("wb") as file, raw(file.fileno()):
+    with (tmp_path / "file").open("wb") as file, raw(file.fileno(), file.fileno()):
         file.write(b"x")
+    assert (tmp_path / "file").read_bytes() == b"x"
