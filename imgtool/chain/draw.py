@@ -32,7 +32,7 @@ class Line(NamedTuple):
     prefix: str
     image: Image | None = None
     name: str = ""
-    """How the image is called here: relative to its parent's directory, printable."""
+    """How the image is called here, printable."""
     role: str = ""
     """`data-file` where the image stands beside its owner as its data file; `again` where it was drawn before."""
     finding: Finding | None = None
@@ -50,8 +50,8 @@ class _Waiting(NamedTuple):
 
 
 def tree(graph: Graph, *, style: Style = BOXES, start: str = "") -> Iterator[Line]:
-    """The lines of the forest, a root first, its children below it. Names of roots are relative to the directory
-    `start`, where they lie below it."""
+    """The lines of the forest, a root first, its children below it. A name is relative to the directory `start` where
+    image and parent lie below it, and below a parent elsewhere to the parent's own directory; else it is absolute."""
     by_path = {image.path: image for image in graph.images}
     data_files = _data_files(graph, by_path)
     drawn: set[str] = set()
@@ -72,6 +72,7 @@ def tree(graph: Graph, *, style: Style = BOXES, start: str = "") -> Iterator[Lin
             if image.path in data_files and not here.role:
                 below.insert(0, (data_files[image.path], "data-file"))
             hidden = image.other_children or 0
+            beside = start if _lies_below(image.path, start) else os.path.dirname(image.path)
             side = indent + (style.through if below or hidden else style.blank)
             for found in image.findings:
                 yield Line(side, finding=found)
@@ -83,7 +84,7 @@ def tree(graph: Graph, *, style: Style = BOXES, start: str = "") -> Iterator[Lin
                 waiting.append(
                     _Waiting(
                         child,
-                        os.path.dirname(image.path),
+                        beside,
                         indent[: MAX_INDENT * 3] if deep else indent,
                         mark,
                         here.depth + 1,
@@ -94,9 +95,13 @@ def tree(graph: Graph, *, style: Style = BOXES, start: str = "") -> Iterator[Lin
 
 def relative(path: str, directory: str) -> str:
     """`path` for people: relative to `directory` where it lies there or below, printable."""
-    if directory and path.startswith(directory.rstrip("/") + "/"):
+    if _lies_below(path, directory):
         path = path[len(directory.rstrip("/")) + 1 :]
     return printable(path)
+
+
+def _lies_below(path: str, directory: str) -> bool:
+    return bool(directory) and path.startswith(directory.rstrip("/") + "/")
 
 
 def to_dot(graph: Graph) -> str:

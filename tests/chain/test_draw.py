@@ -55,6 +55,28 @@ def test_the_base_is_the_root_and_overlays_are_its_branches() -> None:
     ]
 
 
+def test_a_name_under_the_directory_can_be_typed_there_wherever_its_parent_lies() -> None:
+    graph = graph_of(
+        {
+            "/s/bases/base": None,
+            "/s/web": "/s/bases/base",
+            "/s/bases/web": "/s/bases/base",
+            "/other/base": None,
+            "/other/web": "/other/base",
+            "/s/far": "/other/base",
+        },
+        ["/other/base", "/s/bases/base"],
+    )
+    assert picture(graph, start="/s") == [
+        "/other/base",
+        "├─ web",
+        "└─ /s/far",
+        "bases/base",
+        "├─ web",
+        "└─ bases/web",
+    ]
+
+
 def test_a_tree_can_be_drawn_in_ascii() -> None:
     assert picture(FOREST, style=ASCII)[1:4] == ["/s/base", "|- a", "|  |- a1"]
 
