@@ -86,3 +86,17 @@ image they concern. `chain show` tells what concerns the graph, `chain verify` a
 def finding(code: str, message: str) -> Finding:
     """A finding of a kind that the table knows; the severity is the table's."""
     return Finding(code, KINDS[code].severity, message)
+
+
+MENDED = (
+    "unfinished-change",
+    "leftover",
+    "backing-format-missing",
+    "backing-format-wrong",
+    "missing-parent",
+    "parent-written",
+    "parent-copied",
+    "leaks",
+    "dirty",
+)
+"""The kinds that `chain repair` can mend, some of them not in every case."""

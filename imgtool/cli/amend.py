@@ -42,7 +42,7 @@ from imgtool.image.qapi_json import to_builtins
     "  imgtool amend -f qcow2 -o help"
 )
 @file_argument(required=False)
-@options_option("The options to change; -o help lists them.")
+@options_option("The options to change; -o help lists them.", words="amended_options")
 @format_option()
 @cache_option("The cache mode for writing.  [default: writeback]")
 @image_opts_option

@@ -74,7 +74,9 @@ class BuildCommand(click.Command):
 @click.option("--explain", is_flag=True, help="Like --plan, naming the exact inputs that changed.")
 @click.option("--dry-run", is_flag=True, help="The same as --plan.")
 @click.option("--no-cache", is_flag=True, help="Rebuild every layer.")
-@click.option("--from-layer", metavar="NAME", help="Rebuild this layer and those after it.")
+@click.option(
+    "--from-layer", type=Word("recipe_layers"), metavar="NAME", help="Rebuild this layer and those after it."
+)
 @click.option(
     "--on-error",
     type=click.Choice(["clean", "keep", "shell"]),

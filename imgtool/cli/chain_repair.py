@@ -18,7 +18,7 @@ from imgtool.cli.context import (
     progress_option,
     quiet_option,
 )
-from imgtool.cli.options import file_argument, force_option
+from imgtool.cli.options import Word, file_argument, force_option
 
 if TYPE_CHECKING:
     from imgtool.operations.anchor import Anchored
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 )
 @file_argument("images", metavar="IMAGE|DIR…", nargs=-1)
 @stores_option
-@click.option("--only", metavar="CODE", multiple=True, help="Repair only defects with this code. May be repeated.")
+@click.option(
+    "--only",
+    type=Word("defects"),
+    metavar="CODE",
+    multiple=True,
+    help="Repair only defects with this code. May be repeated.",
+)
 @click.option("--deep", is_flag=True, help="Look as `chain verify --deep` does.")
 @progress_option
 @quiet_option

@@ -39,6 +39,7 @@ from imgtool.cli.options import (
     FILE_NAME,
     FORMAT,
     SIZE,
+    SNAPSHOT,
     cache_option,
     file_argument,
     force_option,
@@ -92,7 +93,9 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
     help="Compress the data (qcow2, qcow, vmdk). A qcow2 uses zstd, which needs QEMU 5.1 to read, unless -o "
     "says otherwise.",
 )
-@click.option("-l", "--snapshot", metavar="SNAPSHOT", help="Copy this internal snapshot, by name or ID.")
+@click.option(
+    "-l", "--snapshot", type=SNAPSHOT, metavar="SNAPSHOT", help="Copy this internal snapshot, by name or ID."
+)
 @click.option("-S", "--sparse-size", type=SIZE, metavar="SIZE", help="The shortest run of zeros left out.")
 @click.option("-m", "--num-coroutines", type=click.IntRange(1, 16), metavar="N", help="Work on N parts at once.")
 @click.option(

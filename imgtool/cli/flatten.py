@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     metavar="FORMAT",
     help="With --to: the format of NEW.  [default: IMAGE's]",
 )
-@options_option("With --to: options of that format, as in qemu-img create.")
+@options_option("With --to: options of that format, as in qemu-img create.", words="flattened_options")
 @click.option("-c", "--compress", is_flag=True, help="With --to: compress the data.")
 @format_option()
 @store_option

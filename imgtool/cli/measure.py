@@ -12,6 +12,7 @@ from imgtool.cli.images import explained, open_image, print_option_help, qemu_im
 from imgtool.cli.options import (
     FORMAT,
     SIZE,
+    SNAPSHOT,
     file_argument,
     force_share_option,
     format_option,
@@ -41,7 +42,9 @@ from imgtool.image.qapi_json import to_builtins
 @format_option()
 @click.option("-O", "--target-format", type=FORMAT, metavar="FORMAT", help="The new image's format.  [default: raw]")
 @options_option("The target format's own options; -o help lists them.")
-@click.option("-l", "--snapshot", metavar="SNAPSHOT", help="For this internal snapshot, by name or ID.")
+@click.option(
+    "-l", "--snapshot", type=SNAPSHOT, metavar="SNAPSHOT", help="For this internal snapshot, by name or ID."
+)
 @force_share_option()
 @image_opts_option
 @object_option

@@ -69,6 +69,7 @@ class Word(StrType):
 FILE_NAME = FileName()
 SIZE = Size()
 FORMAT = Word("formats")
+SNAPSHOT = Word("snapshots")
 
 
 def file_argument(
@@ -175,8 +176,10 @@ def source_cache_option(command: F) -> F:
     )(command)
 
 
-def options_option(text: str) -> Callable[[F], F]:
-    return click.option("-o", "--options", "options", metavar="NAME=VALUE,…", multiple=True, help=text)
+def options_option(text: str, *, words: str = "created_options") -> Callable[[F], F]:
+    """`-o`; shells complete it by the function `words` of `imgtool.cli.words`."""
+    kind = Word(words)
+    return click.option("-o", "--options", "options", type=kind, metavar="NAME=VALUE,…", multiple=True, help=text)
 
 
 def force_option(text: str) -> Callable[[F], F]:

@@ -61,7 +61,7 @@ def overlay() -> None:
 @click.option("--absolute", is_flag=True, help="Name BASE by its absolute path, not relative to the overlay.")
 @click.option("--size", type=SIZE, metavar="SIZE", help="The size of its disk.  [default: that of BASE]")
 @second_format_option("backing-format", "The format of BASE; without it, its header decides.")
-@options_option("Options of the qcow2 format, as in qemu-img create.")
+@options_option("Options of the qcow2 format, as in qemu-img create.", words="overlay_options")
 @click.option("--allow-smaller", is_flag=True, help="Allow the overlay's disk to be smaller than that of BASE.")
 @click.option("--no-anchor", is_flag=True, help="Do not record in the overlay what BASE is now.")
 @force_option("Create it even while something writes to BASE, or if the chain is deep.")

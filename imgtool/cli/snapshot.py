@@ -20,6 +20,7 @@ from imgtool.cli.images import (
     touched,
 )
 from imgtool.cli.options import (
+    SNAPSHOT,
     file_argument,
     force_option,
     force_share_option,
@@ -55,9 +56,13 @@ Snapshots = list[SnapshotInfo]
 @click.option("-l", "--list", "list_", is_flag=True, help="List the snapshots (the default action).")
 @click.option("-c", "--create", metavar="NAME", help="Save the disk's current state under this name.")
 @click.option(
-    "-a", "--apply", metavar="SNAPSHOT", help="Revert the disk to this snapshot; its current state is lost."
+    "-a",
+    "--apply",
+    type=SNAPSHOT,
+    metavar="SNAPSHOT",
+    help="Revert the disk to this snapshot; its current state is lost.",
 )
-@click.option("-d", "--delete", metavar="SNAPSHOT", help="Delete this snapshot.")
+@click.option("-d", "--delete", type=SNAPSHOT, metavar="SNAPSHOT", help="Delete this snapshot.")
 @format_option()
 @force_share_option("List the snapshots even while a virtual machine writes the image. Always on.")
 @image_opts_option

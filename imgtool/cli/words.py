@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from click import Context
+from click import Argument, Context
 from click.shell_completion import CompletionItem
+
+from imgtool.image.names import printable
 
 if TYPE_CHECKING:
     import msgspec
 
+    from imgtool.chain.graph import Image
+    from imgtool.qemu.option_words import Options
+
 _WAITS = ("running", "ssh", "agent", "cloud-init", "serial:")
+
+_PLAIN = re.compile(r"[A-Za-z0-9_@%+.,/][A-Za-z0-9_@%+.,/-]*")
+"""What no shell divides or expands, and no command takes for an option."""
 
 FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc", "qed", "qcow", "luks", "parallels")
 
@@ -79,6 +89,67 @@ def network(_: Context, incomplete: str) -> list[CompletionItem]:
     return _keys_and_values(kind, before, part) if kind is not None else []
 
 
+def created_options(ctx: Context, incomplete: str) -> list[CompletionItem]:
+    """`-o` of a command that makes an image in the format that it names."""
+    from imgtool.qemu.option_words import CREATED
+
+    name = "target_format" if "target_format" in ctx.params else "format_"
+    return _options(CREATED.get(ctx.params.get(name) or "raw", {}), incomplete)
+
+
+def flattened_options(ctx: Context, incomplete: str) -> list[CompletionItem]:
+    """`-o` of `chain flatten --to`, whose format is the image's unless it names one."""
+    from imgtool.qemu.option_words import CREATED
+
+    return _options(CREATED.get(ctx.params.get("output_format") or _format_of(ctx) or "", {}), incomplete)
+
+
+def overlay_options(_: Context, incomplete: str) -> list[CompletionItem]:
+    """`-o` of `overlay new`"""
+    from imgtool.qemu.option_words import CREATED
+
+    return _options(CREATED["qcow2"], incomplete)
+
+
+def amended_options(ctx: Context, incomplete: str) -> list[CompletionItem]:
+    """`-o` of `amend`"""
+    from imgtool.qemu.option_words import AMENDED
+
+    return _options(AMENDED.get(ctx.params.get("format_") or _format_of(ctx) or "qcow2", {}), incomplete)
+
+
+def snapshots(ctx: Context, incomplete: str) -> list[CompletionItem]:
+    """The internal snapshots of the images before the cursor: by ID, where a shell would have to quote the name."""
+    words = {}
+    for image in _images(ctx):
+        for one in image.snapshots:
+            word = one.name if _PLAIN.fullmatch(one.name) else one.id
+            if _PLAIN.fullmatch(word):
+                words[word] = printable(one.name)
+    return [CompletionItem(word, help=name) for word, name in words.items() if word.startswith(incomplete)]
+
+
+def defects(_: Context, incomplete: str) -> list[CompletionItem]:
+    """`chain repair --only`"""
+    from imgtool.chain.findings import KINDS, MENDED
+
+    return [CompletionItem(code, help=KINDS[code].meaning) for code in MENDED if code.startswith(incomplete)]
+
+
+def recipe_layers(ctx: Context, incomplete: str) -> list[CompletionItem]:
+    """`build --from-layer`"""
+    import tomllib
+
+    names = []
+    for path in filter(os.path.isfile, _arguments(ctx)):
+        try:
+            with open(path, "rb") as file:
+                names += [layer.get("name") for layer in tomllib.load(file).get("layer", ())]
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue
+    return _beginning(incomplete, (name for name in names if isinstance(name, str)))
+
+
 def secret(_: Context, incomplete: str) -> list[CompletionItem]:
     """`--secret NAME=FILE`"""
     name, equals, file = incomplete.partition("=")
@@ -109,6 +180,39 @@ def _values(key: str, kind: Any) -> Iterable[str]:
         return ("on", "off")
     known = {"format": lambda: FORMATS, "net": _network_names}.get(key, tuple)
     return known()
+
+
+def _options(known: Options, incomplete: str) -> list[CompletionItem]:
+    before, part = _last_part(incomplete)
+    key, equals, value = part.partition("=")
+    if equals:
+        return _beginning(value, known.get(key, ()), f"{before}{key}=")
+    return _beginning(part, [f"{name}=" for name in known] + ["help"] * (not before), before)
+
+
+def _format_of(ctx: Context) -> str | None:
+    return next((image.format for image in _images(ctx)), None)
+
+
+def _images(ctx: Context) -> Iterator[Image]:
+    """The images among the words before the cursor, by their headers alone."""
+    from imgtool.chain.look import Looker
+
+    looker = Looker()
+    for word in _arguments(ctx):
+        image, _ = looker.at(os.path.abspath(word))
+        if image.format is not None:
+            yield image
+
+
+def _arguments(ctx: Context) -> list[str]:
+    """The words before the cursor that are no options, as the shell will have them. click leaves them in `args` when
+    the word at the cursor is the value of an option before it."""
+    found = list(ctx.args)
+    for param in ctx.command.params:
+        if isinstance(param, Argument) and (value := ctx.params.get(param.name or "")) is not None:
+            found += value if isinstance(value, tuple) else [value]
+    return [os.path.expanduser(str(word)) for word in found]
 
 
 def _network_names() -> list[str]:

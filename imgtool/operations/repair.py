@@ -85,7 +85,7 @@ class RepairRequest:
         images, commands, notes = [], [], []
         for defect in self.wanted:
             assert defect.path is not None
-            images.append(Touched(path=defect.path, action=_ACTIONS[defect.code]))
+            images.append(Touched(path=defect.path, action=ACTIONS[defect.code]))
             notes.append(f"{defect.code}: {printable(defect.path)}: {defect.message}")
             if defect.code in ("leaks", "dirty"):
                 how: img_argv.Repair = "leaks" if defect.code == "leaks" else "all"
@@ -164,7 +164,7 @@ class RepairRequest:
         return f"{fixed or 0} leaked clusters given back" if code == "leaks" else "its reference counts are right"
 
 
-_ACTIONS: dict[str, Action] = {
+ACTIONS: dict[str, Action] = {
     "unfinished-change": "write",
     "leftover": "delete",
     "backing-format-missing": "write",
@@ -175,6 +175,7 @@ _ACTIONS: dict[str, Action] = {
     "leaks": "replace",
     "dirty": "replace",
 }
+"""Code of a defect that can be mended (`imgtool.chain.findings.MENDED`) → what that does to the image."""
 
 
 def _refuse_written(image: Image) -> None:

@@ -14,8 +14,10 @@ import pexpect
 import pytest
 
 from imgtool.build.store import MANIFEST, Manifest
+from imgtool.chain.findings import MENDED
 from imgtool.cli import words
 from imgtool.machine.nets import store
+from imgtool.operations.repair import ACTIONS
 from tests.cli.conftest import Imgtool
 from tests.conftest import Images
 
@@ -73,6 +75,20 @@ def test_each_shell_completes_what_stands_at_the_cursor(complete: Complete, imag
     assert complete("imgtool boot --drive file=x,if=v") == ["imgtool", "boot", "--drive", "file=x,if=virtio"]
     assert complete("imgtool boot --network us") == ["imgtool", "boot", "--network", "user"]
     assert complete("imgtool build --secret TOKEN=us") == ["imgtool", "build", "--secret", "TOKEN=us er.yaml"]
+    images.base("disk.qcow2")
+    images.qemu_img("snapshot", "-c", "before-upgrade", images / "disk.qcow2")
+    line = ["imgtool", "snapshot", "disk.qcow2", "-d", "before-upgrade"]
+    assert complete("imgtool snapshot disk.qcow2 -d be") == line
+    create = ["imgtool", "create", "-f", "qcow2", "-o"]
+    assert complete("imgtool create -f qcow2 -o compr") == [*create, "compression_type="]
+    assert complete("imgtool create -f qcow2 -o nocow=on,compat=1") == [*create, "nocow=on,compat=1.1"]
+    assert complete("imgtool chain repair --only missing") == [
+        "imgtool",
+        "chain",
+        "repair",
+        "--only",
+        "missing-parent",
+    ]
 
 
 def candidates(imgtool: Imgtool, line: str, layers: str = "") -> list[str]:
@@ -97,6 +113,55 @@ def test_words_that_an_option_knows_are_completed(imgtool: Imgtool) -> None:
         "file=x,snapshot=on",
         "file=x,snapshot=off",
     ]
+
+
+def test_options_of_formats_are_completed(imgtool: Imgtool, images: Images) -> None:
+    images.base("disk.qcow2")
+    assert candidates(imgtool, "imgtool create -o ") == ["preallocation=", "nocow=", "extent_size_hint=", "help"]
+    assert candidates(imgtool, "imgtool convert -f raw -O vmdk -o subformat=mono") == [
+        "subformat=monolithicSparse",
+        "subformat=monolithicFlat",
+    ]
+    assert candidates(imgtool, "imgtool measure -O qcow2 -o compat=1.1,data_") == [
+        "compat=1.1,data_file=",
+        "compat=1.1,data_file_raw=",
+    ]
+    assert candidates(imgtool, "imgtool overlay new base.qcow2 -o ext") == ["extended_l2=", "extent_size_hint="]
+    assert candidates(imgtool, f"imgtool amend {images / 'disk.qcow2'} -o la") == ["lazy_refcounts="]
+    assert candidates(imgtool, "imgtool amend -f luks -o state=") == ["state=active", "state=inactive"]
+    assert candidates(imgtool, f"imgtool chain flatten {images / 'disk.qcow2'} --to x -o com") == [
+        "compat=",
+        "compression_type=",
+    ]
+    assert candidates(imgtool, "imgtool create -f nosuch -o ") == ["help"]
+
+
+def test_internal_snapshots_are_completed_for_the_image_on_the_line(imgtool: Imgtool, images: Images) -> None:
+    disk = images.base("disk.qcow2")
+    for name in ("before", "after work", "-x", "be\x1b\n"):
+        images.qemu_img("snapshot", "-c", name, disk)
+    os.mkfifo(images / "pipe.qcow2")
+    # a name that a shell would divide or a command take for an option is offered by its ID
+    assert candidates(imgtool, f"imgtool snapshot {disk} -d ") == ["before", "2", "3", "4"]
+    assert candidates(imgtool, f"imgtool snapshot {disk} --apply=be") == ["--apply=before"]
+    assert candidates(imgtool, f"imgtool measure {disk} -O raw -l be") == ["before"]
+    assert candidates(imgtool, f"imgtool convert {images / 'pipe.qcow2'} {disk} -l be") == ["before"]
+    assert candidates(imgtool, f"imgtool snapshot {images / 'pipe.qcow2'} -d ") == []
+    assert candidates(imgtool, f"imgtool snapshot {images / 'gone.qcow2'} -d ") == []
+    assert candidates(imgtool, "imgtool snapshot -d ") == []
+
+
+def test_defects_that_can_be_repaired_are_completed(imgtool: Imgtool) -> None:
+    assert candidates(imgtool, "imgtool chain repair . --only le") == ["leftover", "leaks"]
+    assert set(MENDED) == set(ACTIONS)
+
+
+def test_layers_of_the_recipe_are_completed(imgtool: Imgtool, tmp_path: Path) -> None:
+    recipe = tmp_path / "web.toml"
+    recipe.write_text('[[layer]]\nname = "packages"\n[[layer]]\nname = "sealed"\n[[layer]]\nrun = ["x"]\n')
+    assert candidates(imgtool, f"imgtool build {recipe} --from-layer ") == ["packages", "sealed"]
+    recipe.write_text("[[layer]\n")
+    assert candidates(imgtool, f"imgtool build {recipe} --from-layer ") == []
 
 
 def seal_layers(folder: Path, *names: str) -> None:
