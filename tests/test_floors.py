@@ -163,9 +163,10 @@ def test_what_info_does_not_use_is_not_imported(tmp_path: Path) -> None:
     )
 
 
-def test_what_boot_does_not_use_is_not_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", [["--network", "none"], []])
+def test_what_boot_does_not_use_is_not_imported(tmp_path: Path, network: list[str]) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(65536))
-    found = imported("boot", str(image), "--accel", "tcg", "--network", "none", "--dry-run")
+    found = imported("boot", str(image), "--accel", "tcg", *network, "--dry-run")
     assert "imgtool.machine.plan" in found
-    assert found & (HEAVY | {"hashlib", "tempfile", "shutil", "socket", "imgtool.qemu.qemu_img"}) == set()
+    assert found & (HEAVY | {"hashlib", "json", "tempfile", "shutil", "socket", "imgtool.qemu.qemu_img"}) == set()

@@ -26,7 +26,7 @@ CONSOLE = [
 ]
 USER = [
     *("-netdev", '{"type":"user","id":"net0"}'),
-    *("-device", '{"driver":"virtio-net-pci","id":"nic0","netdev":"net0","mac":"52:54:00:c7:75:7c"}'),
+    *("-device", '{"driver":"virtio-net-pci","id":"nic0","netdev":"net0","mac":"52:54:00:ef:ca:d9"}'),
 ]
 
 
@@ -332,7 +332,7 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
             drives=[*A, "-device", '{"driver":"virtio-blk-device","id":"drive0","drive":"drive0"}'],
             networks=[
                 *("-netdev", '{"type":"user","id":"net0"}', "-device"),
-                '{"driver":"virtio-net-device","id":"nic0","netdev":"net0","mac":"52:54:00:c7:75:7c"}',
+                '{"driver":"virtio-net-device","id":"nic0","netdev":"net0","mac":"52:54:00:ef:ca:d9"}',
             ],
             display=["-display", "none"],
             devices=[
@@ -349,7 +349,7 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
             cpu=["-smp", "cpus=1,maxcpus=1,sockets=1,cores=1,threads=1"],
             networks=[
                 *("-netdev", '{"type":"user","id":"net0"}', "-device"),
-                '{"driver":"ne2k_isa","id":"nic0","netdev":"net0","mac":"52:54:00:c7:75:7c"}',
+                '{"driver":"ne2k_isa","id":"nic0","netdev":"net0","mac":"52:54:00:ef:ca:d9"}',
             ],
         ),
     ),

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.guests import BOOT_SECONDS
+
 INIT = """
 import os, subprocess, sys, threading, time
 threading.Thread(target=lambda: os._exit(len(sys.stdin.read())), daemon=True).start()
@@ -123,7 +125,7 @@ class Lab:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=BOOT_SECONDS,
             check=False,
         )
         return Done(done.returncode, done.stdout, done.stderr)
