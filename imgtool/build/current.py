@@ -12,6 +12,7 @@ from imgtool.build.keys import plain
 from imgtool.build.memory import identity
 from imgtool.build.recipe import Loaded, Output
 from imgtool.build.records import Record
+from imgtool.qemu.img_types import OptionValue
 
 MANIFEST_SUFFIX = ".manifest.json"
 
@@ -51,6 +52,15 @@ def compression_of(output: Output) -> str:
     if output.compression is not None:
         return output.compression
     return "zstd" if output.format == "qcow2" else "none"
+
+
+def options_of(output: Output) -> dict[str, OptionValue]:
+    """qemu-img's `-o` for it: the recipe's, and what its compression takes."""
+    options: dict[str, OptionValue] = dict(output.options)
+    compression = compression_of(output)
+    if output.format == "qcow2" and compression in ("zstd", "zlib"):
+        options.setdefault("compression_type", compression)
+    return options
 
 
 def is_thin(output: Output) -> bool:

@@ -155,7 +155,7 @@ class _Build:
         self.looked_ahead = False
 
     def run(self) -> Built:
-        check_output(self.loaded, self.inputs.base, self.tools.qemu_img.programs)
+        check_output(self.loaded, self.inputs.base, self.tools.qemu_img)
         try:
             layers, top = self._layers()
             made, manifest = self._result(layers, top)

@@ -164,7 +164,7 @@ def why_missed(inputs: Inputs, number: int, found: KeyDocument, *, forced: bool,
 def make_plan(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg, choice: Choice) -> BuildPlan:
     """The plan as it is now; changes nothing. Raises what a build would before its first step."""
     inputs = gather(loaded, store, memory, qemu_img)
-    check_output(loaded, inputs.base, qemu_img.programs)
+    check_output(loaded, inputs.base, qemu_img)
     planned: list[PlannedLayer] = []
     parent: str | None = inputs.base.content
     for number, layer in enumerate(loaded.recipe.layers):

@@ -12,7 +12,7 @@ import msgspec
 
 from imgtool._version import __version__
 from imgtool.build.base import Base
-from imgtool.build.current import MANIFEST_SUFFIX, compression_of, is_thin, made_of
+from imgtool.build.current import MANIFEST_SUFFIX, compression_of, is_thin, made_of, options_of
 from imgtool.build.guest import Start, Starter, kinds_used
 from imgtool.build.layers import Ground
 from imgtool.build.memory import file_sha256, identity
@@ -30,7 +30,6 @@ from imgtool.operations.anchoring import add_anchor
 from imgtool.operations.copying import copy_file
 from imgtool.operations.overlay import reference_to
 from imgtool.qemu.img_base import rename_in
-from imgtool.qemu.img_types import OptionValue
 from imgtool.qemu.qemu_img import QemuImg
 from imgtool.qemu.replace import replacing
 
@@ -173,10 +172,6 @@ def _check(making: Making) -> None:
 
 
 def _convert(making: Making, output: Output, hidden: str) -> None:
-    options: dict[str, OptionValue] = dict(output.options)
-    compression = compression_of(output)
-    if output.format == "qcow2" and compression in ("zstd", "zlib"):
-        options.setdefault("compression_type", compression)
     thin = is_thin(output)
     folder = os.path.dirname(output.path)
     making.qemu_img.convert(
@@ -186,8 +181,8 @@ def _convert(making: Making, output: Output, hidden: str) -> None:
         output_format=output.format,
         backing=reference_to(making.base.path, folder) if thin else None,
         backing_format=making.base.format if thin else None,
-        options=options,
-        compressed=compression != "none",
+        options=options_of(output),
+        compressed=compression_of(output) != "none",
         cache="writeback",  # it is read again, to be proved
         overwrite=True,
     )

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 
-from imgtool.build.base import Base
+from imgtool.build.base import Base, disk_size
+from imgtool.build.current import compression_of, options_of
 from imgtool.build.keys import PLACES
 from imgtool.build.recipe import Loaded, Output
-from imgtool.errors import ConfigError, RefusedError
+from imgtool.errors import CommandError, ConfigError, RefusedError
 from imgtool.image.links import is_below
 from imgtool.image.names import printable
 from imgtool.qemu.img_help import option_help
-from imgtool.qemu.programs import Programs
+from imgtool.qemu.img_types import OptionValue
+from imgtool.qemu.qemu_img import QemuImg
 
 
-def check_output(loaded: Loaded, base: Base, programs: Programs) -> None:
+def check_output(loaded: Loaded, base: Base, qemu_img: QemuImg) -> None:
     """ConfigError, with the line, when the output cannot be made there, or would replace what the recipe needs."""
     output = loaded.recipe.output
     if output is None:
@@ -30,7 +33,7 @@ def check_output(loaded: Loaded, base: Base, programs: Programs) -> None:
     for problem, path in _needed(loaded, base):
         if os.path.realpath(path) == place or is_below(place, path):
             raise _wrong(loaded, "path", problem, "give output.path another name")
-    _check_options(loaded, output, programs)
+    _check_options(loaded, output, base, qemu_img)
 
 
 def refuse_replacing(path: str, *, force: bool) -> None:
@@ -75,19 +78,78 @@ _ELSEWHERE = {
 """Options of qemu-img that a recipe says in its own words."""
 
 
-def _check_options(loaded: Loaded, output: Output, programs: Programs) -> None:
+def _check_options(loaded: Loaded, output: Output, base: Base, qemu_img: QemuImg) -> None:
+    if not output.options:
+        return
     for name in output.options:
         if name in _ELSEWHERE:
-            raise _wrong(loaded, "options", f"output.options cannot hold {name}", _ELSEWHERE[name])
-    known = option_help(programs, output.format) if output.options else {}
+            raise _wrong(loaded, "options", f"output.options cannot hold {name}", _ELSEWHERE[name], at=name)
+    known = option_help(qemu_img.programs, output.format)
     for name in output.options if known else ():
         if name not in known:
             from imgtool.machine.options.text import suggestion
 
             hint = suggestion(name, known)
-            raise _wrong(loaded, "options", f"{output.format} has no option {printable(name)!r}", hint)
+            raise _wrong(loaded, "options", f"{output.format} has no option {printable(name)!r}", hint, at=name)
+    _check_values(loaded, output, base, qemu_img, known)
 
 
-def _wrong(loaded: Loaded, key: str, message: str, hint: str | None = None) -> ConfigError:
-    line = loaded.line("output", key)
+def _check_values(loaded: Loaded, output: Output, base: Base, qemu_img: QemuImg, known: Mapping[str, str]) -> None:
+    """What values an option can have, qemu-img says only when it makes an image: it makes an empty one."""
+    options, compressed = options_of(output), compression_of(output) != "none"
+    with tempfile.TemporaryDirectory(prefix="imgtool-") as folder:
+        trial = _Trial(qemu_img, output.format, folder, disk_size(loaded, base))
+        together = trial.problem(options, compressed=compressed)
+        if together is None or trial.problem({}) is not None:
+            return  # what goes wrong without any option is for the build to say
+        for name, value in output.options.items():
+            alone = trial.problem({name: value})
+            if alone is not None:
+                message = f"{output.format} cannot have {printable(f'{name}={value}')}: {alone}"
+                raise _wrong(loaded, "options", message, known.get(name), at=name)
+        hint = "leave one out"
+        if trial.problem(output.options) is None:
+            hint = 'compression = "none" goes with them'
+            if output.format == "qcow2" and trial.problem(output.options, compressed=True) is None:
+                hint = 'compression = "zlib" goes with them'
+        raise _wrong(loaded, "options", f"{output.format} cannot have all that at once: {together}", hint)
+
+
+class _Trial:
+    """Images that are made as the output would be, of a disk that is empty."""
+
+    def __init__(self, qemu_img: QemuImg, format: str, folder: str, size: int) -> None:
+        self._qemu_img, self._format, self._size = qemu_img, format, size
+        self._source, self._target = os.path.join(folder, "source"), os.path.join(folder, "output")
+
+    def problem(self, options: Mapping[str, OptionValue], *, compressed: bool = False) -> str | None:
+        """Why qemu-img makes no such image, in its words; None when it does."""
+        size = _SMALL if any(name in options for name in _LARGE) else self._size
+        try:
+            self._qemu_img.create(self._source, size, format="qcow2", overwrite=True)
+            self._qemu_img.convert(
+                self._source,
+                self._target,
+                format="qcow2",
+                output_format=self._format,
+                options=options,
+                compressed=compressed,
+                cache="unsafe",
+                overwrite=True,
+            )
+        except CommandError as error:
+            words = printable(error.message)
+            for before in ("qemu-img: ", f"{self._target}: ", f"error while converting {self._format}: "):
+                words = words.removeprefix(before)
+            return words
+        return None
+
+
+_LARGE = ("preallocation", "static", "subformat")
+"""Options by which an empty image may take as much room as its disk; it is made of a small one then."""
+_SMALL = 1 << 20
+
+
+def _wrong(loaded: Loaded, key: str, message: str, hint: str | None = None, *, at: str | None = None) -> ConfigError:
+    line = loaded.line("output", key, *(() if at is None else (at,)))
     return ConfigError(f"{printable(loaded.path)}:{line}: {message}", hint=hint, path=loaded.path)

@@ -206,9 +206,10 @@ def test_a_layer_that_was_touched_or_removed_is_built_again_and_why_is_said(benc
 
 
 def test_an_output_that_cannot_be_made_is_called_by_its_name(bench: Bench) -> None:
-    recipe = RECIPE.replace('path = "web-1.qcow2"', 'path = "w.qcow2"\noptions = { preallocation = "metadata" }')
-    output = bench.folder / "w.qcow2"
-    with pytest.raises(CommandError, match="preallocation not supported") as caught:
+    recipe = RECIPE.replace('from = "base.qcow2"', 'from = "base.qcow2"\nsize = "3T"')
+    recipe = recipe.replace('path = "web-1.qcow2"', 'path = "w.vhd"\nformat = "vpc"')
+    output = bench.folder / "w.vhd"
+    with pytest.raises(CommandError, match="too large") as caught:
         bench.builder().build(bench.recipe(recipe))
     assert caught.value.path == str(output)
     assert f" stood for {output}" in caught.value.command
@@ -450,6 +451,12 @@ def test_an_output_never_replaces_its_own_base(bench: Bench) -> None:
         ('path = "site"', "is no file that an image could replace"),
         ('path = "web-1.qcow2"\noptions = { cluster_sise = "64k" }', "qcow2 has no option 'cluster_sise'"),
         ('path = "web-1.qcow2"\noptions = { backing_file = "base.qcow2" }', "cannot hold backing_file"),
+        (
+            'path = "web-1.qcow2"\noptions = { compat = "1.1", cluster_size = "3" }',
+            "qcow2 cannot have cluster_size=3: Cluster size must be a power of two",
+        ),
+        ('path = "w.vpc"\nformat = "vpc"\noptions = { subformat = "x" }', "vpc cannot have subformat=x: "),
+        ('path = "web-1.qcow2"\noptions = { compat = "0.10" }', "qcow2 cannot have all that at once: .*compression"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_any_work_also_by_the_plan(
@@ -465,6 +472,30 @@ def test_an_output_that_cannot_be_is_refused_before_any_work_also_by_the_plan(
             attempt(loaded)
     assert bench.behaviour.boots == 0
     assert (bench.folder / "web.toml").read_text() == text
+
+
+def test_a_value_that_an_option_cannot_have_is_said_with_its_line_and_what_it_can_be(bench: Bench) -> None:
+    options = 'path = "web-1.qcow2"\n[output.options]\nrefcount_bits = "16"\nlazy_refcounts = "maybe"'
+    text = RECIPE.replace('path = "web-1.qcow2"', options)
+    line = 1 + text[: text.index("lazy")].count("\n")
+    with pytest.raises(ConfigError, match=rf"web\.toml:{line}: qcow2 cannot have lazy_refcounts=maybe") as caught:
+        bench.builder().build(bench.recipe(text))
+    assert str(caught.value.hint).startswith("lazy_refcounts=<bool (on/off)>")
+    assert str(caught.value).count("qemu-img") == 0
+    for options, hint in (
+        ('compat = "0.10"', 'compression = "zlib" goes with them'),
+        ('preallocation = "metadata"', 'compression = "none" goes with them'),
+        ('compat = "0.10"\nrefcount_bits = "32"', "leave one out"),
+    ):
+        text = RECIPE.replace('path = "web-1.qcow2"', f'path = "web-1.qcow2"\n[output.options]\n{options}')
+        with pytest.raises(ConfigError, match="qcow2 cannot have all that at once: ") as caught:
+            bench.builder().build(bench.recipe(text))
+        assert caught.value.hint == hint
+    large = RECIPE.replace('from = "base.qcow2"', 'from = "base.qcow2"\nsize = "16T"')
+    large = large.replace('path = "web-1.qcow2"', 'path = "web-1.qcow2"\noptions = { cluster_size = "512" }')
+    with pytest.raises(ConfigError, match="qcow2 cannot have cluster_size=512: "):
+        bench.builder().build(bench.recipe(large))
+    assert bench.behaviour.boots == 0
 
 
 def test_an_input_that_is_wrong_is_said_with_its_line(bench: Bench) -> None:
