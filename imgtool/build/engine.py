@@ -111,7 +111,7 @@ class Builder:
         with trusting(self.tools.store, loaded):
             plan = make_plan(loaded, self.tools.store, self.tools.memory, self.tools.qemu_img, choice)
             if plan.output == "make" and loaded.recipe.output is not None:
-                refuse_replacing(loaded.recipe.output.path, force=self.tools.force)
+                refuse_replacing(loaded.recipe.output.path, layers=self.tools.store.root, force=self.tools.force)
         return plan
 
     def build(self, loaded: Loaded, choice: Choice = Choice()) -> Built:  # noqa: B008
@@ -264,7 +264,7 @@ class _Build:
         cannot be read, and for a secret that nobody gave; RefusedError for an output that must not be replaced."""
         self.looked_ahead = True
         if self.recipe.output is not None:
-            refuse_replacing(self.recipe.output.path, force=self.tools.force)
+            refuse_replacing(self.recipe.output.path, layers=self.tools.store.root, force=self.tools.force)
         for at in range(number, len(self.recipe.layers)):
             self.inputs.document(at, "", self.tools.memory)
             for name in self.recipe.layers[at].secrets:
@@ -303,7 +303,7 @@ class _Build:
 
         output = self.recipe.output
         assert output is not None
-        refuse_replacing(output.path, force=self.tools.force)
+        refuse_replacing(output.path, layers=self.tools.store.root, force=self.tools.force)
         ground: Ground = Ground.of_base(self.inputs.base)
         if layers:
             stand_on(self.store, layers[-1], self.inputs.base)

@@ -36,16 +36,22 @@ def check_output(loaded: Loaded, base: Base, qemu_img: QemuImg) -> None:
     _check_options(loaded, output, base, qemu_img)
 
 
-def refuse_replacing(path: str, *, force: bool) -> None:
-    """RefusedError when images stand on the one that a build would replace, unless `force`."""
+def refuse_replacing(path: str, *, layers: str, force: bool) -> None:
+    """RefusedError when images stand on the one that a build would replace, unless `force`. Layers in the store at
+    `layers` do not count: they are of recipes that start from it, and are made again from the new one."""
     if force or not os.path.exists(path):
         return
     from imgtool.chain.scan import scan
 
-    image = scan([path]).by_path().get(path)
-    if image is not None and image.children:
+    images = scan([path]).by_path()
+    above = [path]
+    for name in above:
+        children = images[name].children if name in images else ()
+        above += [child for child in children if child not in above]
+    broken = next((name for name in above[1:] if not is_below(name, layers)), None)
+    if broken is not None:
         raise RefusedError(
-            f"{printable(path)} is the backing file of {printable(image.children[0])}, which a new image would break",
+            f"{printable(broken)} stands on {printable(path)}, and a new image there would break it",
             hint="give the recipe another output.path, or --force to replace it anyway",
             path=path,
         )

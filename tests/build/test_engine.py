@@ -23,6 +23,7 @@ from imgtool.build.steps import StepFailed
 from imgtool.build.store import Store, decode
 from imgtool.build.watcher import Watcher
 from imgtool.errors import CommandError, ConfigError, ImageNotFoundError, RefusedError, UsageError
+from imgtool.operations.overlay import new_overlay
 from tests.build.conftest import Bench
 from tests.conftest import Images
 from tests.files import state_of
@@ -522,6 +523,11 @@ def test_a_recipe_can_start_from_another_ones_output(bench: Bench) -> None:
     assert cached(bench.builder().build(loaded)) == "cached"
     bench.recipe(RECIPE.replace("make d", "make e"), "web.toml")
     assert cached(bench.builder().build(loaded)) == "built"
+    layer = next(layer for layer in bench.store.layers() if layer.folder == built.layers[-1].folder)
+    new_overlay(layer.image, bench.folder / "mine.qcow2")
+    bench.recipe(RECIPE.replace("make d", "make f"), "web.toml")
+    with pytest.raises(RefusedError, match=r"mine\.qcow2 stands on .*web-1\.qcow2"):
+        bench.builder().build(loaded)
 
 
 def test_recipes_in_a_circle_are_refused(bench: Bench) -> None:
