@@ -170,3 +170,13 @@ def test_what_boot_does_not_use_is_not_imported(tmp_path: Path, network: list[st
     found = imported("boot", str(image), "--accel", "tcg", *network, "--dry-run")
     assert "imgtool.machine.plan" in found
     assert found & (HEAVY | {"hashlib", "json", "tempfile", "shutil", "socket", "imgtool.qemu.qemu_img"}) == set()
+
+
+@pytest.mark.parametrize("words", ["check", "map", "snapshot -l", "chain layers", "chain show"])
+def test_what_looking_at_an_image_does_not_need_is_not_imported(tmp_path: Path, words: str) -> None:
+    """hashlib is OpenSSL."""
+    image = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    found = imported(*words.split(), str(image), "--output", "json")
+    assert "imgtool.image.header" in found
+    assert found & (HEAVY | {"hashlib", "json", "random", "tempfile"}) == set()

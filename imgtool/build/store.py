@@ -24,7 +24,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -239,7 +238,7 @@ class Store:
     def work(self) -> Work:
         """A new work folder, held until `drop` or `publish`, or until this process ends."""
         with _said(self.root), self._changing():
-            name = f"{_WORK}{secrets.token_hex(6)}"
+            name = f"{_WORK}{os.urandom(6).hex()}"
             lock = self.path(".locks", name)
             fd = _open_lock(lock)
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -301,7 +300,7 @@ class Store:
     def remove(self, layer: Layer) -> None:
         """Takes a layer away in one step: half of it never shows. Called with the store `alone`."""
         with _said(layer.path):
-            grave = self.path(f"{_WORK}{secrets.token_hex(6)}")
+            grave = self.path(f"{_WORK}{os.urandom(6).hex()}")
             os.rename(layer.path, grave)
             shutil.rmtree(grave)
             with contextlib.suppress(FileNotFoundError):

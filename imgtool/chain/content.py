@@ -11,7 +11,6 @@ from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
 from imgtool.errors import RefusedError
 from imgtool.image.names import PathLike, printable
-from imgtool.qemu.digest import content_digest
 from imgtool.qemu.extents import Layer
 from imgtool.qemu.qemu_img import QemuImg
 
@@ -41,6 +40,8 @@ def digest_of(
 ) -> str:
     """The content digest (`imgtool1:…`, see `imgtool.qemu.digest`) of what a guest reads of `image` and its chain.
     Raises as `guard` and `content_digest` do."""
+    from imgtool.qemu.digest import content_digest
+
     chain = guard(image, format=format)
     size = chain[0].virtual_size
     assert size is not None, "what guard lets pass has been read"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import zlib
@@ -170,6 +169,8 @@ def _file_of(name: str | None) -> str | None:
     """The file under a name that QEMU spells as `json:{…}` because its backing file was given by hand."""
     if name is None or not name.startswith("json:"):
         return name
+    import json
+
     node: Any = json.loads(name.removeprefix("json:"))
     while isinstance(node, dict):
         node = node.get("filename") or node.get("file")

@@ -7,7 +7,6 @@ that these stand on.
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 
@@ -167,7 +166,7 @@ class CollectRequest:
         if not files:
             return Collected(id=None, files=(), kept=self.kept)
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        name = f"{stamp}-{secrets.token_hex(2)}"
+        name = f"{stamp}-{os.urandom(2).hex()}"
         box = os.path.join(self.directory, KEPT, name)
         manifest = Quarantined(id=name, directory=self.directory, made=time.time(), files=files)
         allow_open_files(len(files))

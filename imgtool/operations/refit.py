@@ -4,7 +4,6 @@ its internal snapshots. Done on a copy, and proven before the copy takes the ima
 from __future__ import annotations
 
 import os
-import secrets
 from typing import NamedTuple
 
 from imgtool.chain.graph import Backing, Image
@@ -147,7 +146,7 @@ class _Work:
         """What `fill` does for the disk, for each internal snapshot. qemu-img has no verb for that: each is applied,
         filled and kept as a twin; then the twins' disks become the snapshots'."""
         verbs, format = self.qemu_img, self.format
-        token = f"imgtool-{secrets.token_hex(8)}"
+        token = f"imgtool-{os.urandom(8).hex()}"
         verbs.snapshot_create(self.copy, token, format=format)
         before = self._ids()
         twins: dict[bytes, bytes] = {}

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -69,7 +68,7 @@ class Transaction:
     def __init__(self, beside: str) -> None:
         """`beside` is the first file the change is about; the journal lies in its directory."""
         self.directory = os.path.dirname(os.path.realpath(beside))
-        self._token = secrets.token_hex(6)
+        self._token = os.urandom(6).hex()
         self.journal = os.path.join(self.directory, f"{PREFIX}{self._token}{SUFFIX}")
         self._journal_fd = -1
         self._held: dict[str, _Held] = {}

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 
@@ -96,6 +94,8 @@ class _Work:
     """The hidden names beside one target, and the steps from them to it."""
 
     def __init__(self, final: str, several_files: bool) -> None:
+        import hashlib  # not by who only looks at images
+
         folder, self.name = os.path.split(final)
         # A hash: the name may be as long as names can be. Always the same: so the next run finds what was left.
         mark = hashlib.blake2b(os.fsencode(self.name), digest_size=8).hexdigest()
@@ -168,7 +168,9 @@ class _Work:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(place)
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.directory)
+            from shutil import rmtree
+
+            rmtree(self.directory)
 
     def _moved(self) -> list[str]:
         """The files that were moved for an image which then did not follow them."""
