@@ -6,12 +6,16 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from imgtool.errors import UsageError
 from imgtool.image.names import PathLike, absolute, printable
 from imgtool.machine.config import Machine
 from imgtool.machine.options.fields import kinds
+from imgtool.machine.options.paths import with_absolute_paths
 from imgtool.machine.options.text import suggestion
 from imgtool.machine.options.words import from_words, merge, with_first_disk
+from imgtool.machine.profile import read_profile, read_settings
 
 
 def configure(
@@ -34,15 +38,12 @@ def configure(
     for name in words:
         if name not in kinds(Machine):
             raise UsageError(f"no machine has the setting {printable(name)}", hint=suggestion(name, kinds(Machine)))
-    if profile is not None:
-        from imgtool.machine.profile import read_profile
-
-        words = merge(read_profile(absolute(profile)), words)
-    if image is not None:
-        words = with_first_disk(words, os.fsdecode(image), format)
-    elif format is not None:
+    if image is None and format is not None:
         raise UsageError("a format without an image")
-    return from_words(words)
+    first = from_words({} if image is None else with_first_disk({}, os.fsdecode(image), format))
+    given = read_settings(words if profile is None else merge(read_profile(absolute(profile)), words))
+    machine = with_absolute_paths(given, os.getcwd())
+    return replace(machine, drives=(*first.drives, *machine.drives))
 
 
 def _plain(value: Any) -> Any:

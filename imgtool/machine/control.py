@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from imgtool.errors import MachineError, RefusedError, UsageError
+from imgtool.image.names import printable
 from imgtool.machine.vm import State, Vm
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
 
@@ -232,11 +233,15 @@ def _order(place: dict[str, Any]) -> tuple[int, ...]:
 
 
 def screenshot(vm: Vm, target: str) -> Screenshot:
-    """Writes what the guest's screen shows to `target`, as PNG, or as PPM where the name ends so."""
+    """Writes what the guest's screen shows to `target`, as PNG, or as PPM where the name ends so. MachineError when
+    there is no screen, or no such file can be written."""
     picture = _screendump(vm)
     format: Literal["png", "ppm"] = "ppm" if target.lower().endswith(".ppm") else "png"
-    with open(target, "wb") as file:
-        file.write(picture if format == "ppm" else png(picture))
+    try:
+        with open(target, "wb") as file:
+            file.write(picture if format == "ppm" else png(picture))
+    except OSError as error:
+        raise MachineError(f"{printable(target)} cannot be written: {error.strerror}", path=target) from error
     return Screenshot(name=vm.name, file=os.path.abspath(target), format=format)
 
 

@@ -121,6 +121,17 @@ def _check_texts(document: dict[str, Any]) -> None:
             left += [(entry, (*place, at)) for at, entry in enumerate(value)]
 
 
+def read_settings(settings: dict[str, Any]) -> Machine:
+    """The machine of settings that a program has put together, as a profile's are read, file names as they are
+    written. UsageError, with the place, when something in them is wrong."""
+    try:
+        return to_machine(settings, Machine)
+    except Wrong as wrong:
+        inside = _dotted(wrong.place[:-1])
+        message = wrong.message if not inside or inside in wrong.message else f"{inside}: {wrong.message}"
+        raise UsageError(message, hint=wrong.hint) from None
+
+
 def to_machine(table: dict[str, Any], struct: type[M], place: Path = ()) -> M:
     """The machine whose settings are the table at `place` of a document, as a `struct`, which may have more settings
     than Machine. Wrong when they are not right."""

@@ -59,6 +59,7 @@ def test_settings_go_over_those_of_a_profile(tmp_path: Path) -> None:
     (tmp_path / "vm.toml").write_text('memory = "1G"\nsmp = 2\n[[drive]]\nfile = "data.qcow2"\n')
     machine = imgtool.configure(tmp_path / "disk.qcow2", profile=tmp_path / "vm.toml", memory="3G")
     assert (machine.memory.size, machine.smp.cpus) == (3 << 30, 2)
+    assert imgtool.configure(memory={"size": "3G"}).memory.size == 3 << 30
     assert [drive.file for drive in machine.drives] == [f"{tmp_path}/disk.qcow2", f"{tmp_path}/data.qcow2"]
 
 
@@ -67,7 +68,11 @@ def test_settings_go_over_those_of_a_profile(tmp_path: Path) -> None:
     [
         ({"memry": "1G"}, "no machine has the setting memry", "did you mean memory?"),
         ({"memory": "1X"}, "--memory: size: '1X' is not a size", None),
-        ({"agent": "perhaps"}, "this is no machine", None),
+        ({"agent": "perhaps"}, "agent: Expected `bool | null`, got `str`", None),
+        ({"drive": [{"fil": "a"}]}, "drive[0]: unknown key 'fil'", "did you mean file?"),
+        ({"memory": {"size": "2X"}}, "memory.size: '2X' is not a size", None),
+        ({"smp": [{"cpus": 2}]}, "smp is one table, no list of them", "write [smp]"),
+        ({"network": [{"hostfwd": []}]}, "network[0] needs type =", None),
         ({"format": "raw"}, "a format without an image", None),
     ],
 )
@@ -75,7 +80,7 @@ def test_settings_that_make_no_sense_are_said(settings: dict[str, Any], message:
     with pytest.raises(imgtool.UsageError) as caught:
         imgtool.configure(**settings)
     assert message in caught.value.message
-    assert hint is None or caught.value.hint == hint
+    assert hint is None or str(caught.value.hint).startswith(hint)
 
 
 def test_a_vm_is_stopped_at_the_end_of_its_block(image: Path) -> None:
@@ -147,6 +152,8 @@ def test_the_cpus_are_paused_and_resumed_and_the_screen_is_saved(image: Path, tm
         assert vm.status().status == "running"
         vm.screenshot(tmp_path / "screen.png")
         assert (tmp_path / "screen.png").read_bytes().startswith(b"\x89PNG")
+        with pytest.raises(imgtool.MachineError, match="nowhere/screen.png cannot be written: No such file"):
+            vm.screenshot(tmp_path / "nowhere/screen.png")
         vm.kill()
 
 
