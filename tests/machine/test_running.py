@@ -152,7 +152,7 @@ def test_the_cpus_are_paused_and_resumed_and_the_screen_is_saved(image: Path, tm
         assert vm.status().status == "running"
         vm.screenshot(tmp_path / "screen.png")
         assert (tmp_path / "screen.png").read_bytes().startswith(b"\x89PNG")
-        with pytest.raises(imgtool.MachineError, match="nowhere/screen.png cannot be written: No such file"):
+        with pytest.raises(imgtool.MachineError, match=r"nowhere/screen\.png cannot be written: No such file"):
             vm.screenshot(tmp_path / "nowhere/screen.png")
         vm.kill()
 
