@@ -40,7 +40,21 @@ SECTIONS = {
 }
 
 
-@click.group(cls=LazyGroup, sections=SECTIONS)
+ELSEWHERE = {
+    "tree": "imgtool chain show",
+    "list": "imgtool chain show",
+    "ls": "imgtool chain show",
+    "check": "imgtool chain verify",
+    "commit": "imgtool overlay commit",
+    "rebase": "imgtool rebase",
+    "mv": "imgtool chain move",
+    "gc": "imgtool chain collect",
+    "prune": "imgtool chain collect",
+}
+"""What other programs say, and commands of other groups."""
+
+
+@click.group(cls=LazyGroup, sections=SECTIONS, elsewhere=ELSEWHERE)
 def chain() -> None:
     """See, verify and change the graph of images: which stands on which."""
 

@@ -77,11 +77,15 @@ ELSEWHERE = {
     "ls": "imgtool chain show",
     "list": "imgtool chain show",
     "tree": "imgtool chain show",
+    "show": "imgtool chain show",
     "clone": "imgtool overlay new",
+    "delete": "imgtool overlay delete",
+    "rm": "imgtool overlay delete",
     "copy": "imgtool convert",
     "dd": "imgtool convert",
     **{word: f"imgtool chain {word}" for word in ("diff", "flatten", "move", "repair", "shorten", "verify")},
     "mv": "imgtool chain move",
+    **{word: f"imgtool vm {word}" for word in ("console", "exec", "log", "ssh", "stop")},
 }
 """What other programs say, and commands without their group."""
 
@@ -306,12 +310,25 @@ def _misused(context: Context, words: list[str], error: click.UsageError) -> int
 
 
 def _from_click(error: click.UsageError) -> UsageError:
+    return UsageError(" ".join(error.format_message().split()), hint=_usage_hint(error))
+
+
+def _usage_hint(error: click.UsageError) -> str:
     path = error.ctx.command_path if error.ctx else "imgtool"
     hint = f"`{path} --help` shows how it is used"
-    in_group = error.ctx is not None and isinstance(error.ctx.command, click.Group)
-    if in_group and isinstance(error, click.NoSuchOption) and error.option_name in OF_COMMANDS:
-        hint = f"it stands behind the command: `{path} COMMAND {error.option_name} …`"
-    return UsageError(" ".join(error.format_message().split()), hint=hint)
+    in_group = error.ctx is None or isinstance(error.ctx.command, click.Group)
+    if isinstance(error, click.NoSuchOption):
+        if in_group and error.option_name in OF_COMMANDS:
+            return f"it stands behind the command: `{path} COMMAND {error.option_name} …`"
+        if error.option_name == "--json":
+            return "write `--output json`"
+        if error.possibilities:
+            return hint
+    elif isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter):
+        return hint  # the words stand where they should
+    if error.ctx is None or in_group:
+        return hint
+    return f"write `{path} {' '.join(error.ctx.command.collect_usage_pieces(error.ctx))}`; {hint}"
 
 
 def _from_os(error: OSError) -> ImgtoolError:

@@ -20,6 +20,8 @@ from imgtool.cli.options import (
     options_option,
     second_format_option,
 )
+from imgtool.errors import ImageNotFoundError
+from imgtool.image.names import printable
 
 if TYPE_CHECKING:
     from imgtool.chain.graph import Image
@@ -37,7 +39,18 @@ SECTIONS = {
 }
 
 
-@click.group(cls=LazyGroup, sections=SECTIONS)
+ELSEWHERE = {
+    "create": "imgtool overlay new",
+    "add": "imgtool overlay new",
+    "show": "imgtool chain show",
+    "ls": "imgtool overlay list",
+    "rm": "imgtool overlay delete",
+    "remove": "imgtool overlay delete",
+}
+"""What other programs say."""
+
+
+@click.group(cls=LazyGroup, sections=SECTIONS, elsewhere=ELSEWHERE)
 def overlay() -> None:
     """Create, list, commit, reset and delete overlays."""
 
@@ -103,6 +116,8 @@ def new(
     from imgtool.cli.images import warn_of_named_raw
     from imgtool.cli.requests import show_plan
 
+    if path is not None:
+        _check_order(base, path)
     request: OverlayRequest | OverlaysRequest
     if count is None:
         from imgtool.operations.overlay import OverlayRequest
@@ -124,6 +139,18 @@ def new(
         return
     for one in made if isinstance(made, list) else [made]:
         echo_path(one.path)
+
+
+def _check_order(base: str, path: str) -> None:
+    """Raises ImageNotFoundError where only the second name is that of a file."""
+    if os.path.isfile(path) and not os.path.lexists(base):
+        import shlex
+
+        raise ImageNotFoundError(
+            f"base {printable(os.path.abspath(base))} does not exist",
+            hint=f"BASE stands first: `{printable(shlex.join(['imgtool', 'overlay', 'new', path, base]))}`",
+            path=os.path.abspath(base),
+        )
 
 
 @click.command(
@@ -182,8 +209,6 @@ def human(overlays: list[Image]) -> Iterator[str]:
 def echo_path(path: str) -> None:
     """A path for a script to use, byte for byte; for a terminal, which may not see every byte, escaped."""
     if sys.stdout.isatty():
-        from imgtool.image.names import printable
-
         click.echo(printable(path))
     else:
         click.echo(os.fsencode(path))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from imgtool.cli import main, vm
+from imgtool.cli import chain, main, overlay, vm
 from imgtool.cli.lazy import LazyGroup
 from tests.cli.conftest import Imgtool
 
@@ -21,6 +21,12 @@ from tests.cli.conftest import Imgtool
         ("ps", "did you mean `imgtool vm list`?"),
         ("verify", "did you mean `imgtool chain verify`?"),
         ("clone a b", "did you mean `imgtool overlay new`?"),
+        ("show a", "did you mean `imgtool chain show`?"),
+        ("rm a", "did you mean `imgtool overlay delete`?"),
+        ("stop web", "did you mean `imgtool vm stop`?"),
+        ("overlay create a b", "did you mean `imgtool overlay new`?"),
+        ("overlay a b", "`imgtool overlay --help` lists them"),
+        ("chain tree", "did you mean `imgtool chain show`?"),
     ],
 )
 def test_a_command_of_another_program_is_answered_with_imgtools_own(imgtool: Imgtool, typed: str, hint: str) -> None:
@@ -28,7 +34,7 @@ def test_a_command_of_another_program_is_answered_with_imgtools_own(imgtool: Img
     assert (done.status, done.error["hint"]) == (2, hint)
 
 
-@pytest.mark.parametrize("elsewhere", [main.ELSEWHERE, vm.ELSEWHERE])
+@pytest.mark.parametrize("elsewhere", [main.ELSEWHERE, vm.ELSEWHERE, overlay.ELSEWHERE, chain.ELSEWHERE])
 def test_what_is_proposed_for_them_are_commands(elsewhere: dict[str, str]) -> None:
     for name, command in elsewhere.items():
         group: click.Command | None = main.cli
@@ -38,6 +44,29 @@ def test_what_is_proposed_for_them_are_commands(elsewhere: dict[str, str]) -> No
                 group = group.get_command(context, word)
                 assert group is not None, (name, command)
         assert not isinstance(group, LazyGroup), (name, command)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message", "hint"),
+    [
+        (
+            "overlay new -b base z",
+            "No such option '-b'.",
+            "write `imgtool overlay new [OPTIONS] BASE [OVERLAY]`; `imgtool overlay new --help` shows how it is used",
+        ),
+        (
+            "overlay list",
+            "Missing argument 'BASE'.",
+            "write `imgtool overlay list [OPTIONS] BASE`; `imgtool overlay list --help` shows how it is used",
+        ),
+        ("info a --json", "No such option '--json'.", "write `--output json`"),
+    ],
+)
+def test_words_that_do_not_fit_are_answered_with_those_that_do(
+    imgtool: Imgtool, typed: str, message: str, hint: str
+) -> None:
+    done = imgtool(*typed.split(), "--output", "json")
+    assert (done.status, done.error["message"], done.error["hint"]) == (2, message, hint)
 
 
 def commands(group: LazyGroup, context: click.Context) -> Iterator[click.Command]:

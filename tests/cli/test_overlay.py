@@ -83,6 +83,16 @@ def test_refusals_name_the_way_out_and_exit_with_1(images: Images, imgtool: Imgt
     assert imgtool("overlay", "new", base, "--size", "lots").status == 2
 
 
+def test_a_base_after_its_overlay_is_told_its_place(images: Images, imgtool: Imgtool) -> None:
+    images.base("base.qcow2")
+    done = imgtool("overlay", "new", "a b.qcow2", "base.qcow2", cwd=images.directory)
+    assert done.status == 1
+    assert done.stderr == (
+        f"imgtool: error: base {images / 'a b.qcow2'} does not exist\n"
+        "hint: BASE stands first: `imgtool overlay new base.qcow2 'a b.qcow2'`\n"
+    )
+
+
 def test_overlays_are_listed(images: Images, imgtool: Imgtool) -> None:
     base = images.base("base.qcow2")
     images.overlay("a.qcow2", "base.qcow2")

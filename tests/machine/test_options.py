@@ -212,6 +212,7 @@ def test_numa_options_are_read_together() -> None:
         (parse_drive, "a,,", "", None),
         (parse_network, "user,hostfwrd=x", "--network user has no 'hostfwrd'", "did you mean hostfwd?"),
         (parse_network, "usr", "--network has no 'usr'", "did you mean user?"),
+        (parse_network, "lab", "--network has no 'lab'", "one made by `imgtool net` is nat,NAME"),
         (parse_network, "none,model=e1000", "takes nothing more", ""),
         (parse_network, "vhost-user", "needs path=", ""),
         (processor.parse_smp, "4,,cores=2", "--smp", ""),

@@ -28,7 +28,10 @@ def parse_network(text: str) -> Network | None:
         return None
     kind = TYPES.get(name)
     if kind is None:
-        raise UsageError(f"--network has no {printable(name)!r}", hint=suggestion(name, [*TYPES, "none"]))
+        hint = suggestion(name, [*TYPES, "none"])
+        if not hint.endswith("?"):
+            hint += "; one made by `imgtool net` is nat,NAME"
+        raise UsageError(f"--network has no {printable(name)!r}", hint=hint)
     option = f"--network {name}"
     known = kinds(kind)
     lists = [key for key in _LISTS if key in known]
