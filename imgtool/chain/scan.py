@@ -49,6 +49,12 @@ def scan(paths: Paths, *, store: Paths = (), format: str | None = None) -> Graph
     return survey(paths, store=store, format=format).graph
 
 
+def check_format(format: str | None) -> None:
+    """UsageError when QEMU has no format of that name."""
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"{printable(format)!r} is not an image format", hint=f"one of {', '.join(FORMATS)}")
+
+
 def survey(
     paths: Paths,
     *,
@@ -60,8 +66,7 @@ def survey(
     """As `scan`, and which nodes were asked for. `notice` is called for each image while its file is open. With
     `policy` nothing is opened that it does not let an image refer to (`paths` and `store` are what the user named):
     for those who only want to see. Whoever changes images has to know of all that stand on them."""
-    if format is not None and format not in FORMATS:
-        raise UsageError(f"{format!r} is not an image format", hint=f"one of {', '.join(FORMATS)}")
+    check_format(format)
     paths, store = paths_of(paths), paths_of(store)
     found = Store(notice, None if policy is None else policy.naming(*paths, *store))
     trees: list[str] = []

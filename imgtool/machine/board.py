@@ -11,6 +11,7 @@ from typing import Literal
 from msgspec import Struct
 
 from imgtool.errors import ConfigError
+from imgtool.image.names import printable
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Host
 from imgtool.machine.options.text import suggestion
@@ -106,7 +107,7 @@ def known_machine(machine: Machine, host: Host) -> MachineType:
     if found is None:
         names = [item.alias or item.name for item in host.capabilities.machines]
         raise ConfigError(
-            f"this QEMU ({host.capabilities.version.text}) has no machine type {name!r}",
-            hint=suggestion(name, names) + "; `--machine help` lists them all",
+            f"this QEMU ({host.capabilities.version.text}) has no machine type {printable(name)!r}",
+            hint=suggestion(name, names, more="`--machine help` says what they are"),
         )
     return found

@@ -10,7 +10,7 @@ import msgspec
 
 from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
-from imgtool.chain.scan import scan
+from imgtool.chain.scan import check_format, scan
 from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard
 from imgtool.errors import ImageError, ImageInUseError, RefusedError
@@ -70,6 +70,7 @@ def learn_disks(wanted: Sequence[Use], *, force: bool = False) -> Learned:
     held: list[HeldImage] = []
     busy: list[ImageInUseError] = []
     for use in wanted:
+        check_format(use.format)
         chain = guard(use.path, format=use.format)
         _check_writable(use, chain[0])
         if not force:

@@ -60,6 +60,16 @@ class HugepageMount(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Bytes in free pages."""
 
 
+class HugepagePool(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """The pages of one size that the host has reserved."""
+
+    page_size: int
+    free: int
+    """Bytes."""
+    total: int
+    """Bytes."""
+
+
 class Host(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The outside world as `compile_argv` and `validate` see it."""
 
@@ -83,6 +93,10 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     seed: str | None = None
     """The cloud-init seed image, raw."""
     hugepages: HugepageMount | None = None
+    """The hugetlbfs mount that the machine wants, if there is one."""
+    hugepage_mounts: tuple[HugepageMount, ...] = ()
+    """All of them, where the machine wants one."""
+    hugepage_pools: tuple[HugepagePool, ...] = ()
     machine_properties: tuple[str, ...] | None = None
     """Of the machine's type, as far as QEMU lists them; None where that was not asked."""
     cpu_properties: tuple[str, ...] | None = None

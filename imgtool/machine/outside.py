@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from imgtool.image.names import pasted, printable
 from imgtool.machine.accelerator import Choice, choose
 from imgtool.machine.checks.network import SMBD
 from imgtool.machine.config import Machine
-from imgtool.machine.host import Disk, Host, HugepageMount, Uefi
+from imgtool.machine.host import Disk, Host, HugepageMount, HugepagePool, Uefi
 from imgtool.machine.values.devices import DisplayType
 from imgtool.machine.values.network import Bridge, Nat, Tap
 from imgtool.qemu.capabilities import Capabilities, capabilities
@@ -22,6 +23,8 @@ from imgtool.qemu.programs import Programs
 from imgtool.qemu.search import which
 
 QEMU = "qemu-system-x86_64"
+
+_LINUX = sys.platform.startswith("linux")
 
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
 
@@ -68,6 +71,8 @@ def learn_host(
         seed=seed,
         uefi=uefi,
         hugepages=hugepages(machine),
+        hugepage_mounts=tuple(hugepage_mounts()) if machine.hugepages and _LINUX else (),
+        hugepage_pools=tuple(hugepage_pools()) if machine.hugepages else (),
         machine_properties=machine_properties(machine, found),
         cpu_properties=cpu_properties(machine, found, choice.accelerator),
         vsock=os.path.exists("/dev/vhost-vsock"),
@@ -249,7 +254,7 @@ def hugepages(machine: Machine) -> HugepageMount | None:
     """The hugetlbfs mount for `machine`: the one at the path it names, or the one with the page size it names, else
     the first. None when it wants no hugepages, or there is no such mount."""
     wanted = machine.hugepages
-    if wanted is None or not sys.platform.startswith("linux"):
+    if wanted is None or not _LINUX:
         return None
     for mount in hugepage_mounts():
         if wanted.path is not None and os.path.realpath(wanted.path) != os.path.realpath(mount.path):
@@ -262,20 +267,29 @@ def hugepages(machine: Machine) -> HugepageMount | None:
 def hugepage_mounts() -> list[HugepageMount]:
     with open("/proc/self/mounts") as file:
         lines = [line.split() for line in file]
+    free = {pool.page_size: pool.free for pool in hugepage_pools()}
     found = []
     for _, path, kind, *_ in lines:
         if kind == "hugetlbfs":
             size = os.statvfs(path).f_bsize
-            found.append(HugepageMount(path=path, page_size=size, free=_free_hugepages(size)))
+            found.append(HugepageMount(path=path, page_size=size, free=free.get(size)))
     return found
 
 
-def _free_hugepages(size: int) -> int | None:
-    try:
-        with open(f"/sys/kernel/mm/hugepages/hugepages-{size // 1024}kB/free_hugepages") as file:
-            return int(file.read()) * size
-    except (OSError, ValueError):
-        return None
+def hugepage_pools() -> list[HugepagePool]:
+    """What the host has reserved of each size; empty where that cannot be told."""
+    found = []
+    for folder in sorted(glob.glob("/sys/kernel/mm/hugepages/hugepages-*kB")):
+        with contextlib.suppress(OSError, ValueError):
+            size = int(folder.rpartition("-")[2].removesuffix("kB")) * 1024
+            free, total = (_number(f"{folder}/{name}_hugepages") * size for name in ("free", "nr"))
+            found.append(HugepagePool(page_size=size, free=free, total=total))
+    return found
+
+
+def _number(path: str) -> int:
+    with open(path) as file:
+        return int(file.read())
 
 
 def _first(paths: tuple[str, ...]) -> str | None:

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Sequence
 from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH
-from imgtool.chain.scan import absolute, survey
+from imgtool.chain.scan import absolute, check_format, survey
 from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard, walk
-from imgtool.errors import ImageInUseError, RefusedError, UsageError
-from imgtool.image.formats import FORMATS
+from imgtool.errors import ImageInUseError, RefusedError
 from imgtool.image.header import Header, Qcow2Details, read_header
 from imgtool.image.locks import holders
 from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
@@ -138,12 +137,6 @@ class Around:
         if not force:
             refuse_truncated(self.chain)
         return refuse_changed(self.chain, force=force)
-
-
-def check_format(format: str | None) -> None:
-    """UsageError when QEMU has no format of that name."""
-    if format is not None and format not in FORMATS:
-        raise UsageError(f"{printable(format)!r} is not an image format", hint=f"one of {', '.join(FORMATS)}")
 
 
 def _local(node: Image) -> bool:

@@ -18,7 +18,7 @@ from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH
 from imgtool.chain.look import LOCAL_PROTOCOLS
-from imgtool.chain.scan import absolute
+from imgtool.chain.scan import absolute, check_format
 from imgtool.chain.walk import guard, walk
 from imgtool.errors import (
     ImageNotFoundError,
@@ -34,7 +34,6 @@ from imgtool.image.reference import parse
 from imgtool.operations.anchoring import add_anchor_if_room, drop_anchor, take_place
 from imgtool.operations.around import (
     Around,
-    check_format,
     refuse_in_use,
     refuse_not_replaceable,
     refuse_sealed,

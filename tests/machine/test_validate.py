@@ -9,9 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from imgtool.errors import ConfigError, UsageError
-from imgtool.machine.host import Disk, Host, HugepageMount, Link, Uefi
+from imgtool.machine.board import known_machine
+from imgtool.machine.host import Disk, Host, HugepageMount, HugepagePool, Link, Uefi
 from imgtool.machine.options.words import from_words
 from imgtool.machine.validate import problems, validate, warnings
+from imgtool.qemu.capabilities import MachineType
 
 MakeHost = Callable[..., Host]
 
@@ -283,6 +285,66 @@ def test_nearly_every_error_says_what_to_do(host: Host) -> None:
 def test_what_a_hint_says_to_do(words: dict[str, Any], hint: str, make_host: MakeHost) -> None:
     [error] = complaints(words, make_host(hugepages=None))
     assert error.hint == hint
+
+
+USUAL = HugepageMount(path="/dev/huge pages", page_size=2 * MIB, free=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "mounts", "pools", "hint"),
+    [
+        (
+            "/data/my pages",
+            (),
+            (HugepagePool(page_size=2 * MIB, free=0, total=1 << 30),),
+            "`mkdir -p '/data/my pages' && mount -t hugetlbfs none '/data/my pages'` mounts one; "
+            "`sysctl vm.nr_hugepages=1024` reserves pages",
+        ),
+        (
+            "/data",
+            (USUAL,),
+            (HugepagePool(page_size=2 * MIB, free=1 << 30, total=1 << 30),),
+            "`--hugepages='/dev/huge pages'` names one, with pages of 2M",
+        ),
+        (
+            "/data,page-size=1G",
+            (USUAL,),
+            (HugepagePool(page_size=2 * MIB, free=4 << 30, total=4 << 30),),
+            "`mkdir -p /data && mount -t hugetlbfs -o pagesize=1G none /data` mounts one; "
+            "`echo 1 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages` reserves pages",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_hugetlbfs_says_where_pages_are(
+    words: str,
+    mounts: tuple[HugepageMount, ...],
+    pools: tuple[HugepagePool, ...],
+    hint: str,
+    make_host: MakeHost,
+) -> None:
+    host = make_host(hugepages=None, hugepage_mounts=mounts, hugepage_pools=pools)
+    [error] = complaints({"hugepages": words}, host)
+    assert error.hint == hint
+
+
+def test_more_pages_are_reserved_beside_those_in_use(make_host: MakeHost) -> None:
+    pools = (HugepagePool(page_size=2 * MIB, free=512 * MIB, total=1 << 30),)
+    mount = HugepageMount(path="/dev/hugepages", page_size=2 * MIB, free=512 * MIB)
+    [error] = complaints({"memory": "1G", "hugepages": True}, make_host(hugepages=mount, hugepage_pools=pools))
+    assert error.hint == "`sysctl vm.nr_hugepages=768` reserves more"
+
+
+def test_names_that_qemu_has_are_listed_in_order(make_host: MakeHost, host: Host) -> None:
+    machines = [MachineType(name=name) for name in ("pc-2.12", "x-remote", "pc-2.9", "q35")]
+    capabilities = replace(host.capabilities, machines=tuple(machines))
+    known = make_host(capabilities=capabilities)
+    for name, hint in (
+        ("none-such", "there are: pc-2.9, pc-2.12, q35, x-remote;"),
+        ("pc-2.8", "did you mean pc-2.9?"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            known_machine(from_words({"machine": name}), known)
+        assert caught.value.hint == f"{hint} `--machine help` says what they are"
 
 
 GOOD: list[dict[str, Any]] = [

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 from imgtool.errors import ConfigError
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 from imgtool.machine.checks.context import Context, Problems, attempt
 from imgtool.machine.compile.memory import cpu_range, host_nodes, memory_size, node_sizes
+from imgtool.machine.host import HugepagePool
 from imgtool.machine.smp import topology
+from imgtool.machine.values.processor import Hugepages
 from imgtool.sizes import format_size
 
 _MOST_SLOTS = 256
@@ -62,16 +64,7 @@ def check_hugepages(context: Context) -> Problems:
     if pages is None:
         return
     if mount is None:
-        option = f"-o pagesize={format_size(pages.page_size)} " if pages.page_size else ""
-        with_pages = f" with pages of {format_size(pages.page_size)}" if pages.page_size else ""
-        where = printable(pages.path or "/dev/hugepages")
-        yield ConfigError(
-            f"--hugepages: {where} is not a hugetlbfs mount{with_pages}"
-            if pages.path
-            else f"--hugepages: this host has no hugetlbfs mount{with_pages}",
-            hint=f"`mkdir -p {where} && mount -t hugetlbfs {option}none {where}` mounts one; "
-            "`sysctl vm.nr_hugepages=512` reserves pages",
-        )
+        yield _no_mount(context, pages)
         return
     page_size = pages.page_size or mount.page_size
     if pages.page_size is not None and pages.page_size & (pages.page_size - 1):
@@ -93,8 +86,46 @@ def check_hugepages(context: Context) -> Problems:
     if mount.free is not None and mount.free < size and pages.prealloc is not False:
         yield ConfigError(
             f"only {format_size(mount.free)} of hugepages are free, and the machine's memory is {format_size(size)}",
-            hint=f"reserve more: sysctl vm.nr_hugepages={-(-size // page_size)}",
+            hint=f"`{_reserving(context, page_size, mount.free)}` reserves more",
         )
+
+
+def _no_mount(context: Context, pages: Hugepages) -> ConfigError:
+    mounts = [mount for mount in context.host.hugepage_mounts if pages.page_size in (None, mount.page_size)]
+    of_size = f" with pages of {format_size(pages.page_size)}" if pages.page_size else ""
+    if pages.path is None:
+        message = f"--hugepages: this host has no hugetlbfs mount{of_size}"
+    else:
+        message = f"--hugepages: {printable(pages.path)} is not a hugetlbfs mount{of_size}"
+    if pages.path is not None and mounts:
+        page_size = mounts[0].page_size
+        hint = f"`--hugepages={pasted(mounts[0].path)}` names one, with pages of {format_size(page_size)}"
+    else:
+        page_size = pages.page_size or _USUAL_PAGE
+        where = pasted(pages.path or "/dev/hugepages")
+        option = f"-o pagesize={format_size(pages.page_size)} " if pages.page_size else ""
+        hint = f"`mkdir -p {where} && mount -t hugetlbfs {option}none {where}` mounts one"
+    pool = _pool(context, page_size)
+    if pool.free < memory_size(context.machine):
+        hint += f"; `{_reserving(context, page_size, pool.free)}` reserves pages"
+    return ConfigError(message, hint=hint)
+
+
+_USUAL_PAGE = 2 << 20
+
+
+def _pool(context: Context, page_size: int) -> HugepagePool:
+    nothing = HugepagePool(page_size=page_size, free=0, total=0)
+    return next((pool for pool in context.host.hugepage_pools if pool.page_size == page_size), nothing)
+
+
+def _reserving(context: Context, page_size: int, free: int) -> str:
+    """The command by which the host has as many free pages as the machine takes, beside those that others use."""
+    lacking = memory_size(context.machine) - free
+    count = -(-lacking // page_size) + _pool(context, page_size).total // page_size
+    if page_size == _USUAL_PAGE:
+        return f"sysctl vm.nr_hugepages={count}"
+    return f"echo {count} > /sys/kernel/mm/hugepages/hugepages-{page_size // 1024}kB/nr_hugepages"
 
 
 def _parts(context: Context) -> list[int]:

@@ -61,7 +61,7 @@ def _card(context: Context, name: str, network: Network) -> Problems:
         names = ["virtio", *(card.name for card in cards)]
         yield ConfigError(
             f"{name}: this QEMU has no network card {printable(network.model or driver)!r}",
-            hint=suggestion(network.model or driver, names) + "; `--nic-model help` lists them",
+            hint=suggestion(network.model or driver, names, more="`--nic-model help` says what they are"),
         )
     elif known is not None and known.bus == "PCI" and not board.pci:
         other = "model=virtio" if board.virtio else "model=ne2k_isa"

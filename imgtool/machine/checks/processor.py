@@ -90,18 +90,13 @@ def check_cpu(context: Context) -> Problems:
             hint="--cpu max has all that TCG can do; --cpu host needs KVM or HVF",
         )
     elif cpu.model is not None and cpu.model not in ("host", "max") and names and cpu.model not in names:
+        close = nearest(cpu.model, names)
         yield ConfigError(
             f"this QEMU has no CPU model {printable(cpu.model)!r}",
-            hint=_closest(cpu.model, names) + "`--cpu help` lists them all",
+            hint=(f"did you mean {close}? " if close else "") + "`--cpu help` lists them all",
         )
     yield from _features(context)
     yield from _cpu_properties(context)
-
-
-def _closest(word: str, names: list[str]) -> str:
-    by_lower = {name.lower(): name for name in names}
-    close = nearest(word, by_lower)
-    return f"did you mean {by_lower[close]}? " if close else ""
 
 
 def _features(context: Context) -> Problems:

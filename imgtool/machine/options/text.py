@@ -28,16 +28,34 @@ def split(text: str) -> list[str]:
 
 
 def nearest(word: str, names: Collection[str]) -> str | None:
+    """The name that `word` may be a misspelling of, in capitals or not; None when none is near."""
+    return next(iter(_near(word, names)), None)
+
+
+def suggestion(word: str, names: Collection[str], *, more: str | None = None) -> str:
+    """`did you mean X?` where one is near, or several as near as it; else all the names, in order. `more` is said
+    after that."""
+    near = _near(word, names)
+    said = f"did you mean {' or '.join(near)}?" if near else "there are: " + ", ".join(sorted(names, key=_by_number))
+    return said if more is None else f"{said}{'' if near else ';'} {more}"
+
+
+_ALIKE = 0.02
+"""Names that differ by no more than this in how near they are count as equally near."""
+
+
+def _near(word: str, names: Collection[str]) -> list[str]:
     import difflib
 
-    found = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
-    return found[0] if found else None
+    by_lower = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=0.6)
+    ratios = [difflib.SequenceMatcher(a=name, b=word.lower()).ratio() for name in found]
+    return [by_lower[name] for name, ratio in zip(found, ratios, strict=True) if ratio >= ratios[0] - _ALIKE]
 
 
-def suggestion(word: str, names: Collection[str]) -> str:
-    """`did you mean X?` where one is near, else all the names."""
-    close = nearest(word, names)
-    return f"did you mean {close}?" if close else "there are: " + ", ".join(names)
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """For sorting: 2.9 stands before 2.12, and digits before letters."""
+    return [(int(digits), rest) for digits, rest in re.findall(r"(\d+)(\D*)", f"0{name}")]
 
 
 def pairs(option: str, text: str, *, first: str | None, keys: Collection[str]) -> list[tuple[str, str]]:
