@@ -156,13 +156,13 @@ def restored(info: ImageInfo, header: Header, path: str) -> ImageInfo:
 
 
 def _in_use(fd: int, path: str) -> str | None:
-    from imgtool.image.locks import holders, lock_state
+    from imgtool.image.locks import lock_state
+    from imgtool.image.users import users_of
 
     state = lock_state(fd)
     if state is None:
         return None
-    who = ", ".join(f"{printable(holder.program)} (pid {holder.pid})" for holder in holders(path))
-    return f"by {who or 'another process'}, for {'writing' if state == 'write' else 'reading'}"
+    return f"by {users_of(path).names or 'another process'}, for {'writing' if state == 'write' else 'reading'}"
 
 
 def explained(context: Context, error: ImgtoolError, name: str, request: Request) -> ImgtoolError:

@@ -14,8 +14,8 @@ from imgtool.chain.scan import check_format, scan
 from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard
 from imgtool.errors import ImageError, ImageInUseError, RefusedError
-from imgtool.image.locks import holders
 from imgtool.image.names import printable
+from imgtool.image.users import users_of
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Link
 from imgtool.machine.vm import HeldImage, hold
@@ -157,12 +157,12 @@ def _check_children(use: Use) -> None:
 
 
 def _busy(image: Image, use: Use) -> ImageInUseError:
-    who = ", ".join(f"{printable(holder.program)} (pid {holder.pid})" for holder in holders(image.path))
+    users = users_of(image.path)
     what = "the image" if image.path == use.path else f"its backing file {printable(image.path)}"
     how = "written" if image.in_use == "write" else "read"
     return ImageInUseError(
-        f"{what} is being {how} by {who or 'another process'}",
+        f"{what} is being {how} by {users.names or 'another process'}",
         path=use.path,
-        hint="wait for it or end it"
+        hint=users.ending
         + ("; --ephemeral or --new-overlay boots it without writing to it" if image.in_use == "read" else ""),
     )

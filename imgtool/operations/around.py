@@ -14,8 +14,8 @@ from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard, walk
 from imgtool.errors import ImageInUseError, RefusedError
 from imgtool.image.header import Header, Qcow2Details, read_header
-from imgtool.image.locks import holders
 from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
+from imgtool.image.users import users_of
 from imgtool.operations.journal import recover
 from imgtool.operations.replaceable import check_replaceable
 from imgtool.qemu.inputs import check_name
@@ -148,12 +148,11 @@ def refuse_in_use(images: Iterable[Image], *, why: str, even_reading: bool = Fal
     sentence."""
     for image in images:
         if image.in_use == "write" or (even_reading and image.in_use is not None):
-            users = ", ".join(f"{printable(user.program)} (pid {user.pid})" for user in holders(image.path))
-            by = f" by {users}" if users else ""
+            users = users_of(image.path)
             how = "in use for writing" if image.in_use == "write" else "in use"
             raise ImageInUseError(
-                f"{printable(image.path)} is {how}{by}: {why}",
-                hint="end that process first",
+                f"{printable(image.path)} is {how}{users.by}: {why}",
+                hint=users.ending,
                 path=image.path,
             )
 

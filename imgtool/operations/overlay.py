@@ -25,8 +25,8 @@ from imgtool.errors import (
     UsageError,
 )
 from imgtool.image.header import FORMATS
-from imgtool.image.locks import holders
 from imgtool.image.names import PathLike, Paths, printable
+from imgtool.image.users import users_of
 from imgtool.operations.anchoring import add_anchor
 from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
@@ -292,11 +292,11 @@ def _refuse_written(chain: list[Image]) -> None:
     base = chain[0]
     for image in chain:
         if image.in_use == "write":
-            users = ", ".join(f"{printable(user.program)} (pid {user.pid})" for user in holders(image.path))
-            by = f" by {users}" if users else ""
+            users = users_of(image.path)
             which = "" if image is base else f", on which {printable(base.path)} stands,"
             raise ImageInUseError(
-                f"{printable(image.path)}{which} is in use for writing{by}: what an overlay of it reads would change",
-                hint="end that process first, or --force to make the overlay all the same",
+                f"{printable(image.path)}{which} is in use for writing{users.by}: "
+                "what an overlay of it reads would change",
+                hint=f"{users.ending}, or --force to make the overlay all the same",
                 path=image.path,
             )

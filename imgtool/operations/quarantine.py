@@ -18,6 +18,7 @@ from imgtool.chain.scan import absolute
 from imgtool.errors import ImageError, ImageInUseError, ImageNotFoundError, RefusedError
 from imgtool.image.locks import lock_state
 from imgtool.image.names import PathLike, pasted, printable
+from imgtool.image.users import users_of
 from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.transaction import Transaction, if_alone_in
@@ -220,7 +221,7 @@ def _refuse_used(path: str) -> None:
         return
     try:
         if lock_state(fd) is not None:
-            raise ImageInUseError(f"{printable(path)} is in use", hint="end that process first", path=path)
+            raise ImageInUseError(f"{printable(path)} is in use", hint=users_of(path).ending, path=path)
     finally:
         os.close(fd)
 

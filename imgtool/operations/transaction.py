@@ -26,8 +26,9 @@ from imgtool.errors import (
     ImgtoolError,
     RefusedError,
 )
-from imgtool.image.locks import forbid_writers, holders
+from imgtool.image.locks import forbid_writers
 from imgtool.image.names import printable
+from imgtool.image.users import users_of
 from imgtool.operations.copying import copy_file
 from imgtool.operations.journal import (
     PREFIX,
@@ -115,11 +116,8 @@ class Transaction:
             raise _os_error(error, path, "cannot be opened") from error
         self._held[path] = _Held(fd, path, identity(os.fstat(fd)))
         if not forbid_writers(fd):
-            users = ", ".join(f"{printable(user.program)} (pid {user.pid})" for user in holders(path))
-            by = f" by {users}" if users else ""
-            raise ImageInUseError(
-                f"{printable(path)} is in use for writing{by}", hint="end that process first", path=path
-            )
+            users = users_of(path)
+            raise ImageInUseError(f"{printable(path)} is in use for writing{users.by}", hint=users.ending, path=path)
 
     def stage(self, target: str, *, copy_of: str | None = None) -> str:
         """A hidden file in the directory of `target`, on which its new version can be made; empty, or a copy of the

@@ -22,6 +22,7 @@ from typing import NamedTuple, Self
 from imgtool.errors import ImageInUseError, ImageUnreadableError
 from imgtool.image.locks import forbid_writers
 from imgtool.image.names import printable
+from imgtool.image.users import users_of
 from imgtool.qemu import img_argv
 from imgtool.qemu.extents import PLAIN, Extent, Layer, options_of, read_extents
 from imgtool.qemu.img_argv import ImageOpts
@@ -194,7 +195,7 @@ def _opened(stack: contextlib.ExitStack, layer: Layer) -> int:
         if not forbid_writers(fd):
             raise ImageInUseError(
                 f"{printable(path)} is in use for writing: its content changes while it is read",
-                hint="end that process first",
+                hint=users_of(path).ending,
                 path=path,
             )
     return fd

@@ -8,8 +8,9 @@ import os
 import stat
 
 from imgtool.errors import ImageInUseError, ImageNotFoundError, ImageUnreadableError
-from imgtool.image.locks import LockState, holders, lock_state
+from imgtool.image.locks import LockState, lock_state
 from imgtool.image.names import printable
+from imgtool.image.users import users_of
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -92,9 +93,9 @@ def in_use(path: str, *, write: bool, cause: BaseException | None = None) -> Ima
     state = lock_of(path)
     if state is None or (state == "read" and not write):
         return None
-    names = ", ".join(f"{printable(holder.program)} (pid {holder.pid})" for holder in holders(path))
-    how = f"is in use by {names}" if names else "is in use by another process"
-    hint = "end that process first" if write else "end that process first; --force-share reads it all the same"
+    users = users_of(path)
+    how = f"is in use by {users.names or 'another process'}"
+    hint = users.ending if write else f"{users.ending}; --force-share reads it all the same"
     found = ImageInUseError(f"{printable(path)} {how}", hint=hint, path=path)
     found.__cause__ = cause
     return found

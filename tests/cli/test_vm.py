@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pexpect
 import pytest
 
 from imgtool.cli.schema import DOCUMENTS
+from imgtool.image.users import vm_of
 from tests.cli.conftest import Imgtool
 from tests.guests import PROMPT, Machines, Shell
 
@@ -89,6 +91,24 @@ def test_what_was_done_is_a_document_of_its_schema_and_silence_for_people(
         assert document == {"name": empty_vm, **said}
         module, _, kind = DOCUMENTS[f"vm-{command}"].partition(":")
         msgspec.convert(document, getattr(importlib.import_module(module), kind))
+
+
+def test_an_image_that_a_vm_has_names_the_command_that_stops_it(
+    machines: Machines, empty_vm: str, image: Path
+) -> None:
+    path, new = str(image), str(image.with_name("new.qcow2"))
+    for words in (
+        ["resize", path, "+1M"],
+        ["convert", "-O", "raw", path, new],
+        ["check", path],
+        ["overlay", "new", path, new],
+        ["chain", "move", path, new],
+        ["boot", path, "--accel", "tcg", "--dry-run"],
+    ):
+        done = machines(*words, check=False)
+        assert done.returncode == 1, words
+        assert f"hint: `imgtool vm stop {empty_vm}` ends it" in done.stderr, done.stderr
+    assert vm_of(os.getpid()) is None
 
 
 def test_that_there_are_no_vms_is_said(imgtool: Imgtool, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from imgtool.image.anchor import edited_head
 from imgtool.image.header import FORMATS, Header, Qcow2Details, read_header
 from imgtool.image.locks import forbid_writers
 from imgtool.image.names import pasted, printable
+from imgtool.image.users import users_of
 from imgtool.publish.oci.blob import Blob, Part
 from imgtool.publish.oci.known import Known
 from imgtool.publish.oci.values import (
@@ -210,7 +211,7 @@ def opened(stack: contextlib.ExitStack, image: Image) -> int:
     if not forbid_writers(fd):
         raise ImageInUseError(
             f"{printable(image.path)} is in use for writing: its content changes while it is read",
-            hint="end that process first",
+            hint=users_of(image.path).ending,
             path=image.path,
         )
     return fd
