@@ -69,11 +69,7 @@ def _fetched(loaded: Loaded, given: str) -> str:
         raise _wrong(loaded, f"{printable(given)} may be another image tomorrow: its digest is not pinned", hint)
     fetch = _fetch.get()
     if fetch is None:
-        raise _wrong(
-            loaded,
-            f"{printable(given)} has not been pulled",
-            "`imgtool pull` makes a local image of it; in Python, `fetch=imgtool.fetch`",
-        )
+        raise _wrong(loaded, f"{printable(given)} has not been pulled", _PULL)
     return fetch(reference, digest)
 
 

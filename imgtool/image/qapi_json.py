@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def decode(kind: type[T], data: bytes) -> T:
-    """The value of `kind` (a struct above, or list[…] of one) that the JSON text `data` holds.
+    """The value of `kind` (a struct of `imgtool.image.qapi`, or list[…] of one) that the JSON text `data` holds.
 
     DecodeError, naming the type and the field, when it is no JSON, a field is missing or of another type.
     """
@@ -39,7 +39,7 @@ def prepare(*kinds: type) -> None:
 
 
 def to_builtins(value: Any) -> Any:
-    """`value` (structs above, or anything that holds them) as dicts, lists and plain values with QAPI's names."""
+    """`value` (structs of `imgtool.image.qapi`, or anything that holds them) as dicts, lists and plain values with QAPI's names."""
     return _scatter(msgspec.to_builtins(value))
 
 

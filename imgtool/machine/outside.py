@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import sys
 from collections.abc import Mapping
@@ -278,6 +277,8 @@ def hugepage_mounts() -> list[HugepageMount]:
 
 def hugepage_pools() -> list[HugepagePool]:
     """What the host has reserved of each size; empty where that cannot be told."""
+    import glob
+
     found = []
     for folder in sorted(glob.glob("/sys/kernel/mm/hugepages/hugepages-*kB")):
         with contextlib.suppress(OSError, ValueError):

@@ -99,8 +99,9 @@ class RunningVm:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         try:
-            if self.running:
-                self.stop(seconds=_STOP_SECONDS if kind is None else 0)
+            state = self._live_state()
+            if state is not None:
+                ending.stop(self._vm, state, seconds=_STOP_SECONDS if kind is None else 0)
             elif kind is None:
                 self._raise_failure()
         finally:
@@ -228,9 +229,14 @@ class RunningVm:
         ending.kill(self._vm)
         self._let_go()
 
-    def _state(self) -> State:
+    def _live_state(self) -> State | None:
+        """None when it has ended."""
         state = self._vm.state()
-        if state is None or not self._vm.lives(state):
+        return state if state is not None and self._vm.lives(state) else None
+
+    def _state(self) -> State:
+        state = self._live_state()
+        if state is None:
             raise MachineError(
                 f"the VM {self.name} has ended", hint=f"`imgtool vm log {self.name}` shows what it said"
             )

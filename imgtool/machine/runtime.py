@@ -106,13 +106,14 @@ def claim(
         os.mkdir(vm.path, mode=0o700)
         launcher = ProcessId.of(os.getpid())
         assert launcher is not None
+        vm.created = time.time()
         vm.write(
             State(
                 name=vm.name,
                 phase="starting",
                 launcher=launcher,
                 boot=boot_identity(),
-                created=time.time(),
+                created=vm.created,
                 detached=detached,
                 machine=machine,
                 images=tuple(images),
@@ -199,9 +200,11 @@ def find(name: str, root: str | None = None) -> tuple[Vm, State]:
 
 
 def release(vm: Vm) -> None:
-    """Clears what an ended VM leaves, apart from its logs. Doing it twice is doing it once."""
+    """Clears what an ended VM leaves, apart from its logs. Doing it twice is doing it once; a later VM of the same
+    name stays as it is."""
     with _locked(vm.root):
-        _clear(vm, vm.state())
+        if not vm.replaced:
+            _clear(vm, vm.state())
 
 
 def find_logs(name: str, root: str | None = None) -> Vm:
@@ -244,6 +247,7 @@ def _sweep(root: str) -> list[tuple[Vm, State]]:
             continue
         state = vm.state()
         if state is not None and vm.lives(state):
+            vm.created = state.created
             alive.append((vm, state))
             continue
         _clear(vm, state)

@@ -71,12 +71,14 @@ def _decoded(text: bytes) -> State:
 
 
 class Vm:
-    """The directory of one VM, running or ended."""
+    """The directory of one VM, running or ended. Once a later VM has the name, this one has ended."""
 
     def __init__(self, root: str, name: str) -> None:
         self.name = name
         self.root = root
         self.path = os.path.join(root, name)
+        self.created: float | None = None
+        """As in its State, by which a later VM of the name is told from it; None stands for whichever has it now."""
 
     def file(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -91,6 +93,16 @@ class Vm:
 
     def state(self) -> State | None:
         """None when there is none, or none that can be read: it belongs to a VM that has ended."""
+        found = self._read()
+        return found if found is not None and self.created in (None, found.created) else None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the directory is that of a later VM."""
+        found = self._read()
+        return found is not None and self.created not in (None, found.created)
+
+    def _read(self) -> State | None:
         try:
             with open(self.file(STATE_FILE), "rb") as file:
                 return _decoded(file.read())

@@ -144,6 +144,19 @@ def test_the_end_of_a_guest_is_waited_for(image: Path) -> None:
         assert vm.wait_ended()
 
 
+def test_a_later_vm_of_the_same_name_is_another(image: Path, images: Images) -> None:
+    with imgtool.boot(image, name="twice", **QUICK) as first, imgtool.running_vm("twice") as seen:
+        first.qmp("quit")
+        assert first.wait_ended(seconds=60)
+        with imgtool.boot(images.base("other.qcow2"), name="twice", **QUICK) as second:
+            assert (first.running, seen.running, second.running) == (False, False, True)
+            with pytest.raises(imgtool.MachineError, match="the VM twice has ended"):
+                seen.kill()
+            assert seen.wait_ended()
+            assert second.status().status == "running"
+            second.kill()
+
+
 def test_the_cpus_are_paused_and_resumed_and_the_screen_is_saved(image: Path, tmp_path: Path) -> None:
     with imgtool.boot(image, **QUICK) as vm:
         vm.pause()

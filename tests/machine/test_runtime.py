@@ -150,6 +150,14 @@ def test_release_clears_and_may_come_twice(root: str, running: Running) -> None:
     assert caught.value.hint == "`imgtool vm log web` shows what it said"
 
 
+def test_release_leaves_a_later_vm_of_the_name_alone(root: str, running: Running) -> None:
+    first = running("web")
+    running.processes[0].end()
+    second = running("web")
+    release(first)
+    assert (first.running, second.running) == (False, True)
+
+
 def test_a_missing_vm_is_an_error_that_suggests_the_near_one(root: str, running: Running) -> None:
     running("webserver")
     with pytest.raises(MachineError, match="there is no VM named websrver") as caught:
