@@ -39,7 +39,8 @@ def prepare(*kinds: type) -> None:
 
 
 def to_builtins(value: Any) -> Any:
-    """`value` (structs of `imgtool.image.qapi`, or anything that holds them) as dicts, lists and plain values with QAPI's names."""
+    """`value` (structs of `imgtool.image.qapi`, or anything that holds them) as dicts, lists and plain values with
+    QAPI's names."""
     return _scatter(msgspec.to_builtins(value))
 
 
