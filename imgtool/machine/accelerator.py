@@ -163,6 +163,13 @@ def _prove_all(capabilities: Capabilities, candidate: str, runner: Runner) -> Ch
     return Choice(accelerator="tcg", host_cpu=False, proofs=(proof, *emulated))
 
 
+def closed_device(accelerator: str | None, *, kvm: str = "/dev/kvm") -> str | None:
+    """What to do about a machine that was to have this accelerator and no other, where its device does not open."""
+    if accelerator != "kvm" or os.access(kvm, os.R_OK | os.W_OK):
+        return None
+    return "`imgtool doctor` says why KVM is not to be had here; without --accel kvm the guest is emulated"
+
+
 def _both_reasons(plain: str, with_host_cpu: str) -> str:
     return plain if plain == with_host_cpu else f"{plain}; with -cpu host: {with_host_cpu}"
 

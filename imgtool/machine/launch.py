@@ -32,14 +32,6 @@ _FORESEEN = ("terminating on signal",)
 """What QEMU says on stderr of an end that was asked for."""
 
 
-_PORTS = {
-    "hostfwd": ("forward it", "hostfwd"),
-    "vnc": ("show its screen there", "--display vnc=:N, or none and the first free one is taken"),
-    "spice": ("show its screen there", "port="),
-}
-"""What a port is for, and what to choose where it is taken."""
-
-
 class Started(Struct, frozen=True):
     """A VM whose QEMU answers."""
 
@@ -266,16 +258,14 @@ def _await_monitor(plan: Plan, process: Process) -> None:
 
 
 def _start_failure(plan: Plan, process: Process) -> ImgtoolError:
-    from imgtool.machine.ports import taken_ports
+    from imgtool.machine.accelerator import closed_device
+    from imgtool.machine.ports import port_failure
 
     error = process.failure()
-    port = next(taken_ports(plan.machine), None)
+    port = port_failure(plan.machine, plan.vm.name)
     if port is not None:
-        purpose, other = _PORTS[port.wanted]
-        return MachineError(
-            f"{port.protocol} port {port.number} of {port.address} is in use: {plan.vm.name} cannot {purpose}",
-            hint=f"choose another {other}; `ss -ap 'sport = :{port.number}'` shows who has this one",
-        )
+        return port
+    error.hint = error.hint or closed_device(plan.machine.accel)
     if process.poll() == 0:
         error.message = f"{plan.vm.name} ended as soon as it was started"
     return error

@@ -1,12 +1,13 @@
-"""Which of the host's ports that a machine listens on are taken: asked when QEMU did not start, to say why."""
+"""Whether a machine can have the host's ports that it is to listen on: asked when QEMU did not start, to say why."""
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
+from imgtool.errors import MachineError
 from imgtool.machine.compile.networks import loopback, networks, split_forward
 from imgtool.machine.config import Machine
 from imgtool.machine.values.network import User
@@ -26,9 +27,47 @@ class Port(NamedTuple):
     """What the machine needs it for."""
 
 
-def taken_ports(machine: Machine) -> Iterator[Port]:
-    """The ports of the host that `machine` wants and another process listens on now."""
-    return (port for port in _wanted(machine) if _is_taken(port))
+_PURPOSES = {
+    "hostfwd": ("forward it", "hostfwd"),
+    "vnc": ("show its screen there", "--display vnc=:N, or none and the first free one is taken"),
+    "spice": ("show its screen there", "port="),
+}
+"""What a port is for, and what to choose where it is not to be had."""
+
+
+def listening(port: Port) -> int | None:
+    """The errno with which this process is kept from listening on `port`; None where it could."""
+    family = socket.AF_INET6 if ":" in port.address else socket.AF_INET
+    kind = socket.SOCK_DGRAM if port.protocol == "udp" else socket.SOCK_STREAM
+    with socket.socket(family, kind) as probe:
+        if kind == socket.SOCK_STREAM:  # as QEMU does, so that connections which are closing do not count
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((port.address, port.number))
+        except OSError as error:
+            return error.errno
+    return None
+
+
+def port_failure(
+    machine: Machine, name: str, *, listen: Callable[[Port], int | None] = listening
+) -> MachineError | None:
+    """Why `machine`, called `name`, did not start, where that is a port of the host that it cannot have now."""
+    for port in _wanted(machine):
+        obstacle = listen(port)
+        which = f"{port.protocol} port {port.number} of {port.address}"
+        purpose, other = _PURPOSES[port.wanted]
+        if obstacle == errno.EADDRINUSE:
+            return MachineError(
+                f"{which} is in use: {name} cannot {purpose}",
+                hint=f"choose another {other}; `ss -ap 'sport = :{port.number}'` shows who has this one",
+            )
+        if obstacle == errno.EACCES:
+            return MachineError(
+                f"{which} is not for this user: {name} cannot {purpose}",
+                hint=f"choose another {other}, with a port above 1023: the others are root's",
+            )
+    return None
 
 
 def _wanted(machine: Machine) -> Iterator[Port]:
@@ -42,16 +81,3 @@ def _wanted(machine: Machine) -> Iterator[Port]:
         yield Port("tcp", where, _VNC + display.display, "vnc")
     if display.type == "spice" and display.port is not None:
         yield Port("tcp", where, display.port, "spice")
-
-
-def _is_taken(port: Port) -> bool:
-    family = socket.AF_INET6 if ":" in port.address else socket.AF_INET
-    kind = socket.SOCK_DGRAM if port.protocol == "udp" else socket.SOCK_STREAM
-    with socket.socket(family, kind) as probe:
-        if kind == socket.SOCK_STREAM:  # as QEMU does, so that connections which are closing do not count
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((port.address, port.number))
-        except OSError as error:
-            return error.errno == errno.EADDRINUSE
-    return False

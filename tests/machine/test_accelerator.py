@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from imgtool.errors import CommandTimeout, MachineError
-from imgtool.machine.accelerator import LEAST_LIMIT, Choice, Host, choose, proof_argv, prove, this_host
+from imgtool.machine.accelerator import LEAST_LIMIT, Choice, Host, choose, closed_device, proof_argv, prove, this_host
 from imgtool.machine.proof_sector import EXIT_STATUS, boot_sector
 from imgtool.qemu.capabilities import Capabilities, capabilities
 from imgtool.qemu.process import NO_LIMITS, Completed, Limits
@@ -191,3 +191,11 @@ def test_what_shows_without_a_proof_runs_nothing(asked: Capabilities, with_kvm: 
     assert choice(with_kvm, missing).why == f"kvm: {tmp_path}/kvm: No such file or directory"
     elsewhere = msgspec.structs.replace(OPENS, platform="plan9")
     assert choice(with_kvm, elsewhere) == Choice(accelerator="tcg", host_cpu=False, proofs=())
+
+
+def test_a_machine_that_was_to_have_kvm_alone_is_told_where_that_does_not_open(tmp_path: Path) -> None:
+    kvm = tmp_path / "kvm"
+    assert "imgtool doctor" in (closed_device("kvm", kvm=str(kvm)) or "")
+    assert closed_device("tcg", kvm=str(kvm)) is None
+    kvm.touch()
+    assert closed_device("kvm", kvm=str(kvm)) is None

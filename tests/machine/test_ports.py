@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from imgtool.machine.config import Machine
+from imgtool.machine.ports import port_failure
+from imgtool.machine.values.network import User
+
+FORWARDING = Machine(networks=(User(hostfwd=("tcp::80-:80", "tcp::8022-:22")),))
+
+
+@pytest.mark.parametrize(
+    ("obstacles", "message", "hint"),
+    [
+        ({80: errno.EACCES}, "tcp port 80 of 127.0.0.1 is not for this user: web cannot forward it", "above 1023"),
+        ({8022: errno.EADDRINUSE}, "tcp port 8022 of 127.0.0.1 is in use: web cannot forward it", "`ss -ap"),
+    ],
+)
+def test_a_port_that_a_machine_cannot_have_is_named(obstacles: dict[int, int], message: str, hint: str) -> None:
+    failure = port_failure(FORWARDING, "web", listen=lambda port: obstacles.get(port.number))
+    assert failure is not None
+    assert failure.message == message
+    assert hint in (failure.hint or "")
+
+
+def test_ports_that_can_be_had_are_not_why_it_did_not_start() -> None:
+    assert port_failure(FORWARDING, "web", listen=lambda port: None) is None
