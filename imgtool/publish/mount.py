@@ -140,10 +140,11 @@ class MountRequest:
         if not os.path.exists(_FUSE):
             raise ProgramError(f"this host has no {_FUSE}", hint="`modprobe fuse`; a container needs that device")
         if not os.access(_FUSE, os.R_OK | os.W_OK):
-            raise ProgramError(f"{_FUSE} is not for this user", hint="sudo")
+            raise ProgramError(f"{_FUSE} is not for this user", hint="run it with sudo")
         if not self.raw and os.geteuid() != 0:
             raise ProgramError(
-                "only root mounts a file system", hint="sudo; --raw FILE shows the disk as a raw file without root"
+                "only root mounts a file system",
+                hint="run it with sudo; --raw FILE shows the disk as a raw file without root",
             )
         program = self.programs.find(DAEMON)
         said = self.runner([program, "--help"], limits=Limits(seconds=10)).stdout

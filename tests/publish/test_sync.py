@@ -18,7 +18,7 @@ from imgtool.chain.verify import verify
 from imgtool.errors import CommandError, ImageInUseError, ImgtoolError, RefusedError, UsageError
 from imgtool.image.header import read_header
 from imgtool.image.policy import Policy, in_force
-from imgtool.publish.sync.far import Place, Ssh, command_of, parse_place
+from imgtool.publish.sync.far import Far, Place, Ssh, command_of, parse_place
 from imgtool.publish.sync.request import SyncRequest, missing_stretches
 from imgtool.qemu.process import Completed, run
 from tests.conftest import Images
@@ -40,6 +40,12 @@ def backing(path: Path) -> bytes | None:
         return read_header(fd).backing
     finally:
         os.close(fd)
+
+
+def test_a_host_that_does_not_answer_is_to_be_tried_by_hand() -> None:
+    with pytest.raises(CommandError, match="Connection refused") as caught:
+        Far(Place("127.0.0.1", "images"), Ssh(port=1)).look([])
+    assert (caught.value.hint or "").startswith("does the ssh command below let you in, without asking for anything?")
 
 
 def test_a_chain_arrives_whole_and_only_once(sshd: SshServer, chain: Images, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from imgtool.qemu.process import Completed, Runner, failure, run
 
 _PLACE = re.compile(r"(?P<host>(?:[^@:/]+@)?(?:\[[0-9A-Fa-f:.]+\]|[^:/\[\]]+)):(?P<folder>.*)", re.DOTALL)
 _EXISTS, _OTHER = 71, 72
+_SSH_FAILED = 255
 
 _LOOK = """
 command -v sha256sum >/dev/null || { echo 'sha256sum is not installed there' >&2; exit 69; }
@@ -183,9 +184,12 @@ class Far:
     def _checked(self, done: Completed) -> Completed:
         if done.status == 0:
             return done
+        hint = "nothing half sent has a name there; run it again, and it resumes where it stopped"
+        if done.status == _SSH_FAILED:
+            hint = f"does the ssh command below let you in, without asking for anything? {hint}"
         # The script says nothing to a person, and ssh without it shows whether the host lets one in.
         plain = msgspec.structs.replace(done, argv=done.argv[:-1], stderr=done.stderr.replace(b"\r\n", b"\n"))
-        raise failure(plain, hint="nothing half sent has a name there; run it again, and it resumes where it stopped")
+        raise failure(plain, hint=hint)
 
 
 def _run_with(runner: Runner, argv: Sequence[str], stdin: int) -> Completed:
