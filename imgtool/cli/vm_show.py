@@ -44,6 +44,7 @@ def _summary(one: Status) -> str:
     if one.cpus is not None and one.memory is not None:
         parts += [f"{one.cpus} CPU{'s' if one.cpus > 1 else ''}", format_size(one.memory), str(one.accelerator)]
     parts += [printable(drive.file) for drive in one.drives[:1] if drive.file]
+    parts += [f"{file.code}: {printable(file.path)}" for file in one.lost]
     return ", ".join(parts)
 
 
@@ -79,6 +80,9 @@ def _description(one: Status) -> Iterator[str]:
     for drive in one.drives:
         how = ", read-only" if drive.read_only else ", writes are thrown away" if drive.ephemeral else ""
         yield f"drive      {drive.device}: {printable(drive.file or 'empty')} ({drive.format}{how})"
+    for file in one.lost:
+        yield f"{file.severity:11}{file.message}"
+        yield f"hint       {file.hint}"
     if one.display:
         yield f"vnc        {one.display}"
     if one.password_file:

@@ -11,6 +11,7 @@ import msgspec
 
 from imgtool.errors import MachineError, RefusedError, UsageError
 from imgtool.image.names import printable
+from imgtool.machine.lost import LostFile, lost_files
 from imgtool.machine.vm import State, Vm
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
 
@@ -60,6 +61,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Where VNC listens."""
     password_file: str | None = None
     """Holds the password that VNC or SPICE asks for."""
+    lost: tuple[LostFile, ...] = ()
+    """Images that were deleted, replaced or moved while the VM has them open."""
     command: tuple[str, ...] = ()
     """QEMU's argv."""
 
@@ -110,6 +113,7 @@ def status(vm: Vm, state: State) -> Status:
         detached=state.detached,
         directory=vm.path,
         password_file=_password_file(vm, state),
+        lost=lost_files(vm.name, qemu.pid, state) if qemu else (),
         command=state.argv,
     )
     if state.phase == "starting":

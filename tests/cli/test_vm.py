@@ -111,6 +111,28 @@ def test_an_image_that_a_vm_has_names_the_command_that_stops_it(
     assert vm_of(os.getpid()) is None
 
 
+def test_a_disk_that_is_deleted_while_the_vm_runs_is_told_and_can_be_saved(
+    machines: Machines, empty_vm: str, image: Path
+) -> None:
+    assert json.loads(machines("vm", "show", empty_vm, "--output", "json").stdout)["lost"] == []
+    moved = image.rename(image.with_name("moved.qcow2"))
+    (lost,) = json.loads(machines("vm", "show", empty_vm, "--output", "json").stdout)["lost"]
+    assert (lost["code"], lost["severity"], lost["path"]) == ("moved", "warning", str(image))
+    assert str(moved) in lost["hint"]
+    moved.unlink()
+    shown = machines("vm", "show", empty_vm).stdout
+    assert f"error      {image} was deleted: what the VM has there is lost when it ends\n" in shown
+    assert list_of(machines).endswith(f", deleted: {image}\n")
+    image.write_bytes(b"")
+    (lost,) = json.loads(machines("vm", "show", empty_vm, "--output", "json").stdout)["lost"]
+    assert (lost["code"], lost["severity"]) == ("replaced", "error")
+    pause, copy = lost["hint"].split("`")[1].removeprefix("imgtool ").split(" && ")
+    machines(*pause.split())
+    subprocess.run(copy.split(), check=True)
+    machines("check", f"{image}.saved")
+    machines("vm", "kill", empty_vm)
+
+
 def test_that_there_are_no_vms_is_said(imgtool: Imgtool, tmp_path: Path) -> None:
     assert imgtool("vm", "list", XDG_RUNTIME_DIR=str(tmp_path)).stdout == "no VMs\n"
     assert imgtool("vm", "list", "--output", "json", XDG_RUNTIME_DIR=str(tmp_path)).document == []
