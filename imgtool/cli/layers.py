@@ -31,7 +31,17 @@ SECTIONS = {
 }
 
 
-@click.group(cls=LazyGroup, sections=SECTIONS)
+ELSEWHERE = {
+    "ls": "imgtool layers list",
+    "delete": "imgtool layers prune",
+    "rm": "imgtool layers prune",
+    "gc": "imgtool layers prune",
+    "check": "imgtool layers verify",
+}
+"""What other programs say."""
+
+
+@click.group(cls=LazyGroup, sections=SECTIONS, elsewhere=ELSEWHERE)
 def layers() -> None:
     """List, verify, share and prune the layers of builds."""
 

@@ -30,7 +30,18 @@ SECTIONS = {
 }
 
 
-@click.group(cls=LazyGroup, sections=SECTIONS)
+ELSEWHERE = {
+    "ls": "imgtool net list",
+    "new": "imgtool net create",
+    "add": "imgtool net create",
+    "rm": "imgtool net delete",
+    "destroy": "imgtool net delete",
+    "inspect": "imgtool net show",
+}
+"""What other programs say."""
+
+
+@click.group(cls=LazyGroup, sections=SECTIONS, elsewhere=ELSEWHERE)
 def net() -> None:
     """Networks for VMs: bridges with NAT, DHCP and DNS, or over a NIC of this host. Needs Linux and root.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from imgtool.cli import chain, main, overlay, vm
+from imgtool.cli import chain, layers, main, net, overlay, vm
 from imgtool.cli.lazy import LazyGroup
 from tests.cli.conftest import Imgtool
 
@@ -26,6 +26,8 @@ from tests.cli.conftest import Imgtool
         ("stop web", "did you mean `imgtool vm stop`?"),
         ("overlay create a b", "did you mean `imgtool overlay new`?"),
         ("overlay a b", "`imgtool overlay --help` lists them"),
+        ("layers rm a", "did you mean `imgtool layers prune`?"),
+        ("net rm lab", "did you mean `imgtool net delete`?"),
         ("chain tree", "did you mean `imgtool chain show`?"),
     ],
 )
@@ -34,7 +36,9 @@ def test_a_command_of_another_program_is_answered_with_imgtools_own(imgtool: Img
     assert (done.status, done.error["hint"]) == (2, hint)
 
 
-@pytest.mark.parametrize("elsewhere", [main.ELSEWHERE, vm.ELSEWHERE, overlay.ELSEWHERE, chain.ELSEWHERE])
+@pytest.mark.parametrize(
+    "elsewhere", [main.ELSEWHERE, vm.ELSEWHERE, overlay.ELSEWHERE, chain.ELSEWHERE, layers.ELSEWHERE, net.ELSEWHERE]
+)
 def test_what_is_proposed_for_them_are_commands(elsewhere: dict[str, str]) -> None:
     for name, command in elsewhere.items():
         group: click.Command | None = main.cli
