@@ -12,6 +12,19 @@
         vm.wait("agent")
         vm.execute(["systemctl", "is-system-running"])
 
+What the calls have in common:
+
+* A path is text, bytes or a PathLike; `paths` and `store` are one or several. What is returned has absolute
+  paths, and sizes in bytes.
+* `format` is the image's; its header decides when that is None.
+* `store` are folders in which, and below, images are looked for that stand on those concerned, besides the folders
+  that each call says.
+* `force` goes on where RefusedError would be raised for the reasons that the call says.
+* `progress` is called with percentages, 0 to 100.
+* `qemu_img` is the QemuImg, `programs` the Programs to use; None takes the programs on PATH.
+* What a call returns is a struct of `msgspec`. The words for its fields stand below them in its class, and in what
+  `imgtool schema` prints.
+
 Names are imported when they are first used. Every error is an ImgtoolError; `help(imgtool.errors)` draws them all.
 """
 

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 import imgtool
 from imgtool import errors
 from imgtool.cli.check import NotCheckedError
@@ -152,3 +154,29 @@ def test_every_error_has_words_a_code_of_its_own_and_a_place_in_the_tree() -> No
     assert all(kind.__doc__ for kind in public)
     for kind in public[1:]:
         assert kind.__doc__ not in {parent.__doc__ for parent in kind.__mro__[1:]}
+
+
+def documented(thing: object) -> Iterator[str]:
+    """The parts of a public name that `help` has no words for."""
+    if not inspect.getdoc(thing):
+        yield ""
+    if not inspect.isclass(thing) or issubclass(thing, Exception):
+        return
+    for name, part in vars(thing).items():
+        if name.startswith("_") and (name != "__init__" or issubclass(thing, msgspec.Struct)):
+            continue
+        function = part.fget if isinstance(part, property) else getattr(part, "__func__", part)
+        if inspect.isfunction(function) and not function.__doc__:
+            yield f".{name}"
+
+
+def test_help_has_words_for_every_public_name_and_its_methods() -> None:
+    names = [name for name in imgtool.__all__ if not name.startswith("_")]
+    assert [name + part for name in names for part in documented(getattr(imgtool, name))] == []
+
+
+def test_what_help_refers_to_is_public() -> None:
+    """`imgtool.x` in the words of a public name is a public name, a module, or in a module."""
+    for name in imgtool.__all__:
+        for word in re.findall(r"`imgtool\.([\w.]+)`", inspect.getdoc(getattr(imgtool, name)) or ""):
+            assert word in imgtool.__all__ or importlib.import_module(f"imgtool.{word}"), (name, word)

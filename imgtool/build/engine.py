@@ -58,7 +58,7 @@ class LayerResult(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """The answer of `build`."""
+    """What a build came to: the answer of `build`."""
 
     recipe: str
     """The recipe's file."""

@@ -78,7 +78,7 @@ def diff(
     """Where the disks in `a` and `b` differ. When both stand on one image, or one on the other, what was written
     since is taken from one `qemu-img map` each; else, or with `exact`, their bytes are compared, by pieces of 64 KiB.
 
-    Raises as `guard`, `QemuImg.map` and, where bytes are read, `content_digest`.
+    Raises as `guard`, `QemuImg.map` and, where bytes are read, `digest_of`.
     """
     img = qemu_img or QemuImg()
     sides = [_Side(path, format, img, force_share) for path, format in ((a, a_format), (b, b_format))]

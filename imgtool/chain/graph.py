@@ -88,10 +88,12 @@ class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
             self.findings = (*self.findings, found)
 
     def has(self, code: str) -> bool:
+        """Whether a finding of this kind is among `findings`."""
         return any(found.code == code for found in self.findings)
 
     @property
     def all_names(self) -> tuple[str, ...]:
+        """`path` and `other_names`."""
         return (self.path,) if self.other_names is msgspec.UNSET else (self.path, *self.other_names)
 
 

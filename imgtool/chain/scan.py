@@ -39,12 +39,17 @@ def scan(paths: Paths, *, store: Paths = (), format: str | None = None) -> Graph
 
     Of a directory: every image in it and below. Of an image: its chain down to the base, and what stands on the
     image, looked for in the directories its chain lies in (not below them), in those where imgtool itself made images
-    refer to what was found (`imgtool.image.remembered`), and in those of `store` and below.
+    refer to what was found before, and in those of `store` and below.
     Whatever a backing file or data file leads to is looked at wherever it lies. Symlinks to directories are not
     followed, neither are devices, FIFOs and sockets opened, unless an image names a block device. A file without any
-    format's magic number counts as a raw image when its name ends in one of `RAW_NAMES` or an image refers to it.
+    format's magic number counts as a raw image when its name ends as one's does (`.img`, `.raw`, `.iso`, …) or an
+    image refers to it.
 
     `format` is that of the images among `paths`, where it should not be probed from their bytes.
+
+    Sizes are in bytes. Raises nothing for what is found: an image that is missing, damaged or cannot be read, be it
+    one of `paths` or a backing file, is a node without format and sizes, whose findings say so (`missing`,
+    `malformed`, `unreadable`, …). UsageError for a `format` that QEMU does not have.
     """
     return survey(paths, store=store, format=format).graph
 

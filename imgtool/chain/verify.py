@@ -212,11 +212,11 @@ def verify(
     progress: Callable[[float], None] | None = None,
 ) -> Verification:
     """Looks at the images in the directories among `paths` and below, and at the other `paths` with their chains and
-    what stands on them, as `imgtool.chain.scan` does.
+    what stands on them, as `imgtool.scan` does.
 
     With `deep` each image's tables are checked too, several at a time, and the content of every parent is compared
     with what its overlays remember of it; parents that a protocol leads to are opened, where the policy allows it.
-    Raises nothing for what is found, but ImageNotFoundError or
-    ImageUnreadableError for an image among `paths` of which nothing can be said.
+    Raises nothing for what is found, but ImageNotFoundError or ImageUnreadableError for an image among `paths` of
+    which nothing can be said.
     """
     return Verified(paths, store=store, format=format, deep=deep, progress=progress).answer()

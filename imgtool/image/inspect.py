@@ -74,7 +74,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 def inspect(fd: int, *, path: str | None = None, format: str | None = None) -> Inspection:
     """Inspects the image open for reading at `fd`: a regular file, a block device, or a pipe, of which the first
-    `STREAM_LIMIT` bytes are taken. `path`, absolute, says where relative names lead; without it they lead to the
+    4 MiB are taken. `path`, absolute, says where relative names lead; without it they lead to the
     current directory. With `format` the image is taken for that and nothing else. Raises nothing."""
     try:
         source = _source(fd)

@@ -84,6 +84,7 @@ class RunningVm:
     """
 
     def __init__(self, vm: Vm, process: Process | None = None, *, warnings: Sequence[str] = ()) -> None:
+        """For `boot`, `running_vm` and `running_vms`, which give one."""
         self._vm = vm
         self._process = process
         self.warnings = tuple(warnings)
@@ -109,10 +110,12 @@ class RunningVm:
 
     @property
     def name(self) -> str:
+        """What `imgtool vm` and `running_vm` call it."""
         return self._vm.name
 
     @property
     def running(self) -> bool:
+        """Whether it has not ended yet."""
         return self._vm.running
 
     @property
@@ -200,6 +203,7 @@ class RunningVm:
         self._steer("stop")
 
     def resume(self) -> None:
+        """Lets its CPUs go on."""
         self._steer("cont")
 
     def reset(self) -> None:

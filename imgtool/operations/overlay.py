@@ -233,7 +233,7 @@ Overlays = list[Image]
 
 def list_overlays(base: PathLike, *, store: Paths = (), deep: bool = False) -> list[Image]:
     """The images that name `base` as their backing file, sorted by path; with `deep`, those that stand on these too.
-    Looked for as `imgtool.chain.scan` does. ImageNotFoundError when there is neither a base nor an overlay of it."""
+    Looked for as `imgtool.scan` does. ImageNotFoundError when there is neither a base nor an overlay of it."""
     found = survey([base], store=store)
     check_asked(found)
     by_path = found.graph.by_path()

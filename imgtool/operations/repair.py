@@ -230,6 +230,9 @@ def repair(
     A backing format that is missing or wrong is named, a backing file that was moved is found again if an anchor
     proves it, changes that were broken off are finished, leftovers removed, lost space and reference counts mended on
     a copy that is compared with the image before it takes its place. What is damaged is never touched.
+
+    Raises nothing for what cannot be mended, which the answer says; UsageError for a code that is none, and what
+    `verify` raises.
     """
     img = qemu_img or QemuImg()
     request = RepairRequest(paths, only=only, store=store, deep=img if deep else None, progress=progress)

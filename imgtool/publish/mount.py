@@ -257,7 +257,7 @@ def mount(
 
 
 def unmount(at: PathLike, *, runner: Runner = run) -> Mount:
-    """Ends what `MountRequest.make` made at `at`. RefusedError when that is none, or is still in use."""
+    """Ends what `mount` made at `at`. RefusedError when that is none, or is still in use."""
     place = absolute(at)
     folder = _folder(place)
     try:

@@ -194,6 +194,7 @@ class Server:
     """A running export. As a context manager it is ended at the end of the block."""
 
     def __init__(self, process: Process, export: Export) -> None:
+        """For `serve`, which gives one."""
         self.process = process
         self.export = export
 
@@ -214,6 +215,7 @@ class Server:
             raise self.process.failure(path=self.export.path)
 
     def end(self) -> None:
+        """Closes the connections, and returns when it has ended."""
         self.process.end()
         self.process.close()
         if self.export.socket is not None:

@@ -42,11 +42,7 @@ Progress = Callable[[float], None]
 
 
 class ImgBase:
-    """Runs qemu-img. `limits` bound the quick verbs that change nothing; `long_limits` the other ones that work
-    on no image in place. A verb that changes an image in place is never stopped half-way.
-
-    Nothing is given to qemu-img that `policy` (None: the one in force) does not allow; the images of one call may
-    refer to each other."""
+    """Runs qemu-img."""
 
     def __init__(
         self,
@@ -56,6 +52,12 @@ class ImgBase:
         long_limits: Limits = LONG_LIMITS,
         policy: Policy | None = None,
     ) -> None:
+        """`limits` bound the quick verbs that change nothing; `long_limits` the other ones that work on no image in
+        place. A verb that changes an image in place is never stopped half-way.
+
+        Nothing is given to qemu-img that `policy` (None: the one in force) does not allow; the images of one call may
+        refer to each other.
+        """
         self.programs = programs or Programs()
         self.policy = policy
         self.limits = limits

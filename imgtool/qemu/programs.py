@@ -45,6 +45,7 @@ class Programs:
 
     @property
     def runner(self) -> Runner:
+        """What starts the programs."""
         if self._runner is None:
             from imgtool.qemu.process import run
 

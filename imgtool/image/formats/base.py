@@ -33,6 +33,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     snapshots: int = 0
     """Internal snapshots, as the header counts them."""
     details: Details | None = None
+    """What only images of this format have."""
 
 
 def refuse(format: str, what: str) -> NoReturn:

@@ -13,16 +13,19 @@ JOBS = 4
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user says of all registries."""
+    """How registries are reached, where that is not as usual."""
 
     plain_http: bool = False
     """HTTP without TLS, to any host; to this machine it is spoken anyway where there is no TLS."""
     certificates: tuple[str, ...] = ()
     """Folders with CA and client certificates, besides docker's own."""
     retries: int = RETRIES
+    """How often a request that failed is sent again."""
     jobs: int = JOBS
+    """Transfers at once."""
 
     def open(self, reference: Reference) -> Registry:
+        """The registry and repository of `reference`; nothing is sent yet."""
         return Registry(
             Transport(reference, plain_http=self.plain_http, certificates=self.certificates, retries=self.retries)
         )

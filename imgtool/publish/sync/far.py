@@ -84,15 +84,20 @@ class Seen(NamedTuple):
 
 
 class Ssh(msgspec.Struct, frozen=True, kw_only=True):
-    """How ssh reaches it."""
+    """How ssh reaches the other host, where its configuration does not say. Nothing is asked: keys come from files or
+    an agent."""
 
     port: int | None = None
+    """`-p` of ssh."""
     identity: str | None = None
+    """`-i` of ssh: the file of a private key."""
     config: str | None = None
+    """`-F` of ssh: a configuration in place of the user's."""
     options: tuple[str, ...] = ()
     """`-o` of ssh."""
 
     def argv(self, host: str, command: str) -> list[str]:
+        """ssh's command line for `command`, a shell's words, on `host`."""
         words = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15"]
         if self.config is not None:
             words += ["-F", self.config]
