@@ -22,12 +22,16 @@ _WORDS: tuple[tuple[str, str, str], ...] = (
     ("memory", "SIZE[,…]", "Memory (2G); slots= and maxmem= leave room for more.  [default: 1G]"),
     ("boot", "ORDER|order=…", "Boot order: a floppy, c disk, d CD-ROM, n network; once=, menu=, …"),
     ("append", "WORDS", "The kernel's command line."),
-    ("display", "TYPE[,…]", "gtk, sdl, curses, vnc, spice, egl-headless, dbus, none; a window if no terminal."),
-    ("vga", "CARD", "std, cirrus, vmware, qxl, virtio, none."),
+    (
+        "display",
+        "TYPE[,…]",
+        "The screen: gtk, sdl, curses, vnc, spice, egl-headless, dbus, none; a window if no terminal.",
+    ),
+    ("vga", "CARD", "The graphics card: std, cirrus, vmware, qxl, virtio, none."),
     ("keymap", "LAYOUT", "Keyboard layout, such as de."),
     ("vsock", "CID", "A vsock device with this context id."),
     ("rtc", "BASE[,…]", "The clock: utc, localtime, or a date."),
-    ("audio", "DRIVER[,…]", "A sound card, model= and a host driver."),
+    ("audio", "DRIVER[,…]", "A sound card, played by DRIVER (pa, pipewire, alsa, wav, none, …); model=hda, ac97, …"),
 )
 """Options that hold one option string: name, metavar, help."""
 
@@ -36,7 +40,7 @@ _REPEATED: tuple[tuple[str, str, str], ...] = (
     (
         "network",
         "TYPE[,…]",
-        "user (hostfwd=tcp::2222-:22), bridge, tap, nat, passt, socket, …, none. May be repeated.",
+        "A network: user (hostfwd=tcp::2222-:22), bridge, tap, nat, passt, socket, …, none. May be repeated.",
     ),
     ("numa", "node,…", "A NUMA node (cpus=,mem=) or a distance (dist,src=,dst=,val=). May be repeated."),
     ("serial", "PORT", "A serial port: stdio, pty, file, unix, tcp, null, none. May be repeated."),
@@ -48,11 +52,15 @@ _COMPLETED = {"drive": "drive", "network": "network", "share": "files"}
 """Options whose values shells complete by a function of `imgtool.cli.words`."""
 
 OPTIONAL: tuple[tuple[str, str, str], ...] = (
-    ("hugepages", "[PATH][,…]", "Guest memory in huge pages."),
-    ("rng", "[FILE][,…]", "A source of entropy."),
-    ("tpm", "[MODEL][,…]", "A TPM 2.0, by swtpm."),
-    ("balloon", "[KEY=…]", "A memory balloon."),
-    ("watchdog", "[MODEL][,…]", "A watchdog, with action=."),
+    (
+        "hugepages",
+        "[PATH][,…]",
+        "Guest memory in huge pages, of the hugetlbfs at PATH; page-size=, prealloc=, share=.",
+    ),
+    ("rng", "[FILE][,…]", "A source of entropy: QEMU's own, or FILE, such as /dev/urandom; max-bytes=, period=."),
+    ("tpm", "[MODEL][,…]", "A TPM 2.0, by swtpm: tpm-crb, tpm-tis; state= names its folder."),
+    ("balloon", "[KEY=…]", "A memory balloon: deflate-on-oom=, free-page-reporting=."),
+    ("watchdog", "[MODEL][,…]", "A watchdog: i6300esb, ib700, diag288; action=reset, poweroff, pause, …"),
 )
 """Options whose value may be left out, where no other word follows them."""
 

@@ -51,7 +51,7 @@ class BuildCommand(click.Command):
     '  run = ["apt-get update", "apt-get install -y nginx"]\n'
     "  [[layer]]\n"
     '  name = "sealed"\n'
-    '  seal = ["machine-id", "ssh-host-keys", "cloud-init", "package-cache", "logs"]\n'
+    '  seal = ["machine-id", "ssh-host-keys", "cloud-init", "package-cache"]\n'
     "  [output]\n"
     '  path = "web.qcow2"\n'
     "\n\b\nExamples:\n"

@@ -56,8 +56,7 @@ class CheckCommand(click.Command):
 
 @click.command(
     cls=CheckCommand,
-    epilog="\b\nExit status: 0 clean, 1 could not be checked, 2 corrupt, 3 only leaks, 63 the format has no check.\n"
-    "\n"
+    epilog="Exit status: 0 clean, 1 could not be checked, 2 corrupt, 3 only leaks, 63 the format has no check.\n\n"
     "\b\nExamples:\n"
     "  imgtool check disk.qcow2\n"
     "  imgtool check -r leaks disk.qcow2\n"

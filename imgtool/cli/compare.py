@@ -35,7 +35,7 @@ _OWN = (2, 3, 4)
 
 
 @click.command(
-    epilog="\b\nExit status: 0 the same, 1 different, 2 one cannot be opened, 3 or 4 one cannot be read.\n\n"
+    epilog="Exit status: 0 the same, 1 different, 2 one cannot be opened, 3 or 4 one cannot be read.\n\n"
     "\b\nExamples:\n"
     "  imgtool compare disk.qcow2 disk.img\n"
     "  imgtool compare -f raw -F qcow2 disk.img disk.qcow2 && rm disk.img\n"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "  imgtool export containerdisk web.qcow2 registry.example.org/disks/web:1.4\n"
     "  imgtool export containerdisk web.qcow2 --layout ./web-disk --tag 1.4\n"
     "  imgtool export containerdisk -c -O qcow2 web.qcow2 localhost:5000/web\n"
-    f"\n\b\n{LOGIN}",
+    f"\n{LOGIN}",
 )
 @file_argument(metavar="IMAGE")
 @click.argument("reference", metavar="[REF]", required=False)

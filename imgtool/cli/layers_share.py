@@ -44,7 +44,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     epilog="\b\nExamples:\n"
     "  imgtool layers push registry.example.org/cache/images\n"
     "  imgtool layers push localhost:5000/cache web@packages\n"
-    f"\n\b\n{LOGIN}"
+    f"\n{LOGIN}"
 )
 @click.argument("repository", metavar="REPOSITORY")
 @click.argument("names", type=Word("layers"), metavar="[LAYER]…", nargs=-1)
@@ -83,7 +83,7 @@ def push(
 @click.command(
     epilog="\b\nExamples:\n"
     "  imgtool layers pull registry.example.org/cache/images web.toml && imgtool build web.toml\n"
-    f"\n\b\n{LOGIN}"
+    f"\n{LOGIN}"
 )
 @click.argument("repository", metavar="REPOSITORY")
 @click.argument("recipe", type=FILE_NAME, metavar="RECIPE")

@@ -12,7 +12,7 @@ from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_o
     epilog="\b\nExamples:\n"
     "  imgtool mount web.qcow2 /mnt && ls /mnt; imgtool unmount /mnt\n"
     "  imgtool mount --partition 2 disk.vmdk /mnt\n"
-    "  imgtool mount --raw web.qcow2 web.raw        # the whole disk as a raw file, without root",
+    "  imgtool mount --raw web.qcow2 web.raw  # the disk as a file, without root",
 )
 @file_argument(metavar="IMAGE")
 @click.argument("at", type=FILE_NAME, metavar="DIR")

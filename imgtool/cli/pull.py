@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "  imgtool pull registry.example.org/images/web:1.4\n"
     "  imgtool pull registry.example.org/images/web:1.4 /var/lib/images/\n"
     "  imgtool pull localhost:5000/web@sha256:… web.qcow2\n"
-    f"\n\b\n{LOGIN}",
+    f"\n{LOGIN}",
 )
 @click.argument("reference", metavar="REF")
 @click.argument("path", type=FILE_NAME, metavar="[PATH]", required=False)

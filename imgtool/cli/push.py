@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "  imgtool push web.qcow2 registry.example.org/images/web:1.4\n"
     "  imgtool push web.qcow2 localhost:5000/web --flatten -c\n"
     "  imgtool push web.qcow2 localhost:5000/web --annotation org.opencontainers.image.version=1.4\n"
-    f"\n\b\n{LOGIN}",
+    f"\n{LOGIN}",
 )
 @file_argument(metavar="IMAGE")
 @click.argument("reference", metavar="REF")

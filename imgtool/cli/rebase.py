@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 @click.command(
     epilog="\b\nExamples:\n"
     "  imgtool rebase -b new-base.qcow2 -F qcow2 overlay.qcow2\n"
-    "  imgtool rebase -b '' overlay.qcow2                          # on nothing: a base of its own\n"
-    "  imgtool rebase -u -b moved/base.qcow2 -F qcow2 overlay.qcow2  # the same file, elsewhere"
+    "  imgtool rebase -b '' overlay.qcow2  # on nothing: a base of its own\n"
+    "  imgtool rebase -u -b moved/base.qcow2 -F qcow2 overlay.qcow2  # the same, moved"
 )
 @file_argument()
 @click.option(

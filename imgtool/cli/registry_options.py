@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 LOGIN = (
-    "Credentials are read from docker's configuration (written by `docker login`), CA and client certificates from\n"
-    "/etc/docker/certs.d/HOST:PORT and ~/.config/docker/certs.d/HOST:PORT. HTTPS is used for all registries, except\n"
+    "Credentials are read from docker's configuration (written by `docker login`), CA and client certificates from "
+    "/etc/docker/certs.d/HOST:PORT and ~/.config/docker/certs.d/HOST:PORT. HTTPS is used for all registries, except "
     "those on this machine that do not offer it."
 )
 

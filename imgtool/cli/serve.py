@@ -10,7 +10,7 @@ from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_o
 
 @click.command(
     epilog="\b\nExamples:\n"
-    "  imgtool serve web.qcow2                      # until Ctrl-C; prints nbd+unix:///?socket=…\n"
+    "  imgtool serve web.qcow2  # until Ctrl-C; prints nbd+unix:///?socket=…\n"
     "  imgtool serve web.qcow2 --socket web.sock --once & nbdcopy 'nbd+unix:///?socket=web.sock' web.raw\n"
     "  imgtool serve disk.qcow2 --port 10809 --name disk --bitmap nightly\n"
     "  imgtool serve disk.qcow2 --writable --address 0.0.0.0 --port 10809 --tls-creds /etc/pki/qemu",

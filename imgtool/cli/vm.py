@@ -77,7 +77,7 @@ name_argument = click.argument("name", type=Word("vms"))
     type=Word("waits_and_end"),
     default="running",
     metavar="WHAT",
-    help="running, serial:REGEX, ssh, agent, cloud-init, ended.",
+    help="running, serial:REGEX, ssh, agent, cloud-init, ended.  [default: running]",
 )
 @click.option(
     "--timeout",
@@ -146,9 +146,15 @@ def console(context: Context, /, name: str) -> None:
 )
 @name_argument
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND…]")
-@click.option("-l", "--user", metavar="USER", help="[default: the one created by the cloud-init seed]")
 @click.option(
-    "-i", "--identity", type=FILE_NAME, metavar="FILE", help="[default: the private key next to --ssh-key's]"
+    "-l", "--user", metavar="USER", help="The user to log in as.  [default: the one created by the cloud-init seed]"
+)
+@click.option(
+    "-i",
+    "--identity",
+    type=FILE_NAME,
+    metavar="FILE",
+    help="The private key to log in with.  [default: the one next to --ssh-key's]",
 )
 @click.option("-o", "options", multiple=True, metavar="OPTION", help="An option for OpenSSH.")
 @click.option("--print", "only_print", is_flag=True, help="Print the command without running it.")

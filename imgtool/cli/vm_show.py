@@ -53,7 +53,10 @@ def _summary(one: Status) -> str:
 @output_option()
 @pass_context
 def show(context: Context, /, name: str) -> None:
-    """Show the VM NAME: its state, its parts, its files, the command it was started with."""
+    """Show the VM NAME: its state, its parts, its files, the command it was started with.
+
+    A disk that was deleted, replaced or moved while the VM has it open is told, with the command that saves it.
+    """
     from imgtool.cli.output import emit
     from imgtool.machine.control import status
     from imgtool.machine.runtime import find

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+
+import click
+from click.testing import CliRunner
 
 from imgtool.cli.boot import boot
 from imgtool.cli.boot_options import SECTIONS
+from imgtool.cli.main import cli
 from tests.cli.conftest import Imgtool
 
 
@@ -51,3 +56,25 @@ def test_the_options_of_boot_are_in_sections_each_once(imgtool: Imgtool) -> None
 def test_a_group_lists_its_commands(imgtool: Imgtool) -> None:
     said = imgtool("chain", "--help").stdout
     assert "Options:\n  -h, --help  Show this message and exit.\n\nLooking:\n  show " in said
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    here = click.Context(group)
+    for name in group.list_commands(here):
+        command = group.get_command(here, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def test_what_is_no_example_fits_a_terminal_of_80_columns() -> None:
+    wide = []
+    for words in commands(cli):
+        text = CliRunner().invoke(cli, [*words, "--help"], terminal_width=80).stdout
+        body, _, examples = text.partition("Example")
+        prose = [line for line in examples.splitlines() if not line.startswith("    ")]
+        wide += [(*words, line) for line in (*body.splitlines(), *prose) if len(line) > 80]
+    assert wide == []
