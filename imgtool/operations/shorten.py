@@ -135,7 +135,10 @@ class ShortenRequest:
             size = sum(one.actual_size or 0 for one in (image, *self._between(image, below)))
             images.append(Touched(path=image.path, action="replace", bytes=size))
         images += [Touched(path=below.path, action="read") for _, below in self.steps]
-        images += [Touched(path=image.path, action="delete" if self.deleted else "read") for image in self.merged]
+        if self.deleted:
+            images += [Touched(path=name, action="delete") for name in self._deleted_names()]
+        else:
+            images += [Touched(path=image.path, action="read") for image in self.merged]
         notes = ["the commands work on copies beside the images, which then take the images' places", *self.notes]
         if not self.deleted:
             notes.append(f"needed no more afterwards: {names(self.merged)}; --delete deletes them")
@@ -146,6 +149,11 @@ class ShortenRequest:
 
     def _between(self, image: Image, below: Image) -> list[Image]:
         return self.line[self.line.index(image) + 1 : self.line.index(below)]
+
+    def _deleted_names(self) -> list[str]:
+        """The files, and the symlinks to them that were found, which would lead nowhere."""
+        links = [name for image in self.deleted for name in image.all_names if os.path.islink(name)]
+        return [*(os.path.realpath(image.path) for image in self.deleted), *links]
 
     def make(self, qemu_img: QemuImg, *, progress: Progress | None = None) -> Shortened:
         """Shortens. Whatever happens, every image afterwards reads as before."""
@@ -168,15 +176,16 @@ class ShortenRequest:
                     add_anchor_if_room(copy, new.get(below.path, below.path))
                 new[image.path] = copy
                 take_place(change, image, copy, [one for one in self._children(image) if one not in self.deleted])
-            for image in self.deleted:
-                change.remove(image.path)
+            deleted = tuple(self._deleted_names())
+            for name in deleted:
+                change.remove(name)
             change.commit(self.around.confirm_chain)
         gone = {image.path for image in self.merged}
         return Shortened(
             path=self.image.path,
             chain=tuple(image.path for image in self.line[1:] if image.path not in gone),
             merged=tuple(image.path for image in self.merged),
-            deleted=tuple(image.path for image in self.deleted),
+            deleted=deleted,
             notes=tuple(self.notes),
         )
 

@@ -162,3 +162,19 @@ def test_the_plan_names_commands_and_files(store: Store) -> None:
         ("1.qcow2", "delete"),
     ]
     assert store.bytes() == before
+
+
+def test_a_layer_named_by_a_symlink_is_deleted_with_it(store: Store, img: QemuImg) -> None:
+    """Only the symlink went, and the file stayed without what it stands on."""
+    store.base("base.qcow2", 1, 2)
+    store.overlay("a.qcow2", "base.qcow2", {0: 9})
+    store.overlay("b.qcow2", "a.qcow2", {1: 8})
+    (store / "link.qcow2").symlink_to("b.qcow2")
+    store.overlay("top.qcow2", "link.qcow2")
+    before = store.content("top.qcow2")
+    request = ShortenRequest(store / "top.qcow2", delete=True)
+    deleted = {image.path for image in request.plan("qemu-img").images if image.action == "delete"}
+    assert deleted == {str(store / name) for name in ("a.qcow2", "b.qcow2", "link.qcow2")}
+    assert set(request.make(img).deleted) == deleted
+    assert sorted(path.name for path in store.directory.iterdir()) == ["base.qcow2", "top.qcow2"]
+    assert store.content("top.qcow2") == before
