@@ -18,6 +18,7 @@ from imgtool.image.header import read_header
 from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
 from imgtool.operations.anchoring import anchor_to, can_be_anchored
 from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_sealed
+from imgtool.operations.meanwhile import changed
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.transaction import Transaction
 from imgtool.qemu.digest import content_digest
@@ -46,6 +47,7 @@ Answers = list[Anchored]
 
 
 class _Pair(NamedTuple):
+    around: Around
     image: Image
     parent: Image
     chain: list[Image]
@@ -83,7 +85,7 @@ class AnchorRequest:
         found = standing(image.path, parent.path, parent_format=named)
         if self.deep and not self.force and found.state in ("written", "changed", "copied"):
             self._refuse_unproven(image, parent, found.anchor)
-        return _Pair(image, parent, around.chain[1:], found.state, found.anchor)
+        return _Pair(around, image, parent, around.chain[1:], found.state, found.anchor)
 
     @staticmethod
     def _refuse_unproven(image: Image, parent: Image, anchor: Anchor | None) -> None:
@@ -111,16 +113,16 @@ class AnchorRequest:
         """Anchors all of them or none."""
         if not self.pairs:
             return []
-        contents = self._contents(qemu_img, progress)
         done = []
         with Transaction(self.pairs[0].image.path) as change:
+            for pair in self.pairs:
+                self._hold(change, pair)
+            contents = self._contents(qemu_img, progress)
             for pair in self.pairs:
                 content = contents.get(pair.parent.path)
                 proven = self._prove(pair, content)
                 if content is None and pair.known is not None and pair.state in ("same", "copied"):
                     content = pair.known.content
-                change.hold(pair.image.path)
-                change.hold(pair.parent.path)
                 change.patch(pair.image.path, _head(pair, content))
                 done.append(
                     Anchored(
@@ -133,6 +135,18 @@ class AnchorRequest:
                 )
             change.commit()
         return done
+
+    def _hold(self, change: Transaction, pair: _Pair) -> None:
+        """From here on the image and its parent are what they were when they were looked at."""
+        change.hold(pair.image.path)
+        for image in pair.chain if self.deep else [pair.parent]:
+            if image.format is not None:
+                change.hold(image.path)
+        pair.around.confirm()
+        named = pair.image.backing.format if pair.image.backing is not None else None
+        found = standing(pair.image.path, pair.parent.path, parent_format=named)
+        if (found.state, found.anchor) != (pair.state, pair.known):
+            raise changed(pair.parent.path)
 
     def _contents(self, qemu_img: QemuImg, progress: Progress | None) -> dict[str, str]:
         if not self.deep:

@@ -13,6 +13,7 @@ from imgtool.image.anchor import Anchor, edited_head, read_anchor, take, write_a
 from imgtool.image.formats import FORMATS
 from imgtool.image.header import Header, read_header
 from imgtool.image.names import pasted, printable
+from imgtool.operations.meanwhile import gone
 from imgtool.operations.transaction import Transaction
 
 _TRUE = ("same", "copied")
@@ -119,7 +120,10 @@ def _refuse_sealed(overlay: str, parent: str) -> None:
 
 @contextmanager
 def _opened(path: str, flags: int) -> Iterator[int]:
-    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise gone(path) from error
     try:
         yield fd
     finally:

@@ -17,6 +17,7 @@ from imgtool.image.header import Header, Qcow2Details, read_header
 from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
 from imgtool.image.users import users_of
 from imgtool.operations.journal import recover
+from imgtool.operations.meanwhile import changed, gone, stood_on
 from imgtool.operations.replaceable import check_replaceable
 from imgtool.qemu.inputs import check_name
 
@@ -112,7 +113,8 @@ class Around:
         return [self._by_path[node.path] for node in self.chain[1:] if node.path in self._by_path]
 
     def confirm(self) -> None:
-        """ImageInUseError when something stands on the image that did not when it was looked at."""
+        """ImageInUseError or ImageNotFoundError when the image is not what it was when it was looked at: something
+        stands on it that did not, or it stands on something else, has other snapshots or is gone."""
         self._confirm(self.chain[:1])
 
     def confirm_chain(self) -> None:
@@ -120,16 +122,15 @@ class Around:
         self._confirm(self.chain)
 
     def _confirm(self, nodes: Iterable[Image]) -> None:
-        before = {path: set(image.children) for path, image in self._by_path.items()}
-        now = self._survey()
-        for node in nodes:
-            here = now.get(node.path)
-            if here is not None and not set(here.children) <= before.get(node.path, set()):
-                raise ImageInUseError(
-                    f"another program made an overlay of {printable(node.path)} meanwhile",
-                    hint="nothing was changed here; run the command again",
-                    path=node.path,
-                )
+        before, now = self._by_path, self._survey()
+        for path in [node.path for node in nodes if _local(node) and node.path in before]:
+            was, here = before[path], now.get(path)
+            if here is None or (here.has("missing") and not was.has("missing")):
+                raise gone(path)
+            if (here.backing, here.snapshots) != (was.backing, was.snapshots):
+                raise changed(path)
+            if not set(here.children) <= set(was.children):
+                raise stood_on(path)
 
     def refuse_changed(self, *, force: bool) -> list[str]:
         """RefusedError when an image of the chain does not stand on what it was made on or lacks its end, unless

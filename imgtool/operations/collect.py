@@ -19,6 +19,7 @@ from imgtool.chain.scan import Store, absolute
 from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.names import PathLike, Paths, paths_of, printable
 from imgtool.operations.journal import recover
+from imgtool.operations.meanwhile import stood_on
 from imgtool.operations.moving import allow_open_files
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.quarantine import (
@@ -67,16 +68,12 @@ class CollectRequest:
         if settle:
             for folder in [self.directory, *_folders(self.directory)]:
                 recover(folder)
+        self._store = paths_of(store)
         found = Store()
         found.tree(self.directory)  # first: what is in it goes by the name it has there
         kept = [self._kept(found, path) for path in paths_of(keep)]
         kept += [found.given(absolute(path)) for path in paths_of(needed) if os.path.exists(path)]
-        for other in paths_of(store):
-            found.tree(absolute(other))
-        found.remembered()
-        found.symlinks()
-        found.follow()
-        graph = link(found.images, found.findings(), found.node_of)
+        graph = self._graph(found)
         _refuse_unseen(graph)
         needs = self._needed(graph, kept)
         inside = [image for image in graph.images if self._is_inside(image)]
@@ -84,6 +81,23 @@ class CollectRequest:
         self.garbage = [image for image in inside if image.path not in needs]
         for image in self.garbage:
             self._refuse_linked(image)
+
+    def _graph(self, found: Store) -> Graph:
+        for other in self._store:
+            found.tree(absolute(other))
+        found.remembered()
+        found.symlinks()
+        found.follow()
+        return link(found.images, found.findings(), found.node_of)
+
+    def _confirm(self) -> None:
+        """ImageInUseError when something that stays stands on what goes: made since that was looked at."""
+        found = Store()
+        found.tree(self.directory)
+        going = {image.path for image in self.garbage}
+        for image in self._graph(found).images:
+            if image.parent in going and image.path not in going:
+                raise stood_on(image.parent)
 
     def _kept(self, found: Store, path: PathLike) -> Image:
         image = found.given(absolute(path))
@@ -181,11 +195,15 @@ class CollectRequest:
                     file.write(manifest_of(manifest))
                 change.place(os.path.join(box, MANIFEST), note)
                 rename_all(change, places, _tops_first(self.garbage))
-                change.commit(lambda: make_folders([box, *map(os.path.dirname, places.values())], made))
+                change.commit(lambda: self._make_folders(box, places, made))
         except BaseException:
             remove_empty(reversed(made))
             raise
         return Collected(id=name, files=files, kept=self.kept)
+
+    def _make_folders(self, box: str, places: dict[str, str], made: list[str]) -> None:
+        self._confirm()
+        make_folders([box, *map(os.path.dirname, places.values())], made)
 
 
 def collect(

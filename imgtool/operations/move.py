@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import msgspec
 
-from imgtool.chain.graph import Image
+from imgtool.chain.graph import Graph, Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import ImageError, RefusedError
 from imgtool.image.names import PathLike, Paths, paths_of, printable
@@ -23,6 +23,7 @@ from imgtool.image.remembered import remember
 from imgtool.operations.around import header_of, refuse_in_use, refuse_sealed
 from imgtool.operations.copying import copy_file
 from imgtool.operations.journal import can_be_linked, recover
+from imgtool.operations.meanwhile import changed
 from imgtool.operations.moving import (
     Followed,
     Moved,
@@ -31,6 +32,8 @@ from imgtool.operations.moving import (
     Reference,
     allow_open_files,
     around_of,
+    existing,
+    files_of,
     place_of,
     renamed,
 )
@@ -71,16 +74,20 @@ class MoveRequest:
         finished = [path for directory in self.renamed.directories if settle for path in recover(directory)]
         if finished:
             self.renamed = renamed(sources, target)
-        named = [path for path in self.files if os.path.dirname(path) not in self.renamed.directories]
-        graph = around_of(named, self.renamed.tops, store)
+        self._store = store
+        graph = self._look()
         self._add_data_files(graph.by_path())
         self.by_path = graph.by_path()
         self.names = Names(self.files)
         self.images = [image for image in graph.images if self.names.moves(image.path)]
-        self.references = self._references(graph.images)
+        self.references = self._references(graph)
         self._refuse()
         self._trusted = self._find_trusted()
         self.copied = {old for old, new in self.renamed.files.items() if self._must_copy(old, new)}
+
+    def _look(self) -> Graph:
+        named = [path for path in self.files if os.path.dirname(path) not in self.renamed.directories]
+        return around_of(named, self.renamed.tops, self._store)
 
     @property
     def files(self) -> dict[str, str]:
@@ -103,12 +110,13 @@ class MoveRequest:
             if os.path.isfile(path) and not os.path.islink(path):
                 files.update(renamed([path], os.path.join(os.path.dirname(new), os.path.basename(path))).files)
 
-    def _references(self, images: Iterable[Image]) -> list[Reference]:
+    def _references(self, graph: Graph) -> list[Reference]:
         found = []
-        for image in images:
+        by_path = graph.by_path()
+        for image in graph.images:
             if image.format is None:
                 continue
-            parent = self.by_path.get(image.parent) if image.parent is not None else None
+            parent = by_path.get(image.parent) if image.parent is not None else None
             reference = self.names.reference(image, parent)
             if reference is not None:
                 found.append(reference)
@@ -123,7 +131,7 @@ class MoveRequest:
         return [
             (self.names.after(image.path), self.names.after(file))
             for image in wanted.values()
-            for file in _files_of(image)
+            for file in files_of(image)
             if policy.allows_file(file, directory=os.path.dirname(image.path))
         ]
 
@@ -188,7 +196,7 @@ class MoveRequest:
     def _must_copy(self, old: str, new: str) -> bool:
         """Whether the file cannot just get another name: it goes to another file system, or its header has to change
         and cannot be written in one go."""
-        if os.lstat(old).st_dev != os.stat(_existing(new)).st_dev or not can_be_linked(old):
+        if os.lstat(old).st_dev != os.stat(existing(new)).st_dev or not can_be_linked(old):
             return True
         changes = any(place_of(one.image.path) == place_of(old) for one in self.references)
         return changes and not can_be_patched(old)
@@ -232,7 +240,7 @@ class MoveRequest:
         try:
             with Transaction(self.renamed.tops[0] if self.renamed.tops else next(iter(self.files))) as change:
                 self._put_steps(change, qemu_img, progress)
-                change.commit(lambda: self._make_directories(made))
+                change.commit(lambda: self._confirm(made))
         except BaseException:
             for directory in reversed(made):
                 with contextlib.suppress(OSError):  # not empty: the change was decided
@@ -260,6 +268,14 @@ class MoveRequest:
                 for one in self.references
             ),
         )
+
+    def _confirm(self, made: list[str]) -> None:
+        before = {one.image.path: one[1:] for one in self.references}
+        now = {one.image.path: one[1:] for one in self._references(self._look())}
+        for path in before.keys() | now.keys():
+            if before.get(path) != now.get(path):
+                raise changed(path)
+        self._make_directories(made)
 
     def _make_directories(self, made: list[str]) -> None:
         """As late as possible: until here a run that dies leaves nothing visible."""
@@ -316,7 +332,7 @@ class MoveRequest:
         return final.ljust(len(between), b"\0")
 
     def _copy(self, change: Transaction, qemu_img: QemuImg, path: str, reference: Reference | None) -> str:
-        staged = change.stage(os.path.join(_existing(self.files[path]), os.path.basename(path)))
+        staged = change.stage(os.path.join(existing(self.files[path]), os.path.basename(path)))
         if os.path.islink(path):
             os.unlink(staged)
             os.symlink(os.readlink(path), staged)
@@ -351,22 +367,6 @@ class MoveRequest:
             change.patch(one.image.path, head_of(fd, one.backing, data_file=one.data_file))
         finally:
             os.close(fd)
-
-
-def _files_of(image: Image) -> Iterator[str]:
-    """The files that the image refers to."""
-    if image.backing is not None and image.backing.path is not None:
-        yield image.backing.path
-    if image.data_file is not msgspec.UNSET and image.data_file.path is not None:
-        yield image.data_file.path
-
-
-def _existing(path: str) -> str:
-    """The nearest existing directory above `path`."""
-    folder = os.path.dirname(path)
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    return folder
 
 
 def move(

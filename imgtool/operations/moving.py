@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -272,3 +272,19 @@ def allow_open_files(wanted: int) -> None:
     if soft < wanted + 256:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted + 256), hard))
+
+
+def files_of(image: Image) -> Iterator[str]:
+    """The files that the image refers to."""
+    if image.backing is not None and image.backing.path is not None:
+        yield image.backing.path
+    if image.data_file is not msgspec.UNSET and image.data_file.path is not None:
+        yield image.data_file.path
+
+
+def existing(path: str) -> str:
+    """The nearest existing directory above `path`."""
+    folder = os.path.dirname(path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder

@@ -19,9 +19,10 @@ from imgtool.errors import ImageError, ImageInUseError, ImageNotFoundError, Refu
 from imgtool.image.locks import lock_state
 from imgtool.image.names import PathLike, pasted, printable
 from imgtool.image.users import users_of
+from imgtool.operations.alone import if_alone_in
 from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
-from imgtool.operations.transaction import Transaction, if_alone_in
+from imgtool.operations.transaction import Transaction
 
 MANIFEST = "manifest.json"
 

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -29,6 +28,7 @@ from imgtool.errors import (
 from imgtool.image.locks import forbid_writers
 from imgtool.image.names import printable
 from imgtool.image.users import users_of
+from imgtool.operations.alone import alone_in
 from imgtool.operations.copying import copy_file
 from imgtool.operations.journal import (
     PREFIX,
@@ -46,18 +46,21 @@ from imgtool.operations.journal import (
     unfinished,
     withdraw,
 )
+from imgtool.operations.meanwhile import changed, gone
 from imgtool.operations.replaceable import check_removable, check_replaceable, take_attributes
 from imgtool.operations.syncing import sync, sync_all
 from imgtool.qemu.img_base import rename_in
 
-_PATIENCE = 60.0
-"""Seconds to wait for another imgtool to put its change into the same directory, which takes milliseconds."""
+_HEAD = 1 << 16
+"""Bytes at the beginning of a file that are looked at for changes which leave its time as it was: see `Step`."""
 
 
 class _Held(NamedTuple):
     fd: int
     path: str
     identity: tuple[int, ...]
+    head: int
+    """Hash of the first bytes."""
 
 
 class Transaction:
@@ -112,9 +115,11 @@ class Transaction:
             return
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError as error:
+            raise gone(path) from error
         except OSError as error:
             raise _os_error(error, path, "cannot be opened") from error
-        self._held[path] = _Held(fd, path, identity(os.fstat(fd)))
+        self._held[path] = _Held(fd, path, identity(os.fstat(fd)), _head_of(fd))
         if not forbid_writers(fd):
             users = users_of(path)
             raise ImageInUseError(f"{printable(path)} is in use for writing{users.by}", hint=users.ending, path=path)
@@ -257,7 +262,7 @@ class Transaction:
     @contextlib.contextmanager
     def alone(self, confirm: Callable[[], None] | None = None) -> Iterator[None]:
         """Within, no other imgtool changes these directories; what is held is what it was, and confirmed."""
-        with _alone_in(self._directories()):
+        with alone_in(self._directories()):
             for held in self._held.values():
                 self._check_unchanged(held)
             if confirm is not None:
@@ -294,14 +299,12 @@ class Transaction:
     def _check_unchanged(self, held: _Held) -> None:
         try:
             now = identity(os.stat(held.path))
+        except FileNotFoundError as error:
+            raise gone(held.path) from error
         except OSError as error:
             raise _os_error(error, held.path, "cannot be looked at") from error
-        if now != held.identity:
-            raise ImageInUseError(
-                f"{printable(held.path)} was changed by another program in the meantime",
-                hint="nothing was changed here; run the command again",
-                path=held.path,
-            )
+        if now != held.identity or _head_of(held.fd) != held.head:
+            raise changed(held.path)
 
     def _record(self, *lines: dict[str, Any]) -> None:
         try:
@@ -323,6 +326,10 @@ class Transaction:
             self._journal_fd = -1
 
 
+def _head_of(fd: int) -> int:
+    return hash(os.pread(fd, _HEAD, 0))
+
+
 def remove_one(path: str, confirm: Callable[[], None]) -> None:
     """The name `path` goes, and is gone on disk after this returns. One step needs no journal, so that there is room
     for it on a full disk. Raises as `Transaction.hold`, `remove` and `commit` do."""
@@ -338,54 +345,6 @@ def remove_one(path: str, confirm: Callable[[], None]) -> None:
                 raise _os_error(error, path, "cannot be removed") from error
     finally:
         change.close()
-
-
-@contextlib.contextmanager
-def _alone_in(directories: list[str]) -> Iterator[None]:
-    """Within, no other imgtool puts a change into one of `directories`: else two that looked at the same time would
-    each take away what the other relied on. ImageInUseError when one takes too long. Without effect where the file
-    system has no such locks."""
-    deadline = time.monotonic() + _PATIENCE
-    with contextlib.ExitStack() as stack:
-        for directory in directories:
-            try:
-                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            stack.callback(os.close, fd)
-            while not _locked(fd):
-                if time.monotonic() > deadline:
-                    raise ImageInUseError(
-                        f"another imgtool is changing images in {printable(directory)}",
-                        hint="wait for it to end, then run the command again",
-                        path=directory,
-                    )
-                time.sleep(0.02)
-        yield
-
-
-@contextlib.contextmanager
-def if_alone_in(directory: str) -> Iterator[bool]:
-    """Whether no other imgtool is putting a change into `directory` just now; within, none does."""
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        yield False
-        return
-    try:
-        yield _locked(fd)
-    finally:
-        os.close(fd)
-
-
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # no locks on this file system, or not on directories
-        return True
-    return True
 
 
 def _os_error(error: OSError, path: str, what: str) -> ImageError:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from imgtool.errors import ImageInUseError, ImageNotFoundError, RefusedError
+from imgtool.operations.anchor import AnchorRequest
 from imgtool.operations.around import Around
-from imgtool.operations.collect import collect
-from imgtool.operations.commit import CommitRequest
+from imgtool.operations.collect import CollectRequest, collect
+from imgtool.operations.commit import CommitRequest, commit
 from imgtool.operations.delete import DeleteRequest
-from imgtool.operations.flatten import FlattenRequest
+from imgtool.operations.flatten import FlattenRequest, flatten
 from imgtool.operations.move import MoveRequest, move
 from imgtool.operations.overlay import list_overlays, new_overlay
-from imgtool.operations.rebase import RebaseRequest
+from imgtool.operations.rebase import RebaseRequest, rebase
+from imgtool.operations.shorten import shorten
+from imgtool.operations.transaction import Transaction
+from imgtool.qemu.qemu_img import QemuImg
+from tests.files import state_of
 
 if TYPE_CHECKING:
-    from imgtool.qemu.qemu_img import QemuImg
     from tests.operations.conftest import Store
 
 pytestmark = pytest.mark.matrix
@@ -43,6 +47,64 @@ def test_an_overlay_made_meanwhile_stops_what_would_hurt_it_and_nothing_else(sto
     deleting.make()
     del before["three.qcow2"]
     assert store.content() == {**before, "new.qcow2": new}
+
+
+BETWEEN: dict[str, tuple[Callable[[Store], Any], Callable[[Store], object]]] = {
+    "commit, flattened": (lambda s: CommitRequest(s / "c"), lambda s: flatten(s / "c")),
+    "commit, rebased": (lambda s: CommitRequest(s / "c"), lambda s: rebase(s / "c", s / "other")),
+    "commit, gone": (lambda s: CommitRequest(s / "b"), lambda s: move([s / "c"], s / "gone")),
+    "commit further, one between rebased": (
+        lambda s: CommitRequest(s / "c", base=s / "base"),
+        lambda s: rebase(s / "a", s / "other"),
+    ),
+    "move, a new overlay of it": (lambda s: MoveRequest([s / "base"], s / "moved"), lambda s: shorten(s / "c")),
+    "move, an overlay less": (lambda s: MoveRequest([s / "b"], s / "moved"), lambda s: rebase(s / "c", s / "other")),
+    "anchor, rebased": (lambda s: AnchorRequest([s / "c"]), lambda s: rebase(s / "c", s / "other")),
+    "anchor, flattened": (lambda s: AnchorRequest([s / "c"]), lambda s: flatten(s / "c")),
+    "anchor, parent written": (lambda s: AnchorRequest([s / "c"], deep=True), lambda s: commit(s / "b")),
+    "flatten, a snapshot": (
+        lambda s: FlattenRequest(s / "c"),
+        lambda s: QemuImg().snapshot_create(s / "c", "new", format="qcow2"),
+    ),
+    "collect, a new overlay": (
+        lambda s: CollectRequest(s.directory, keep=[s / "other"]),
+        lambda s: new_overlay(s / "b", s / "new"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("ask", "meanwhile"), BETWEEN.values(), ids=BETWEEN)
+def test_what_is_no_more_what_was_looked_at_is_not_changed(
+    store: Store, img: QemuImg, ask: Callable[[Store], Any], meanwhile: Callable[[Store], object]
+) -> None:
+    for name, below in (("base", ""), ("a", "base"), ("b", "a"), ("c", "b"), ("other", "")):
+        if below:
+            store.overlay(name, below, {len(name + below): 7})
+        else:
+            store.base(name, 1, 2, 3, 4)
+    request = ask(store)
+    meanwhile(store)
+    before = {path: state_of(path) for path in store.directory.iterdir()}
+    with pytest.raises((ImageInUseError, ImageNotFoundError)) as refused:
+        request.make(*([] if isinstance(request, CollectRequest) else [img]))
+    assert refused.value.hint == "nothing was changed here; run the command again"
+    assert {path: state_of(path) for path in store.directory.iterdir()} == before
+
+
+def test_a_header_that_was_patched_while_an_image_is_held_is_not_lost(store: Store, img: QemuImg) -> None:
+    """A patch leaves the file's time as it was, for those who remember it."""
+    store.base("base", 1, 2)
+    store.overlay("top", "base", {0: 9})
+    before = store.content("top")
+    moving = MoveRequest([store / "base"], store / "moved")
+    with Transaction(str(store / "top")) as change:
+        change.hold(str(store / "top"))
+        copy = change.stage(str(store / "top"), copy_of=str(store / "top"))
+        moving.make(img)
+        change.replace(str(store / "top"), copy)
+        with pytest.raises(ImageInUseError, match="changed by another program"):
+            change.commit()
+    assert store.content("top") == before
 
 
 @pytest.mark.parametrize(
