@@ -57,7 +57,8 @@ def name_of(layer: Layer) -> str:
 
 def needs(store: Store, *, look_in: Iterable[str] = (), recipes: bool = True) -> list[Kept]:
     """Every layer with who needs it: a recipe whose last build used it, an image that stands on it (in the store, in
-    the folders `look_in` and below, and where recipes put their outputs), a VM that has it open."""
+    the folders `look_in` and below, where recipes put their outputs, and where imgtool made such images), a VM that
+    has it open."""
     layers = store.layers()
     if not layers:
         return []
@@ -90,7 +91,8 @@ def needs(store: Store, *, look_in: Iterable[str] = (), recipes: bool = True) ->
 
 def _images(store: Store, layers: list[Layer], places: set[str]) -> Iterable[tuple[str, str]]:
     """(layer's folder, image outside the store or of a kept failure that stands on it)."""
-    graph = scan([place for place in sorted(places) if os.path.isdir(place)], store=[store.root])
+    looked_in = [store.root, *(place for place in sorted(places) if os.path.isdir(place))]
+    graph = scan([layer.image for layer in layers], store=looked_in)
     by_path = graph.by_path()
     own = {layer.image for layer in layers}
     for layer in layers:
@@ -242,8 +244,9 @@ def prune_layers(
 ) -> Pruned:
     """Removes the layers in the folder `layers` (None: as `verify_layers`) that nobody needs, and kept failures; with
     `dry_run` it only says which. Images that stand on layers are looked for in the folders `store`, in that of the
-    layers, and where recipes put their outputs. With `older_than` (seconds) only what is older goes; with
-    `all_recipes` also what only recipes need, which a build makes again. ImageInUseError while a build goes on."""
+    layers, where recipes put their outputs, and where imgtool made some. With `older_than` (seconds) only what is
+    older goes; with `all_recipes` also what only recipes need, which a build makes again. ImageInUseError while a
+    build goes on."""
     look_in = [absolute(folder) for folder in paths_of(store)]
     return prune(_store(layers), look_in=look_in, older_than=older_than, all_recipes=all_recipes, dry_run=dry_run)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from msgspec import Struct
 
@@ -93,7 +93,7 @@ def survey(
     for path in store:
         found.tree(absolute(path))
     if narrow:
-        found.remembered(asked)
+        found.remembered(asked or None)
     found.symlinks()
     found.follow()
     graph = link(found.images, found.findings(), found.node_of, only=asked if narrow and asked else None)
@@ -192,38 +192,52 @@ class Store:
 
     def directories_of_chain(self, image: Image) -> list[str]:
         """The directories that the images of its backing chain lie in."""
-        return list(dict.fromkeys(os.path.dirname(path) for path in self._chain_of(image)))
-
-    def _chain_of(self, image: Image) -> list[str]:
-        """The files of its backing chain."""
-        seen: dict[str, None] = {}
+        directories: dict[str, None] = {}
+        seen: set[str] = set()
         node: Image | None = image
         while node is not None and node.path not in seen:
-            seen[node.path] = None
+            seen.add(node.path)
+            if node.path.startswith("/"):
+                directories[os.path.dirname(node.path)] = None
             backing = node.backing
             node = None if backing is None else self.node_of(backing.reference, backing.path)
-        return [path for path in seen if path.startswith("/")]
+        return list(directories)
 
-    def remembered(self, asked: Iterable[Image] = ()) -> None:
+    def remembered(self, asked: Iterable[Image] | None = None) -> None:
         """Looks into the directories in which imgtool itself made images refer to one of those found so far, and
-        again for those found there: by `imgtool.image.remembered`, where files have their real names. The images of
-        the chains of `asked` may be named by symlinks."""
+        again for those found there: by `imgtool.image.remembered`, where files have their real names. Where images
+        are `asked` for, only what may depend on them is looked for: a directory of others may be slow, or hang."""
         waiting = remembered.directories()
-        if not waiting:
-            return
-        paths = [path for image in asked for path in self._chain_of(image)]
         names = {os.path.basename(file) for file in waiting}
+        wanted = None if asked is None else {id(image) for image in asked}
         looked = 0
-        while True:
-            paths += [image.path for image in self.images[looked:] if os.path.basename(image.path) in names]
-            looked = len(self.images)
-            if not paths:
-                return
-            for path in paths:
-                for directory in waiting.pop(os.path.realpath(path), ()):
+        while waiting and looked < len(self.images):
+            found, looked = self.images[looked:], len(self.images)
+            for image in found:
+                symlink = wanted is not None and id(image) in wanted and os.path.islink(image.path)
+                if not symlink and os.path.basename(image.path) not in names:
+                    continue
+                if wanted is not None and not self._may_depend(image, wanted):
+                    continue
+                for directory in waiting.pop(os.path.realpath(image.path), ()):
                     if directory not in self._listed and os.path.isdir(directory):
-                        self.directory(directory)
-            paths = []
+                        self.directory(directory, mine=False)
+
+    def _may_depend(self, image: Image, wanted: Container[int]) -> bool:
+        """Whether it is one of the `wanted` (by id) or depends on one, as far as that has been looked at."""
+        waiting: list[Image | None] = [image]
+        seen: set[int] = set()
+        for node in waiting:
+            if node is None or id(node) in wanted:
+                return True
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            if node.backing is not None:
+                waiting.append(self._names.get(node.backing.path or node.backing.reference))
+            if node.data_file:
+                waiting.append(self._names.get(node.data_file.path or node.data_file.reference))
+        return False
 
     def tree(self, directory: str) -> None:
         """Looks at every file in `directory` and below.
@@ -245,8 +259,9 @@ class Store:
         while waiting:
             waiting.extend(self.directory(waiting.pop()))
 
-    def directory(self, directory: str) -> list[str]:
-        """Looks at every file in `directory`; the directories in it are returned."""
+    def directory(self, directory: str, *, mine: bool = True) -> list[str]:
+        """Looks at every file in `directory`; the directories in it are returned. In one that is not `mine`, where
+        others keep their files too (/tmp), one that cannot be read counts only by the name of an image."""
         below: list[str] = []
         listed = directory in self._listed
         self._listed.add(directory)
@@ -260,7 +275,7 @@ class Store:
                         continue
                     if entry.is_file(follow_symlinks=False):
                         if not listed:
-                            self._file(entry.path, directory, name)
+                            self._file(entry.path, directory, name, mine=mine)
                     elif entry.is_dir(follow_symlinks=False):
                         below.append(entry.path)
                     elif entry.is_symlink() and not listed:
@@ -269,14 +284,14 @@ class Store:
             self._closed_directories.append(directory)
         return below
 
-    def _file(self, path: str, directory: str, name: str) -> None:
+    def _file(self, path: str, directory: str, name: str, *, mine: bool = True) -> None:
         """Looks at a regular file that a directory listed. The hot path of a scan."""
         if path in self._names:
             return
         try:
             fd = os.open(path, OPEN_FLAGS)
         except OSError:
-            self._closed(path, name)
+            self._closed(path, name, mine=mine)
             return
         try:
             status = os.fstat(fd)
@@ -299,13 +314,13 @@ class Store:
                 )
         self._add(image, file)
 
-    def _closed(self, path: str, name: str) -> None:
+    def _closed(self, path: str, name: str, *, mine: bool) -> None:
         """A listed file that cannot be opened: gone in the meantime, or not readable by us."""
         if not os.path.lexists(path):
             return
         if is_image_name(name):
             self.named(path)
-        else:
+        elif mine:
             self._closed_files.append(path)
 
     def symlinks(self) -> None:

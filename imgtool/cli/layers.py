@@ -267,7 +267,7 @@ def prune(
     """Remove kept failures, and the layers that no recipe, image or VM needs.
 
     A recipe needs the layers of its last build; an image needs those it stands on. Images are looked for where the
-    layers are, where recipes put their outputs, and in --store.
+    layers are, where recipes put their outputs, where imgtool made some, and in --store.
     """
     from imgtool.build.prune import prune as prune_store
     from imgtool.build.recipe import seconds_of

@@ -164,6 +164,7 @@ def around_of(files: Iterable[str], directories: Sequence[str], stores: Paths) -
     asked = [found.given(path) for path in files]
     for directory in directories:
         found.tree(directory)
+    moved = list(found.images)
     found.follow()
     for image in asked:
         for folder in found.directories_of_chain(image):
@@ -173,7 +174,7 @@ def around_of(files: Iterable[str], directories: Sequence[str], stores: Paths) -
             found.directory(below)
     for store in paths_of(stores):
         found.tree(absolute(store))
-    found.remembered(asked)
+    found.remembered(moved)
     found.symlinks()
     found.follow()
     return link(found.images, found.findings(), found.node_of)

@@ -18,6 +18,7 @@ from imgtool.build.reference import is_reference, resolve
 from imgtool.build.store import Store
 from imgtool.errors import ConfigError, ImageInUseError, ImageNotFoundError
 from imgtool.image.policy import current, in_force
+from imgtool.operations.overlay import new_overlay
 from tests.build.conftest import Bench
 
 RECIPE = """\
@@ -140,6 +141,20 @@ def test_a_layer_that_an_image_stands_on_stays_with_all_beneath_it(bench: Bench)
     (bench.folder / "vms" / "vm.qcow2").unlink()
     assert len(prune(bench.store, look_in=[str(bench.folder / "vms")]).removed) == 2
     assert bench.store.layers() == []
+
+
+def test_a_layer_that_imgtool_made_an_overlay_of_elsewhere_stays(
+    bench: Bench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nobody names --store for it."""
+    overlay = tmp_path_factory.mktemp("vms") / "vm.qcow2"
+    bench.builder().build(bench.recipe(RECIPE))
+    (bench.folder / "web.toml").unlink()
+    with in_force(current().naming(bench.store.root, bench.folder / "base.qcow2")):
+        new_overlay(bench.store.layers()[1].image, overlay)
+    done = prune(bench.store)
+    assert [kept.name for kept in done.removed] == ["web@three"]
+    assert done.kept[1].needed_by == (f"the image {overlay}",)
 
 
 def test_prune_by_age_keeps_what_young_layers_stand_on(bench: Bench) -> None:

@@ -14,6 +14,7 @@ from imgtool.chain.graph import Graph, Image
 from imgtool.chain.scan import scan, survey
 from imgtool.chain.verify import verify
 from imgtool.errors import ImageError, ImageNotFoundError, ImageUnreadableError
+from imgtool.operations.overlay import new_overlay
 from tests.files import as_nobody
 
 if TYPE_CHECKING:
@@ -360,6 +361,20 @@ def test_an_image_that_may_not_be_read_is_a_node_with_the_reason(images: Images)
     assert codes(node(graph, base)) == ["unreadable"]
     assert [found.code for found in graph.findings] == ["unreadable-directory", "unreadable-files"]
     (images / "closed").chmod(0o700)
+
+
+def test_what_others_keep_where_imgtool_made_an_overlay_is_their_own_affair(images: Images) -> None:
+    """In /tmp there are always files that cannot be read."""
+    base = images.base("bases/base.qcow2")
+    (images / "shared").mkdir()
+    (images / "shared/theirs").write_bytes(b"x")
+    (images / "shared/theirs").chmod(0)
+    new_overlay(base, images / "shared/mine.qcow2")
+    with as_nobody(base.parent, images / "shared"):
+        graph = scan([base])
+        assert graph.findings == []
+        assert [found.code for found in scan([images / "shared"]).findings] == ["unreadable-files"]
+    assert node(graph, base).children == [str(images / "shared/mine.qcow2")]
 
 
 def test_one_path_is_as_good_as_a_list_of_one(images: Images) -> None:

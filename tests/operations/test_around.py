@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from imgtool.chain.scan import survey
 from imgtool.errors import ImageInUseError, ImageNotFoundError, RefusedError
 from imgtool.operations.anchor import AnchorRequest
 from imgtool.operations.around import Around
@@ -23,6 +25,8 @@ from imgtool.qemu.qemu_img import QemuImg
 from tests.files import state_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.operations.conftest import Store
 
 pytestmark = pytest.mark.matrix
@@ -148,3 +152,19 @@ def test_overlays_that_imgtool_made_in_other_directories_are_found_there(store: 
     assert collect(store / "elsewhere", keep=[deep]).files == ()
     assert collect(store / "elsewhere", keep=[tops[0]]).files == ()
     assert collect(store / "vms", keep=[tops[0]]).files == ()
+
+
+def test_directories_of_others_on_the_same_base_are_not_looked_into(store: Store) -> None:
+    """They may be slow, or on a server that does not answer."""
+    base = store.base("bases/base.qcow2", 1)
+    for name in ("one", "two"):
+        store.overlay(f"{name}/disk.qcow2", "bases/base.qcow2")
+    store.overlay("above/disk.qcow2", "one/disk.qcow2")
+
+    def opened(image: Path) -> set[str]:
+        seen: set[str] = set()
+        survey([image], notice=lambda looked, *_: seen.add(looked.path))
+        return {os.path.relpath(path, store.directory) for path in seen}
+
+    assert opened(store / "one/disk.qcow2") == {"bases/base.qcow2", "one/disk.qcow2", "above/disk.qcow2"}
+    assert opened(base) == {"bases/base.qcow2", "one/disk.qcow2", "above/disk.qcow2", "two/disk.qcow2"}
