@@ -353,4 +353,6 @@ def _os_error(error: OSError, path: str, what: str) -> ImageError:
     hint = None
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and os.path.isdir(path):
         hint = "images are changed on a copy beside them, which then takes their place"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "make room there, and run the command again: images are changed on a copy beside them"
     return ImageError(f"{printable(path)} {what}: {error.strerror}", hint=hint, path=path)

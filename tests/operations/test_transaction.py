@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -404,3 +405,15 @@ def test_what_confirm_finds_stops_the_change(tmp_path: Path) -> None:
             change.commit(no)
     assert Path(a).read_text() == "before"
     assert hidden(tmp_path) == []
+
+
+def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(ImageError, match="No space left on device") as refused:
+        Transaction(str(tmp_path / "image")).__enter__()
+    monkeypatch.undo()
+    assert (refused.value.hint or "").startswith("make room there")
+    assert [*tmp_path.iterdir()] == []
