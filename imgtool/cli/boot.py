@@ -360,7 +360,7 @@ def _in_background(context: Context, machine: Machine, *, force: bool) -> Starte
 
 def _await(context: Context, started: Started, condition: Wait | None, seconds: float, *, timeline: bool) -> int:
     """Waits until the guest is as far as `condition` says, and prints the VM's name, whether it came there or not."""
-    from imgtool.cli.output import emit
+    from imgtool.cli.output import emit, remark
     from imgtool.machine.readiness import Wait, wait_until
     from imgtool.machine.serial import Timeline
 
@@ -368,6 +368,9 @@ def _await(context: Context, started: Started, condition: Wait | None, seconds: 
     marks = Timeline() if timeline else None
     try:
         wait_until(plan.vm, condition or Wait("running"), seconds=seconds, begun=started.begun, timeline=marks)
+    except KeyboardInterrupt:
+        remark(context, f"the VM {plan.vm.name} runs on: `imgtool vm stop {plan.vm.name}` ends it")
+        raise
     finally:
         if marks is not None:
             _echo_timeline(marks)

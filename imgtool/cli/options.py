@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from imgtool.cli.context import Context
+from imgtool.errors import UsageError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -48,7 +49,13 @@ class Size(IntType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         from imgtool.sizes import parse_size
 
-        return value if isinstance(value, int) else parse_size(value)
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except UsageError as error:
+            if ctx is not None and isinstance(param, click.Argument):
+                form = " ".join([ctx.command_path, *ctx.command.collect_usage_pieces(ctx)])
+                error.hint = f"{error.hint}; write `{form}`" if error.hint else f"write `{form}`"
+            raise
 
 
 class Word(StrType):

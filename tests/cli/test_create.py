@@ -141,6 +141,7 @@ def test_the_options_of_a_format_are_listed(imgtool: Imgtool) -> None:
             "did you mean 'cluster_size'?",
         ),
         (["-f", "qcow2", "x", "10X"], "'10X' is not a size", "64k"),
+        (["1G", "x.qcow2"], "'x.qcow2' is not a size", "write `imgtool create [OPTIONS] FILE [SIZE]`"),
         (["-f", "qcow2", "x"], "needs a size", ""),
         (["-f", "qcow2", "-u", "-b", "y", "x", "1M"], "needs its format named", "-F"),
         ([], "name of the image is missing", "--help"),

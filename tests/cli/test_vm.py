@@ -18,6 +18,7 @@ import pytest
 
 from imgtool.cli.schema import DOCUMENTS
 from imgtool.image.users import vm_of
+from imgtool.machine.vm import Vm
 from tests.cli.conftest import Imgtool
 from tests.guests import PROMPT, Machines, Shell
 
@@ -429,3 +430,20 @@ def test_following_the_log_ends_with_the_vm(machines: Machines, empty_vm: str) -
         machines("vm", "kill", empty_vm)
         follower.communicate(timeout=60)
     assert follower.returncode in (0, 1), "1 when the VM had ended before it could look"
+
+
+def test_ctrl_c_while_a_vm_is_waited_for_leaves_it_and_says_so(machines: Machines, image: Path) -> None:
+    words = ["--accel", "tcg", "--memory", "64M", "--network", "none", "--wait", "serial:never"]
+    terminal = machines.terminal("boot", "-d", image, "--name", "left", *words)
+    vm = Vm(machines.root, "left")
+    waits = Path(f"/proc/{terminal.pid}/wchan")
+    deadline = time.monotonic() + 60
+    # From then on imgtool sleeps only between two looks at the console.
+    while (state := vm.state()) is None or state.phase != "running" or "nanosleep" not in waits.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    terminal.sendintr()
+    terminal.expect_exact("the VM left runs on: `imgtool vm stop left` ends it")
+    terminal.expect_exact("interrupted")
+    terminal.expect(pexpect.EOF)
+    assert machines("vm", "kill", "left").returncode == 0
