@@ -271,10 +271,12 @@ def _check_sources(
         if snapshot is not None and isinstance(snapshot_param(snapshot), str):
             snapshot_known(source, snapshot)
         if force_share and not force and source.top is not None and source.top.in_use == "write":
+            from imgtool.image.users import users_of
+
             raise ImageInUseError(
                 f"{source.place} is being written: a copy of it would be torn",
                 path=source.path,
-                hint="copy an internal snapshot (-l), or stop the machine; --force copies it anyway",
+                hint=f"{users_of(source.top.path).ending}; -l copies an internal snapshot, --force copies it anyway",
             )
 
 

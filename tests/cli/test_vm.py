@@ -101,6 +101,7 @@ def test_an_image_that_a_vm_has_names_the_command_that_stops_it(
     for words in (
         ["resize", path, "+1M"],
         ["convert", "-O", "raw", path, new],
+        ["convert", "-U", "-O", "raw", path, new],
         ["check", path],
         ["overlay", "new", path, new],
         ["chain", "move", path, new],
