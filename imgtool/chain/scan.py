@@ -209,15 +209,15 @@ class Store:
         are `asked` for, only what may depend on them is looked for: a directory of others may be slow, or hang."""
         waiting = remembered.directories()
         names = {os.path.basename(file) for file in waiting}
-        wanted = None if asked is None else {id(image) for image in asked}
+        wanted = {id(image) for image in asked or ()}
         looked = 0
         while waiting and looked < len(self.images):
             found, looked = self.images[looked:], len(self.images)
             for image in found:
-                symlink = wanted is not None and id(image) in wanted and os.path.islink(image.path)
-                if not symlink and os.path.basename(image.path) not in names:
+                renamed = id(image) in wanted and os.path.islink(image.path)
+                if not renamed and os.path.basename(image.path) not in names:
                     continue
-                if wanted is not None and not self._may_depend(image, wanted):
+                if asked is not None and not self._may_depend(image, wanted):
                     continue
                 for directory in waiting.pop(os.path.realpath(image.path), ()):
                     if directory not in self._listed and os.path.isdir(directory):
@@ -230,13 +230,10 @@ class Store:
         for node in waiting:
             if node is None or id(node) in wanted:
                 return True
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
-            if node.backing is not None:
-                waiting.append(self._names.get(node.backing.path or node.backing.reference))
-            if node.data_file:
-                waiting.append(self._names.get(node.data_file.path or node.data_file.reference))
+            if id(node) not in seen:
+                seen.add(id(node))
+                below = [one for one in (node.backing, node.data_file) if one]
+                waiting += [self._names.get(one.path or one.reference) for one in below]
         return False
 
     def tree(self, directory: str) -> None:

@@ -28,22 +28,36 @@ def configure(
 
     `format` is that of `image`; without it, its header decides. `profile` is the path of a TOML file, over which the
     `settings` go as the options of `boot` do: `imgtool schema profile` lists them all. A size is text in QEMU's
-    notation, or a number as QEMU takes it: MiB for `memory`, bytes elsewhere. File names are made absolute from the
-    current directory, those in the profile from its own.
+    notation, or a number as QEMU takes it: MiB for `memory`, bytes elsewhere. None is a setting that is not given. A
+    name that must not be read as an option string is a pathlib.Path: `drive=[Path("a,b.qcow2")]`. File names are made
+    absolute from the current directory, those in the profile from its own.
 
     UsageError for a setting that is not known or wrong, ConfigError, with the line, for a profile that is wrong.
     Nothing is looked at but the profile: `boot` finds out whether the machine can be started.
     """
-    words = {name.replace("_", "-"): _plain(value) for name, value in settings.items()}
-    for name in words:
+    words = {}
+    for name, value in ((name.replace("_", "-"), value) for name, value in settings.items()):
         if name not in kinds(Machine):
             raise UsageError(f"no machine has the setting {printable(name)}", hint=suggestion(name, kinds(Machine)))
+        if value is not None:
+            words[name] = _plain(_table(name, value))
     if image is None and format is not None:
         raise UsageError("a format without an image")
     first = from_words({} if image is None else with_first_disk({}, os.fsdecode(image), format))
     given = read_settings(words if profile is None else merge(read_profile(absolute(profile)), words))
     machine = with_absolute_paths(given, os.getcwd())
     return replace(machine, drives=(*first.drives, *machine.drives))
+
+
+_FILES = {"drive": "file", "share": "path", "hugepages": "path"}
+"""Settings that are option strings as text: table → its key for a path that is given as such."""
+
+
+def _table(name: str, value: Any) -> Any:
+    """`value` with the paths that stand for a whole table as that table: a comma in a path is no option."""
+    if name in _FILES and isinstance(value, bytes | os.PathLike):
+        return {_FILES[name]: value}
+    return [_table(name, item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

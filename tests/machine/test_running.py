@@ -55,6 +55,17 @@ def test_settings_are_values_tables_and_option_strings(tmp_path: Path, monkeypat
     assert (machine.kernel, machine.agent) == (f"{tmp_path}/vmlinuz", True)
 
 
+def test_a_path_is_no_option_string_and_none_is_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vm.toml").write_text("smp = 2\n")
+    machine = imgtool.configure(
+        profile="vm.toml", memory=None, smp=None, network=None, drive=Path("a,format=raw"), share=[b"b,tag=c"]
+    )
+    assert [(drive.file, drive.format) for drive in machine.drives] == [(f"{tmp_path}/a,format=raw", None)]
+    assert [(share.path, share.tag) for share in machine.shares] == [(f"{tmp_path}/b,tag=c", None)]
+    assert (machine.smp.cpus, machine.memory.size, machine.networks) == (2, None, None)
+
+
 def test_settings_go_over_those_of_a_profile(tmp_path: Path) -> None:
     (tmp_path / "vm.toml").write_text('memory = "1G"\nsmp = 2\n[[drive]]\nfile = "data.qcow2"\n')
     machine = imgtool.configure(tmp_path / "disk.qcow2", profile=tmp_path / "vm.toml", memory="3G")

@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from imgtool.errors import UsageError
-from imgtool.image.names import printable
+from imgtool.image.names import PathLike, absolute, printable
 from imgtool.image.userdirs import user_dir
 from imgtool.publish.oci.connection import DEFAULT, Connection
 from imgtool.publish.oci.pull import PullRequest
@@ -30,7 +30,7 @@ def fetch(
     reference: str,
     digest: str,
     *,
-    folder: str | None = None,
+    folder: PathLike | None = None,
     connection: Connection = DEFAULT,
     qemu_img: QemuImg | None = None,
 ) -> str:
@@ -41,7 +41,7 @@ def fetch(
     parsed = parse_reference(reference)
     if not is_digest(digest):
         raise UsageError(f"{printable(digest)!r} is not a digest", hint="sha256: and 64 hexadecimal digits")
-    folder = folder or default_folder()
+    folder = default_folder() if folder is None else absolute(folder)
     record = os.path.join(folder, f".{digest.replace(':', '-')}.json")
     known = _remembered(record)
     if known is not None:
