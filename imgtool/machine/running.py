@@ -10,6 +10,7 @@ They are the VMs of `imgtool vm`: a program finds those of the command line, and
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -37,6 +38,9 @@ _POLL = 0.05
 _STOP_SECONDS = 60.0
 _REAP_SECONDS = 10.0
 
+_left: list[Process] = []
+"""QEMUs whose RunningVm nobody has any more. They are reaped when the next one is started."""
+
 
 def boot(
     what: PathLike | Machine | None = None,
@@ -62,8 +66,17 @@ def boot(
     else:
         machine = configure(what, **settings)
     programs = programs or Programs()
+    _reap_left()
     started = launch(prepare(machine, programs, detached=True, force=force), programs, tied=tied)
     return RunningVm(started.vm, started.process, warnings=started.plan.warnings)
+
+
+def _reap_left() -> None:
+    for process in _left.copy():
+        if process.poll() is not None:
+            process.close()
+            with contextlib.suppress(ValueError):  # another thread was first
+                _left.remove(process)
 
 
 def running_vm(name: str) -> RunningVm:
@@ -92,6 +105,12 @@ class RunningVm:
 
     def __repr__(self) -> str:
         return f"<RunningVm {self.name}{'' if self.running else ', ended'}>"
+
+    def __del__(self) -> None:
+        process: Process | None = getattr(self, "_process", None)
+        if process is not None:
+            process.close()
+            _left.append(process)
 
     def __enter__(self) -> Self:
         return self

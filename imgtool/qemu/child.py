@@ -174,13 +174,12 @@ class Child:
             self.send(number)
 
     def close(self) -> None:
-        """Lets go of it. If it runs on, it still gets its signal when imgtool dies; what it left running does not."""
-        if self._closed:
+        """Lets go of it. If it runs on, it still gets its signal when imgtool dies, which takes two descriptors until
+        `close` is called again after its end; what it left running gets none."""
+        self._gate.close()
+        if self._closed or (self._tied and self.returncode is None):
             return
         self._closed = True
-        self._gate.close()
-        if self._tied and self.returncode is None:
-            return
         fcntl.fcntl(self._tie.reading, fcntl.F_SETFL, 0)
         self._tie.close()
 

@@ -168,6 +168,21 @@ def test_a_later_vm_of_the_same_name_is_another(image: Path, images: Images) -> 
             second.kill()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vm_that_nobody_holds_leaves_neither_descriptors_nor_a_zombie(
+    image: Path, images: Images, tied: bool
+) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    pid = imgtool.boot(image, name="dropped", tied=tied, **QUICK).status().pid
+    seen = imgtool.running_vm("dropped")
+    assert seen.running
+    seen.kill()
+    with imgtool.boot(images.base("other.qcow2"), **QUICK) as vm:
+        vm.kill()
+    assert not os.path.exists(f"/proc/{pid}")
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 def test_the_cpus_are_paused_and_resumed_and_the_screen_is_saved(image: Path, tmp_path: Path) -> None:
     with imgtool.boot(image, **QUICK) as vm:
         vm.pause()
