@@ -33,15 +33,16 @@ def check_images(graph: Graph, qemu_img: QemuImg, policy: Policy, progress: Prog
     Returns how many were checked."""
     wanted = [image for image in graph.images if image.format in CHECKED and image.path.startswith("/")]
     whole = sum(_weight(image) for image in wanted) or 1
-    done = 0
+    done = checked = 0
     with workers(os.cpu_count() or 1) as pool:
         results = pool.map(lambda image: _check(image, qemu_img, policy), wanted)
         for image, result in zip(wanted, results, strict=True):
             _tell(image, result)
+            checked += not isinstance(result, ImgtoolError)
             done += _weight(image)
             if progress is not None:
                 progress(100 * done / whole)
-    return len(wanted)
+    return checked
 
 
 def _weight(image: Image) -> int:

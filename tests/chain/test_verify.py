@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def defects(images: Images, *, deep: bool = False, paths: list[Path] | None = No
     return list(found.defects)
 
 
-def only(found: list[Defect], code: str) -> Defect:
+def only(found: Sequence[Defect], code: str) -> Defect:
     (one,) = [one for one in found if one.code == code]
     return one
 
@@ -231,15 +232,17 @@ def test_a_data_file_that_is_gone(images: Images) -> None:
     assert found[0].images == (str(path),)
 
 
-def test_an_overlay_that_cannot_be_checked_is_told_why_and_no_more(images: Images) -> None:
+def test_an_overlay_that_cannot_be_checked_is_told_why_and_is_not_counted(images: Images) -> None:
     images.base("base.qcow2")
     data, path = images / "data.raw", images / "top.qcow2"
     words = ("-b", images / "base.qcow2", "-F", "qcow2", "-o", f"data_file={data}")
     images.qemu_img("create", "-q", "-f", "qcow2", *words, path)
     data.unlink()
-    message = only(defects(images, deep=True), "check-failed").message
+    found = verify([images.directory], deep=QemuImg())
+    message = only(found.defects, "check-failed").message
     assert message.startswith("it was not checked: qemu-img: Could not open ")
     assert "deprecated" not in message
+    assert (found.images, found.checked) == (2, 1)
 
 
 def test_a_parent_outside_of_the_store(images: Images) -> None:
