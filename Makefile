@@ -9,7 +9,7 @@ PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 mount procps nftables dnsmasq-base bu
     debian-archive-keyring e2fsprogs fakeroot mmdebstrap
 # Debian 12 has libvirt's drivers in libvirt-daemon, virtiofsd in qemu-system-common, SPICE in QEMU itself.
 PACKAGES_TEST += $(shell . /etc/os-release 2>/dev/null; \
-    [ "$$ID" != debian ] || [ "$${VERSION_ID:-0}" -lt 13 ] || \
+    [ "$$ID" != debian ] || [ "$${VERSION_ID:-99}" -lt 13 ] || \
     echo libvirt-daemon-driver-network libvirt-daemon-driver-storage qemu-system-modules-spice virtiofsd)
 PACKAGES_MATRIX := $(PACKAGES_TEST)
 PACKAGES_BENCH := $(PACKAGES_DEMO) libvirt-clients libvirt-daemon-system
