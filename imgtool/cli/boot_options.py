@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from imgtool.cli.options import FILE_NAME, Word
+from imgtool.errors import UsageError
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -86,10 +87,24 @@ def machine_options(command: F) -> F:
     for name, metavar, text in reversed(OPTIONAL):
         command = click.option(f"--{name}", metavar=metavar, is_flag=False, flag_value="", help=text)(command)
     for name in reversed(FILES):
-        command = click.option(f"--{name}", type=FILE_NAME, metavar="FILE", help=_FILE_HELP.get(name, ""))(command)
+        text = _FILE_HELP.get(name, "")
+        command = click.option(
+            f"--{name}", type=FILE_NAME, metavar="FILE", multiple=True, callback=_only, help=text
+        )(command)
     for name, text in (("agent", "A channel for the guest agent."), ("tablet", "A USB tablet as the pointer.")):
         command = click.option(f"--{name}", is_flag=True, default=None, help=text)(command)
     return command
+
+
+def _only(_: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """The one file that was given. UsageError for two: the first would be left out without a word."""
+    if len(given) <= 1:
+        return given[0] if given else None
+    name = param.name or ""
+    hint = "a further disk is --drive FILE" if name.startswith("hd") else "leave one out"
+    if name == "cdrom":
+        hint = "a further CD-ROM is --drive FILE,media=cdrom"
+    raise UsageError(f"--{name} is there twice", hint=hint)
 
 
 _FILE_HELP = {

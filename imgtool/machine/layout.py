@@ -5,10 +5,13 @@ Both `validate` and the compiler read this, so that what is refused and what is 
 
 from __future__ import annotations
 
+import os.path
+
 from msgspec import Struct
 from msgspec.structs import replace
 
 from imgtool.errors import ConfigError
+from imgtool.image.names import printable
 from imgtool.machine.board import Board, board
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Host
@@ -22,7 +25,7 @@ _MANY = 1 << 16
 class Placed(Struct, frozen=True):
     drive: Drive
     source: str
-    """What the user wrote: `--hda`, `--drive #2`."""
+    """What the user wrote: `--hda`, `--drive web.qcow2`; `--drive #2` for one without a file."""
     id: str
     """Of the device, and of the block node under it."""
     interface: Interface
@@ -39,7 +42,9 @@ def spoken(machine: Machine, kind: Board) -> list[tuple[str, str, Drive]]:
         if path is not None:
             found.append((f"--{name}", name, _shorthand(name, path, kind)))
     for place, drive in enumerate(machine.drives):
-        found.append((f"--drive #{place + 1}", drive.id or f"drive{place}", drive))
+        # By its file rather than its number: the IMAGE of `boot`, which is a drive here, is none to who counts them.
+        which = f"#{place + 1}" if drive.file is None else printable(os.path.basename(drive.file))
+        found.append((f"--drive {which}", drive.id or f"drive{place}", drive))
     return found
 
 
