@@ -88,9 +88,9 @@ def machine_options(command: F) -> F:
         command = click.option(f"--{name}", metavar=metavar, is_flag=False, flag_value="", help=text)(command)
     for name in reversed(FILES):
         text = _FILE_HELP.get(name, "")
-        command = click.option(
-            f"--{name}", type=FILE_NAME, metavar="FILE", multiple=True, callback=_only, help=text
-        )(command)
+        command = click.option(f"--{name}", type=FILE_NAME, metavar="FILE", multiple=True, callback=_only, help=text)(
+            command
+        )
     for name, text in (("agent", "A channel for the guest agent."), ("tablet", "A USB tablet as the pointer.")):
         command = click.option(f"--{name}", is_flag=True, default=None, help=text)(command)
     return command

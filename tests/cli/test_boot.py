@@ -365,7 +365,7 @@ def test_a_new_overlay_in_a_folder_gets_a_name_and_is_booted(machines: Machines,
     ("words", "message", "status"),
     [
         ([], "nothing to boot from", 2),
-        (["--cdrom", "a", "--cdrom", "b"], "--cdrom is there twice\nhint: a further CD-ROM is --drive FILE,media=", 2),
+        (["--cdrom", "a", "--cdrom", "b"], "--cdrom is there twice\nhint: a further CD-ROM is --drive FILE", 2),
         (["disk", "--kernel", "a", "--kernel", "b"], "--kernel is there twice\nhint: leave one out", 2),
         (["--new-overlay", "x.qcow2", "--kernel", "k"], "--new-overlay needs the IMAGE", 2),
         (["disk", "--wait", "ssh"], "--wait is for a VM in the background", 2),
