@@ -196,8 +196,9 @@ def machine_properties(machine: Machine, found: Capabilities) -> tuple[str, ...]
 
 
 def cpu_properties(machine: Machine, found: Capabilities, accelerator: str) -> tuple[str, ...] | None:
-    """The same for its CPU."""
-    if not machine.cpu.properties:
+    """The same for its CPU; a feature that is none of those that `-cpu help` lists may be one of them, too."""
+    unlisted = {name[1:] for name in machine.cpu.features}.difference(found.cpu_features)
+    if not machine.cpu.properties and not unlisted:
         return None
     model = machine.cpu.model or ("max" if accelerator == "tcg" else "host")
     return _property_names(found.program, f"{model}-{found.target}-cpu")

@@ -42,6 +42,8 @@ def test_properties_of_a_machine_and_an_older_version_of_it(typed: Typed) -> Non
         ("--machine pc,nvdim=on", "machine pc has no property 'nvdim'", "did you mean nvdimm?"),
         ("--machine q35,smp.cpus=4", "smp.cpus is an option of its own here", "use --smp"),
         ("--cpu max,phys-bit=40", "--cpu has no 'phys-bit'", "did you mean phys-bits?"),
+        ("--cpu max,+hv_relaxed", "there is no CPU feature 'hv_relaxed'", "did you mean hv-relaxed?"),
+        ("--cpu max,+nothing-like-it", "there is no CPU feature 'nothing-like-it'", "`--cpu help` lists them all"),
         ("--machine pc-q35-99.1", "has no machine type 'pc-q35-99.1'", "did you mean pc-q35-"),
     ],
 )
@@ -54,7 +56,7 @@ def test_what_this_qemu_lacks_is_refused_with_the_nearest_name(
 
 
 def test_the_cpu_and_its_features(typed: Typed) -> None:
-    vm = typed("--cpu Skylake-Server-v1,-avx2,+sse4a,model-id=Mine,phys-bits=40,stepping=3 {disk}")
+    vm = typed("--cpu Skylake-Server-v1,-avx2,+sse4a,+x2apic,+pmu,model-id=Mine,phys-bits=40,stepping=3 {disk}")
     cpu = vm.ask("query-cpus-fast")[0]["qom-path"]
     assert vm.get(cpu, "type") == "Skylake-Server-v1-x86_64-cpu"
     found = [vm.get(cpu, name) for name in ("avx2", "sse4a", "aes", "model-id", "phys-bits", "stepping")]

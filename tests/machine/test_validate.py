@@ -32,6 +32,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"cpu": "host"}, "which TCG only imitates"),
     ({"cpu": "Skylake-Sever"}, "has no CPU model 'Skylake-Sever'"),
     ({"cpu": "max,+avx22"}, "there is no CPU feature 'avx22'"),
+    ({"cpu": "max,-nothing-like-it"}, "there is no CPU feature 'nothing-like-it'"),
     ({"cpu": "max,+aes,-aes"}, "both adds and removes aes"),
     # SMP
     ({"smp": "sockets=32,cores=4,threads=2,maxcpus=128"}, "sockets(32) × cores(4) × threads(2) = 256 ≠ maxcpus(128)"),
@@ -242,6 +243,7 @@ def host(make_host: MakeHost) -> Host:
         memory_total=16 << 30,
         hugepages=HugepageMount(path="/dev/hugepages", page_size=2 * MIB, free=4 << 30),
         uefi=Uefi(code="/ovmf/code.fd", vars="/ovmf/vars.qcow2"),
+        cpu_properties=("hv-relaxed", "x-odd", "pmu"),
     )
     odd = Disk(chain=(Link(path="/d/odd", format="raw"),), size=3 * MIB)
     return replace(found, disks={**found.disks, "/d/odd": odd})
@@ -356,7 +358,7 @@ GOOD: list[dict[str, Any]] = [
     {"network": ["user,hostfwd=tcp::2222-:22,hostfwd=udp::2222-:22", "user,hostfwd=tcp:10.0.0.1:2222-:22"]},
     {"smp": "cpus=2,maxcpus=8", "numa": ["node,cpus=0-3", "node,cpus=4-7"]},
     {"memory": "8G", "hugepages": "prealloc=off"},
-    {"cpu": "max,+hv-relaxed,+x-odd,-vmx,pmu=on"},
+    {"cpu": "max,+hv-relaxed,+x-odd,-vmx,+sse4.1,pmu=on"},
     {"display": "vnc=unix:/x"},
     {"machine": "isapc", "hda": A, "fda": F},
     {"machine": "microvm", "drive": [A], "kernel": "/k", "append": "quiet"},
