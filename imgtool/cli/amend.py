@@ -9,13 +9,11 @@ import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.images import (
-    emit_command,
     explained,
     open_image,
     print_option_help,
     qemu_img,
     say,
-    touched,
     wants_help,
 )
 from imgtool.cli.options import (
@@ -29,7 +27,7 @@ from imgtool.cli.options import (
     options_option,
 )
 from imgtool.cli.progress import progress
-from imgtool.cli.requests import on_copy, settle
+from imgtool.cli.requests import OnCopy, settle
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
 from imgtool.image.qapi_json import to_builtins
@@ -80,26 +78,20 @@ def amend(
     opened = open_image(image, format=format_, image_opts=image_opts)
     arguments: dict[str, Any] = {"format": opened.format, "cache": cache, "force": force, "objects": objects}
     program = qemu_img(context)
+    # a copy would leave the key that is to be erased in the blocks of the old file
+    keys = opened.format == "luks" or any(key.startswith("encrypt.") for key in chosen)
+    change = OnCopy(opened, in_place=keys)
     if dry_run:
         from imgtool.qemu import img_argv
 
         argv = img_argv.amend(program.program, opened.source, chosen, **arguments)
-        emit_command(context, argv, [touched(opened.source, "write")])
+        change.show_plan(context, argv)
         return
     with (
         explained(context, formats=[format_], option_format=opened.format, options=chosen, amend=True),
         progress(context, "amend") as show,
     ):
-        if opened.format == "luks" or any(key.startswith("encrypt.") for key in chosen):
-            # a copy would leave the key that is to be erased in the blocks of the old file
-            changed = program.amend(opened.source, chosen, progress=show, **arguments)
-        else:
-            changed = on_copy(
-                program,
-                opened,
-                lambda source: program.amend(source, chosen, progress=show, **arguments),
-                same_content=True,
-            )
+        changed = change.run(program, lambda source: program.amend(source, chosen, progress=show, **arguments))
 
     def lines() -> Iterator[str]:
         done = ", ".join(f"{printable(key)}={printable(str(value))}" for key, value in chosen.items())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
-from imgtool.cli.images import Opened, emit_command, explained, nearest_name, open_image, qemu_img, say, touched
+from imgtool.cli.images import Opened, explained, nearest_name, open_image, qemu_img, say
 from imgtool.cli.options import (
     FILE_NAME,
     SIZE,
@@ -19,7 +19,7 @@ from imgtool.cli.options import (
     second_format_option,
 )
 from imgtool.cli.render import counted
-from imgtool.cli.requests import on_copy, settle
+from imgtool.cli.requests import OnCopy, settle
 from imgtool.errors import ImgtoolError, RefusedError, UsageError
 from imgtool.image.names import pasted, printable
 from imgtool.image.qapi_json import to_builtins
@@ -127,19 +127,15 @@ def bitmap(
     program = qemu_img(context)
     _refuse_other_formats(opened)
     _check(program, opened, name, actions, objects)
+    change = OnCopy(opened)
     if dry_run:
         from imgtool.qemu import img_argv
 
-        images = [touched(opened.source, "write"), *([touched(source.source, "read")] if source else [])]
-        emit_command(context, img_argv.bitmap(program.program, opened.source, name, actions, **arguments), images)
+        argv = img_argv.bitmap(program.program, opened.source, name, actions, **arguments)
+        change.show_plan(context, argv, reads=[source.source] if source else [])
         return
     with explained(context, formats=[format_, source_format]):
-        changed = on_copy(
-            program,
-            opened,
-            lambda source: program.bitmap(source, name, actions, **arguments),
-            same_content=True,
-        )
+        changed = change.run(program, lambda source: program.bitmap(source, name, actions, **arguments))
 
     def lines() -> Iterator[str]:
         from imgtool.cli.describe import bitmap_table

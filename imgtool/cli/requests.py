@@ -15,7 +15,9 @@ from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.names import absolute, printable
 
 if TYPE_CHECKING:
+    from imgtool.operations.inplace import CopyRequest
     from imgtool.operations.plan import Plan
+    from imgtool.qemu.img_argv import Source
     from imgtool.qemu.qemu_img import QemuImg
     from imgtool.qemu.results import Changed
 
@@ -74,13 +76,39 @@ def settle(opened_name: str, *, image_opts: bool, dry_run: bool, again: str | No
         settle(absolute(opened_name), again=again)
 
 
-def on_copy(program: QemuImg, opened: Opened, verb: Callable[[Any], Changed], *, same_content: bool) -> Changed:
-    """What `verb` of qemu-img answers, run on a copy of the image that then takes its place."""
-    if opened.path is None:
-        return verb(opened.source)
-    from imgtool.operations.inplace import change_copy
+class OnCopy:
+    """A verb of qemu-img that may be run on a copy of the image, which then takes its place; in place where the image
+    is given by its options, or `in_place` says so."""
 
-    return change_copy(program, opened.path, verb, format=opened.format, same_content=same_content, settled=True)
+    def __init__(self, opened: Opened, *, same_content: bool = True, in_place: bool = False) -> None:
+        """Raises as `CopyRequest` does."""
+        self._source = opened.source
+        self._request: CopyRequest | None = None
+        if opened.path is not None and not in_place:
+            from imgtool.operations.inplace import CopyRequest
+
+            self._request = CopyRequest(opened.path, format=opened.format, same_content=same_content)
+
+    def show_plan(
+        self, context: Context, argv: Sequence[str], *, reads: Iterable[Source] = (), notes: Iterable[str] = ()
+    ) -> None:
+        """The answer of `--dry-run`; `argv` is that of the verb on the image itself, which `reads` other images."""
+        from msgspec.structs import replace
+
+        from imgtool.cli.images import touched
+        from imgtool.cli.plan import emit_plan
+        from imgtool.operations.plan import Plan
+
+        if self._request is None:
+            plan = Plan(commands=(tuple(argv),), images=(touched(self._source, "write"),))
+        else:
+            plan = self._request.plan(argv)
+        read = (touched(source, "read") for source in reads)
+        emit_plan(context, replace(plan, images=(*plan.images, *read), notes=(*notes, *plan.notes)))
+
+    def run(self, program: QemuImg, verb: Callable[[Any], Changed]) -> Changed:
+        """What `verb` answers."""
+        return verb(self._source) if self._request is None else self._request.make(program, verb)
 
 
 def refuse_unseen(image: str, *, force: bool, doing: str) -> None:

@@ -11,13 +11,11 @@ import click
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
 from imgtool.cli.images import (
     Opened,
-    emit_command,
     explained,
     open_image,
     qemu_img,
     refuse_with_children,
     say,
-    touched,
 )
 from imgtool.cli.options import (
     file_argument,
@@ -28,7 +26,7 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.output import remark
 from imgtool.cli.render import size as shown_size
-from imgtool.cli.requests import on_copy, settle
+from imgtool.cli.requests import OnCopy, settle
 from imgtool.errors import RefusedError
 from imgtool.image.qapi_json import to_builtins
 from imgtool.sizes import parse_resize
@@ -103,20 +101,16 @@ def resize(
         "preallocation": preallocation,
         "objects": objects,
     }
+    change = OnCopy(opened, same_content=wanted >= current)
     if dry_run:
         from imgtool.qemu import img_argv
 
         note = f"from {shown_size(current)} to {shown_size(wanted)}"
         argv = img_argv.resize(program.program, opened.source, wanted, **arguments)
-        emit_command(context, argv, [touched(opened.source, "write")], notes=[note, *notes])
+        change.show_plan(context, argv, notes=[note, *notes])
         return
     with explained(context, formats=[format_]):
-        changed = on_copy(
-            program,
-            opened,
-            lambda source: program.resize(source, wanted, **arguments),
-            same_content=wanted >= current,
-        )
+        changed = change.run(program, lambda source: program.resize(source, wanted, **arguments))
 
     def lines() -> Iterator[str]:
         before, after = changed.before.virtual_size, changed.after.virtual_size

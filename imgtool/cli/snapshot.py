@@ -10,14 +10,12 @@ import click
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
 from imgtool.cli.images import (
     Opened,
-    emit_command,
     explained,
     open_image,
     qemu_img,
     refuse_with_children,
     say,
     snapshot_known,
-    touched,
 )
 from imgtool.cli.options import (
     SNAPSHOT,
@@ -30,7 +28,7 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.output import emit, warn
 from imgtool.cli.render import counted
-from imgtool.cli.requests import on_copy, settle
+from imgtool.cli.requests import OnCopy, settle
 from imgtool.errors import CommandError, RefusedError, UsageError
 from imgtool.image.names import printable
 from imgtool.image.qapi import SnapshotInfo
@@ -108,11 +106,12 @@ def snapshot(
         name = _deletable(opened, name)
     program = qemu_img(context)
     lost = _lost(opened, name) if verb == "apply" else None
+    change = OnCopy(opened, same_content=verb != "apply")
     if dry_run:
         from imgtool.qemu import img_argv
 
         argv = img_argv.snapshot(program.program, opened.source, verb, name, format=opened.format, objects=objects)
-        emit_command(context, argv, [touched(opened.source, "write")], notes=[] if lost is None else [lost])
+        change.show_plan(context, argv, notes=[] if lost is None else [lost])
         return
     if lost is not None:
         warn(context, lost)
@@ -123,11 +122,8 @@ def snapshot(
     }
     with explained(context, formats=[format_]):
         try:
-            changed = on_copy(
-                program,
-                opened,
-                lambda source: methods[verb](source, name, format=opened.format, objects=objects),
-                same_content=verb != "apply",
+            changed = change.run(
+                program, lambda source: methods[verb](source, name, format=opened.format, objects=objects)
             )
         except CommandError as error:
             if opened.format not in (None, "qcow2") and error.hint is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from imgtool.chain.anchors import state_of
@@ -13,7 +13,9 @@ from imgtool.image.anchor import Anchor, edited_head, read_anchor, take, write_a
 from imgtool.image.formats import FORMATS
 from imgtool.image.header import Header, read_header
 from imgtool.image.names import pasted, printable
+from imgtool.operations.around import names
 from imgtool.operations.meanwhile import gone
+from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.transaction import Transaction
 
 _TRUE = ("same", "copied")
@@ -38,10 +40,8 @@ def follow(
     """
     with _opened(staged or overlay, os.O_RDWR if staged else os.O_RDONLY) as fd:
         header = read_header(fd)
-        anchor = read_anchor(fd, header)
-        if anchor is None or header.backing is None:
-            return
-        if not accept and state_of(anchor, header.backing, parent, parent_format=header.backing_format) not in _TRUE:
+        anchor = _to_follow(fd, header, parent, accept)
+        if anchor is None:
             return
         new = anchor_to(becomes, header, content=anchor.content if same_content else None)
         if staged is not None:
@@ -50,6 +50,40 @@ def follow(
             _refuse_sealed(overlay, parent)
             change.hold(overlay)
             change.patch(overlay, _head(fd, new))
+
+
+def _to_follow(fd: int, header: Header, parent: str, accept: bool) -> Anchor | None:
+    """The anchor of the overlay open at `fd`, None where it has none or is to keep the one that it has."""
+    anchor = read_anchor(fd, header)
+    if anchor is None or header.backing is None:
+        return None
+    if not accept and state_of(anchor, header.backing, parent, parent_format=header.backing_format) not in _TRUE:
+        return None
+    return anchor
+
+
+def followers(image: Image, children: Iterable[Image], *, accept: bool = False, refuse: bool = True) -> list[Image]:
+    """Those of `children`, images that stand on `image`, whose anchor is written when a new version of it takes its
+    place (`follow`). With `refuse`, RefusedError for one that is sealed: better before the work than after."""
+    found = []
+    for child in children:
+        with _opened(child.path, os.O_RDONLY) as fd:
+            anchor = _to_follow(fd, read_header(fd), image.path, accept)
+        if anchor is not None:
+            if refuse:
+                _refuse_sealed(child.path, image.path)
+            found.append(child)
+    return found
+
+
+def following(images: Sequence[Image]) -> Plan:
+    """What a plan says of `followers`, the images that come along."""
+    note = f"of {names(images)} only the header is written, which remembers the image below"
+    return Plan(
+        commands=(),
+        images=tuple(Touched(path=image.path, action="write") for image in images),
+        notes=(note,) if images else (),
+    )
 
 
 def take_place(change: Transaction, image: Image, staged: str, children: Iterable[Image]) -> None:

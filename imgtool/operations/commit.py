@@ -18,7 +18,7 @@ from imgtool.chain.graph import Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import RefusedError
 from imgtool.image.names import PathLike, Paths, pasted, printable
-from imgtool.operations.anchoring import follow, take_place
+from imgtool.operations.anchoring import follow, followers, following, take_place
 from imgtool.operations.around import (
     Around,
     header_of,
@@ -99,6 +99,7 @@ class CommitRequest:
         refuse_in_use(hurt, why="what it reads would change", even_reading=not preserve_siblings)
         self.above = around.children(self.overlay, but=[self.overlay.path])
         refuse_in_use(self.above, why=f"it stands on {printable(self.overlay.path)}")
+        self.followers = self._followers()
         self.notes = around.refuse_changed(force=force)
 
     def _look_at_files(self) -> None:
@@ -152,6 +153,17 @@ class CommitRequest:
         way = {image.path for image in self.below} | {above}
         return [image for image in hurt if image.path not in way]
 
+    @property
+    def _nearest(self) -> Image:
+        """The image on the way down that stands on the base."""
+        return self.below[-2] if len(self.below) > 1 else self.overlay
+
+    def _followers(self) -> list[Image]:
+        found = [one for image in self.siblings for one in followers(image, self.around.children(image))]
+        if self.keep:
+            return found + followers(self.base, [self._nearest], accept=self.force)
+        return found + followers(self.overlay, self.above)
+
     def _refuse(self, hurt: list[Image]) -> None:
         raise RefusedError(
             f"{names(hurt)} also {'stands' if len(hurt) == 1 else 'stand'} on {printable(self.base.path)} "
@@ -173,16 +185,22 @@ class CommitRequest:
         )
         commands = [argv, *(self._rebase_argv(program, image.path, base.path) for image in self.siblings)]
         images = [Touched(path=image.path, action="replace", bytes=image.actual_size) for image in self.siblings]
-        images += [Touched(path=image.path, action="read") for image in self.below[:-1]]
         written = (base.actual_size or 0) + (overlay.actual_size or 0)
         images.append(Touched(path=base.path, action="replace", bytes=written))
-        images.append(Touched(path=overlay.path, action="read" if self.keep else "replace"))
+        if not self.keep:
+            images.append(Touched(path=overlay.path, action="replace"))
+        also = following(self.followers)
+        images += also.images
+        known = {image.path for image in images}
+        images += [
+            Touched(path=image.path, action="read") for image in (overlay, *self.below) if image.path not in known
+        ]
         notes = ["the commands work on copies beside the images, which then take the images' places", *self.notes]
         if (overlay.virtual_size or 0) > (base.virtual_size or 0):
             notes.append(f"{printable(base.path)} grows from {base.virtual_size} to {overlay.virtual_size} bytes")
         if len(self.below) > 1:
             notes.append(f"{names(self.below[:-1])} will read the committed data as well")
-        return Plan(commands=tuple(map(tuple, commands)), images=tuple(images), notes=tuple(notes))
+        return Plan(commands=tuple(map(tuple, commands)), images=tuple(images), notes=(*notes, *also.notes))
 
     def _open_on(self, overlay: str, base: str, *, above: str | None = None) -> ImageOpts:
         """The overlay open with the chain it has, but with `base` where the base was, and the qcow2 `above` on it."""
@@ -239,10 +257,9 @@ class CommitRequest:
 
     def _settle_overlay(self, change: Transaction, emptied: str | None, base: str) -> None:
         """The emptied overlay takes its place, and the images above it are anchored to what they stand on now."""
-        nearest = self.below[-2] if len(self.below) > 1 else self.overlay
         follow(
             change,
-            nearest.path,
+            self._nearest.path,
             parent=self.base.path,
             becomes=base,
             staged=emptied,

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import msgspec
 
 from imgtool.chain.encryption import refuse_encrypted
+from imgtool.chain.graph import Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import ImageNotFoundError, RefusedError
 from imgtool.image.header import Qcow2Details
 from imgtool.image.names import PathLike, Paths, printable
-from imgtool.operations.anchoring import drop_anchor, take_place
+from imgtool.operations.anchoring import drop_anchor, followers, following, take_place
 from imgtool.operations.around import (
     FORCED_DEPTH,
     Around,
@@ -82,6 +83,7 @@ class FlattenRequest:
         refuse_in_use([self.image, *around.chain_below()], why="what is read through it may change")
         self.notes = around.refuse_changed(force=force)
         self.children = around.children(self.image, but=[self.image.path])
+        self.followers: list[Image] = []
         if self.to is None:
             self._look_in_place()
         else:
@@ -107,6 +109,7 @@ class FlattenRequest:
         if self.image.format in MOVABLE:
             refuse_not_movable(self.image)
         refuse_in_use(self.children, why=f"it stands on {printable(self.image.path)}")
+        self.followers = followers(self.image, self.children)
 
     def _look_at_target(self, to: str) -> None:
         folder = os.path.dirname(to)
@@ -173,7 +176,8 @@ class FlattenRequest:
             touched = Touched(path=target, action="replace" if exists else "create", bytes=size)
             below.insert(0, Touched(path=image.path, action="read"))
         notes += ["a guest must read the same from it as from the image, or nothing is changed", *self.notes]
-        return Plan(commands=(tuple(argv),), images=(touched, *below), notes=tuple(notes))
+        also = following(self.followers)
+        return Plan(commands=(tuple(argv),), images=(touched, *also.images, *below), notes=(*notes, *also.notes))
 
     def make(self, qemu_img: QemuImg, *, progress: Progress | None = None) -> Flattened:
         """Flattens. Whatever happens, the image afterwards reads as before, and `to` is there whole or not at all."""

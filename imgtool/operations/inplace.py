@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -17,9 +17,10 @@ from imgtool.chain.graph import Image
 from imgtool.errors import RefusedError
 from imgtool.image.header import Qcow2Details
 from imgtool.image.names import PathLike, printable
-from imgtool.operations.anchoring import follow
+from imgtool.operations.anchoring import followers, following, take_place
 from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_sealed
 from imgtool.operations.journal import recover
+from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.proof import prove_sound
 from imgtool.operations.transaction import Transaction
 from imgtool.qemu.answers import named
@@ -43,47 +44,58 @@ def settle(image: PathLike, *, again: str | None = None) -> None:
         )
 
 
-def change_copy(
-    qemu_img: QemuImg,
-    image: PathLike,
-    verb: Verb,
-    *,
-    format: str | None = None,
-    same_content: bool = True,
-    settled: bool = False,
-) -> Changed:
-    """What `verb` answers when it is run on a copy of `image`, which then takes its place. With `same_content` a
-    guest reads the same from its disk afterwards, and overlays go on remembering it.
+class CopyRequest:
+    """A verb that may be run on an image, on a copy that then takes its place: every check has passed, and nothing
+    has been changed yet.
 
     Where no copy can take the image's place (a block device, one with an external data file or of several files, one
     with further names) or none is needed (a raw image, whose size changes at once), the verb works in place.
-    ImageInUseError when a program writes the image, or without `same_content` has it open.
     """
-    around = Around(image, format=format, whole=False, settle=not settled)
-    top = around.image
-    refuse_sealed(top)
-    refuse_in_use([top], why="it cannot be changed", even_reading=not same_content)
-    if in_place(top):
-        return verb(top.path)
-    children = around.children(top, but=[top.path])
-    with Transaction(top.path) as change:
-        change.hold(top.path)
-        copy = change.stage(top.path, copy_of=top.path)
-        done = verb(copy)
-        if not is_encrypted(top):
-            prove_sound(qemu_img, copy, format=top.format, image=top.path)
-        change.replace(top.path, copy)
-        if same_content:
-            for child in children:
-                follow(change, child.path, parent=top.path, becomes=copy)
-        change.commit(around.confirm)
-    return replace(
-        done,
-        path=top.path,
-        before=named(done.before, top.path),
-        after=named(done.after, top.path),
-        written=(top.path,),
-    )
+
+    def __init__(self, image: PathLike, *, format: str | None = None, same_content: bool = True) -> None:
+        """With `same_content` a guest reads the same from the disk after the verb, and overlays go on remembering the
+        image. Changes that were interrupted are not finished: see `settle`.
+
+        ImageInUseError when a program writes the image, or without `same_content` has it open; RefusedError for a
+        sealed one."""
+        self.around = Around(image, format=format, whole=False, settle=False)
+        self.image = top = self.around.image
+        refuse_sealed(top)
+        refuse_in_use([top], why="it cannot be changed", even_reading=not same_content)
+        self.in_place = in_place(top)
+        follow = same_content and not self.in_place
+        self.children = self.around.children(top, but=[top.path]) if follow else []
+        self.followers = followers(top, self.children)
+        refuse_in_use(self.followers, why=f"it remembers {printable(top.path)}, and its header cannot be written")
+
+    def plan(self, argv: Sequence[str]) -> Plan:
+        """`argv` is that of the verb on the image itself."""
+        also = following(self.followers)
+        touched = Touched(path=self.image.path, action="write" if self.in_place else "replace")
+        note = "the command works on a copy beside the image, which then takes its place"
+        notes = () if self.in_place else (note,)
+        return Plan(commands=(tuple(argv),), images=(touched, *also.images), notes=(*notes, *also.notes))
+
+    def make(self, qemu_img: QemuImg, verb: Verb) -> Changed:
+        """What `verb` answers."""
+        top = self.image
+        if self.in_place:
+            return verb(top.path)
+        with Transaction(top.path) as change:
+            change.hold(top.path)
+            copy = change.stage(top.path, copy_of=top.path)
+            done = verb(copy)
+            if not is_encrypted(top):
+                prove_sound(qemu_img, copy, format=top.format, image=top.path)
+            take_place(change, top, copy, self.children)
+            change.commit(self.around.confirm)
+        return replace(
+            done,
+            path=top.path,
+            before=named(done.before, top.path),
+            after=named(done.after, top.path),
+            written=(top.path,),
+        )
 
 
 def in_place(image: Image) -> bool:

@@ -31,7 +31,7 @@ from imgtool.image.formats import FORMATS
 from imgtool.image.header import read_header
 from imgtool.image.names import PathLike, Paths, printable
 from imgtool.image.reference import parse
-from imgtool.operations.anchoring import add_anchor_if_room, drop_anchor, take_place
+from imgtool.operations.anchoring import add_anchor_if_room, drop_anchor, followers, following, take_place
 from imgtool.operations.around import (
     Around,
     refuse_in_use,
@@ -119,6 +119,8 @@ class RebaseRequest:
         in_the_way = "it would be changed under a running machine"
         refuse_in_use([self.image], why=in_the_way)
         refuse_in_use(self.children, why=f"it stands on {printable(self.image.path)}")
+        # by force the name may be changed without proof, and then they are left to notice that
+        self.followers = followers(self.image, self.children, refuse=not (unsafe and force))
         if not unsafe:
             refuse_in_use(around.chain_below(), why=f"what is read through {printable(self.image.path)} may change")
         if self.onto is not None and not (unsafe and force):
@@ -126,6 +128,8 @@ class RebaseRequest:
         self.notes = [] if unsafe else around.refuse_changed(force=force)
         if self.onto is not None and self.onto.chain:
             self.notes += refuse_changed(self.onto.chain, force=force)
+        if unsafe and not force and not self._remembered():
+            self._refuse_unprovable()
 
     def _look(
         self, backing: PathLike | Verbatim, format: str | None, make_absolute: bool, make_relative: bool
@@ -206,13 +210,15 @@ class RebaseRequest:
         notes = ["the command works on a copy beside the image, which then takes its place", *self.notes]
         if not (self.unsafe and self.force):
             notes.append("a guest must read the same from the copy as from the image, or nothing is changed")
+        also = following(self.followers)
         return Plan(
             commands=(tuple(argv),),
             images=(
                 Touched(path=image.path, action="replace", bytes=image.actual_size),
+                *also.images,
                 *(Touched(path=path, action="read") for path in dict.fromkeys(one.path for one in below)),
             ),
-            notes=tuple(notes),
+            notes=(*notes, *also.notes),
         )
 
     def make(self, qemu_img: QemuImg, *, progress: Progress | None = None) -> Rebase:
@@ -277,16 +283,12 @@ class RebaseRequest:
         )
         if self._remembered():
             return copy, True
-        broken = self._why_unprovable()
-        if broken is None and self._reads_the_same(qemu_img, copy):
+        if self._why_unprovable() is None and self._reads_the_same(qemu_img, copy):
             return copy, True
         if not self.force:
-            why = broken or "the new backing file holds something else than the old one"
             raise RefusedError(
-                f"with -u only the name is changed, but {why}",
-                hint="without -u what differs is copied; --force changes the name all the same"
-                if broken is None
-                else "--force changes the name all the same",
+                "with -u only the name is changed, but the new backing file holds something else than the old one",
+                hint="without -u what differs is copied; --force changes the name all the same",
                 path=image.path,
             )
         return copy, False
@@ -302,6 +304,15 @@ class RebaseRequest:
             and anchor.inode is not None
             and (state_of(anchor, anchor.reference, self.onto.path, parent_format=self.onto.format) == "same")
         )
+
+    def _refuse_unprovable(self) -> None:
+        why = self._why_unprovable()
+        if why is not None:
+            raise RefusedError(
+                f"with -u only the name is changed, but {why}",
+                hint="--force changes the name all the same",
+                path=self.image.path,
+            )
 
     def _why_unprovable(self) -> str | None:
         """Why the image as it is cannot be read for comparison, None when it can."""

@@ -20,7 +20,7 @@ from imgtool.image.anchor import Anchor
 from imgtool.image.names import Paths, paths_of, printable
 from imgtool.image.remembered import remember
 from imgtool.operations.anchor import AnchorRequest
-from imgtool.operations.anchoring import anchor_to, take_place
+from imgtool.operations.anchoring import anchor_to, followers, following, take_place
 from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_not_replaceable, refuse_sealed
 from imgtool.operations.journal import recover
 from imgtool.operations.overlay import reference_to
@@ -90,7 +90,15 @@ class RepairRequest:
             if defect.code in ("leaks", "dirty"):
                 how: img_argv.Repair = "leaks" if defect.code == "leaks" else "all"
                 commands.append(tuple(img_argv.check(program, defect.path, format="qcow2", repair=how)))
+                also = following(self._followers(self.verified.by_path[defect.path]))
+                images += also.images
+                notes += also.notes
         return Plan(commands=tuple(commands), images=tuple(images), notes=tuple(notes))
+
+    def _followers(self, image: Image) -> list[Image]:
+        named = {defect.path for defect in self.wanted}
+        found = [self.verified.by_path[path] for path in image.children if path not in named]
+        return followers(image, found, refuse=False)
 
     def make(self, qemu_img: QemuImg) -> Repaired:
         """Mends the defects one after the other; one that cannot be mended is reported, and the next is tried."""

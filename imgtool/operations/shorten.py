@@ -12,7 +12,7 @@ from imgtool.chain.graph import Image
 from imgtool.chain.scan import absolute
 from imgtool.errors import RefusedError
 from imgtool.image.names import PathLike, Paths, paths_of, printable
-from imgtool.operations.anchoring import add_anchor_if_room, take_place
+from imgtool.operations.anchoring import add_anchor_if_room, followers, following, take_place
 from imgtool.operations.around import (
     FORCED_DEPTH,
     Around,
@@ -86,6 +86,7 @@ class ShortenRequest:
         for image, _ in self.steps:
             self._look_at(image)
         self.deleted = self.merged if delete else []
+        self.followers = self._followers()
         for image in self.deleted:
             refuse_not_replaceable(image)
             refuse_sealed(image)
@@ -113,6 +114,14 @@ class ShortenRequest:
         refuse_not_movable(image)
         refuse_in_use(self._children(image), why=f"it stands on {printable(image.path)}")
 
+    def _followers(self) -> list[Image]:
+        moved = {image.path for image, _ in self.steps} | {image.path for image in self.deleted}
+        return [
+            child
+            for image, _ in self.steps
+            for child in followers(image, [one for one in self._children(image) if one.path not in moved])
+        ]
+
     def _reference(self, image: Image, below: Image) -> str:
         """How `image` names `below`: as it named its backing file until now, relatively or not."""
         assert image.backing is not None
@@ -134,6 +143,8 @@ class ShortenRequest:
             commands.append(tuple(argv))
             size = sum(one.actual_size or 0 for one in (image, *self._between(image, below)))
             images.append(Touched(path=image.path, action="replace", bytes=size))
+        also = following(self.followers)
+        images += also.images
         images += [Touched(path=below.path, action="read") for _, below in self.steps]
         if self.deleted:
             images += [Touched(path=name, action="delete") for name in self._deleted_names()]
@@ -142,7 +153,7 @@ class ShortenRequest:
         notes = ["the commands work on copies beside the images, which then take the images' places", *self.notes]
         if not self.deleted:
             notes.append(f"needed no more afterwards: {names(self.merged)}; --delete deletes them")
-        return Plan(commands=tuple(commands), images=tuple(images), notes=tuple(notes))
+        return Plan(commands=tuple(commands), images=tuple(images), notes=(*notes, *also.notes))
 
     def _children(self, image: Image) -> list[Image]:
         return self.around.children(image, but=[image.path])

@@ -48,7 +48,10 @@ def test_merged_from_another_image(images: Images, imgtool: Imgtool) -> None:
     images.qemu_img("bitmap", "--add", old, "b0")
     images.qemu_img("bitmap", "--add", new, "b0")
     plan = imgtool("bitmap", "--merge", "b0", "-b", old, new, "b0", "--dry-run", "--output", "json").document
-    assert [(image["path"], image["action"]) for image in plan["images"]] == [(str(new), "write"), (str(old), "read")]
+    assert [(image["path"], image["action"]) for image in plan["images"]] == [
+        (str(new), "replace"),
+        (str(old), "read"),
+    ]
     assert imgtool("bitmap", "--merge", "b0", "-b", old, "-F", "qcow2", new, "b0").status == 0
 
 

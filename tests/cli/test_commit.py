@@ -44,9 +44,9 @@ def test_into_an_image_further_down(images: Images, imgtool: Imgtool) -> None:
         "commit", "-b", images / "base.qcow2", images / "top.qcow2", "--dry-run", "--output", "json"
     ).document
     assert [(image["path"].rpartition("/")[2], image["action"]) for image in plan["images"]] == [
-        ("mid.qcow2", "read"),
         ("base.qcow2", "replace"),
         ("top.qcow2", "read"),
+        ("mid.qcow2", "read"),
     ]
     assert f"{images / 'mid.qcow2'} will read the committed data as well" in plan["notes"]
     done = imgtool("commit", "-b", "base.qcow2", "top.qcow2", cwd=images.directory)

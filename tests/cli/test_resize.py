@@ -76,7 +76,10 @@ def test_a_dry_run_says_from_what_to_what(images: Images, imgtool: Imgtool) -> N
     before = path.read_bytes()
     plan = imgtool("resize", path, "+1M", "--dry-run", "--output", "json").document
     assert plan["commands"][0][1:] == ["resize", "-q", "-f", "qcow2", str(path), "2097152"]
-    assert plan["notes"] == ["from 1 MiB (1048576 bytes) to 2 MiB (2097152 bytes)"]
+    assert plan["notes"] == [
+        "from 1 MiB (1048576 bytes) to 2 MiB (2097152 bytes)",
+        "the command works on a copy beside the image, which then takes its place",
+    ]
     assert path.read_bytes() == before
 
 

@@ -166,7 +166,11 @@ def test_a_base_further_down_takes_the_data_and_the_images_between_are_named(sto
     request = CommitRequest(store / "top.qcow2", base=store / "base.qcow2")
     plan = request.plan("qemu-img")
     assert f"{store / 'mid.qcow2'} will read the committed data as well" in plan.notes
-    assert [image.action for image in plan.images] == ["read", "replace", "read"]
+    assert [(os.path.basename(image.path), image.action) for image in plan.images] == [
+        ("base.qcow2", "replace"),
+        ("mid.qcow2", "write"),
+        ("top.qcow2", "read"),
+    ]
     before = store.content()
     done = request.make(QemuImg())
     assert done.between == (str(store / "mid.qcow2"),)
@@ -325,6 +329,7 @@ def test_the_plan_names_commands_images_and_bytes(store: Store) -> None:
         ("sibling.qcow2", "replace"),
         ("base.qcow2", "replace"),
         ("mid.qcow2", "replace"),
+        ("top.qcow2", "write"),
     ]
     assert plan.images[1].bytes is not None
     assert plan.images[1].bytes > 256 << 10

@@ -3,6 +3,7 @@ what it must, by the digest of the raw stream."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -223,6 +224,7 @@ CASES: dict[str, Case] = {
     "a snapshot of a base": Case("snapshot -c new base.qcow2"),
     "a snapshot of the same name": Case("snapshot -c kept snapshots.qcow2", REFUSED, ["--force"]),
     "amending under overlays": Case("amend -o lazy_refcounts=on base.qcow2"),
+    "a bitmap under overlays": Case("bitmap --add other.qcow2 b0"),
 }
 
 
@@ -254,6 +256,15 @@ def copied(template: Path, store: Path) -> Path:
     return store
 
 
+def store_for(case: Case, template: Path, store: Path) -> Path:
+    copied(template, store)
+    if "data.qcow2" in case.words:
+        for name in ("data.qcow2", "data.raw"):
+            (store / name).unlink()
+        data_image(store)
+    return store
+
+
 def contents(store: Path) -> dict[str, str]:
     readable = (path for path in sorted(store.iterdir()) if path.name not in UNREADABLE)
     return {path.name: digest(path, "raw" if path.suffix == ".img" else None) for path in readable}
@@ -273,11 +284,7 @@ def test_hazard(
     monkeypatch: pytest.MonkeyPatch,
     capsysbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    store = copied(template, tmp_path / "store")
-    if "data.qcow2" in case.words:
-        for name in ("data.qcow2", "data.raw"):
-            (store / name).unlink()
-        data_image(store)
+    store = store_for(case, template, tmp_path / "store")
     monkeypatch.chdir(store)
     said = imgtool([word.strip("'") for word in case.words.split()], capsysbinary)
     assert said.status == case.status, said.text
@@ -316,6 +323,46 @@ def test_a_dry_run_names_what_would_be_done_and_does_nothing(
     assert {path.name: path.read_bytes() for path in store.iterdir()} == {
         path.name: path.read_bytes() for path in template.iterdir()
     }
+
+
+@pytest.mark.parametrize("case", [case for case in CASES.values() if case.status == 0], ids=lambda case: case.words)
+def test_what_a_run_changes_is_what_its_dry_run_named(
+    case: Case,
+    template: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    store = copied(template, tmp_path / "store")
+    monkeypatch.chdir(store)
+    words = [word.strip("'") for word in case.words.split()]
+    plan = json.loads(imgtool([*words, "--dry-run", "--output", "json"], capsysbinary).text)
+    before = {path.name: path.read_bytes() for path in store.iterdir()}
+    assert imgtool(words, capsysbinary).status == 0
+    after = {path.name: path.read_bytes() for path in store.iterdir()}
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    named = [Path(image["path"]).name for image in plan["images"] if image["action"] != "read"]
+    assert sorted(named) == sorted(changed)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES.values() if case.status != 0 and "something else" not in case.said],
+    ids=lambda case: case.words,
+)
+def test_what_a_run_refuses_its_dry_run_refuses(
+    case: Case,
+    template: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    """All but what is seen only by reading two disks."""
+    monkeypatch.chdir(store_for(case, template, tmp_path / "store"))
+    said = imgtool([*(word.strip("'") for word in case.words.split()), "--dry-run"], capsysbinary)
+    assert said.status == case.status, said.text
+    for part in case.said:
+        assert part in said.text, said.text
 
 
 def test_the_old_way_hurts(template: Path, before: dict[str, str], tmp_path: Path) -> None:

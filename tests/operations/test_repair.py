@@ -106,6 +106,8 @@ def test_leaked_clusters_are_given_back_and_overlays_remember_the_base(images: I
     images.run_io(base, "write -P 1 0 1M")
     leak(base)
     top = new_overlay(base, images / "top.qcow2").path
+    plan = RepairRequest([images.directory], deep=QemuImg()).plan("qemu-img")
+    assert [(image.path, image.action) for image in plan.images] == [(str(base), "replace"), (top, "write")]
     done = repair([images.directory], deep=True)
     assert [(one.code, one.done) for one in done.mended] == [("leaks", True)]
     assert "16 leaked" in done.mended[0].message or "17 leaked" in done.mended[0].message
