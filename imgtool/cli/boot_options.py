@@ -145,11 +145,14 @@ def cloud_init_options(command: F) -> F:
 
 def settings_of(given: Mapping[str, Any], arguments: tuple[str, ...]) -> dict[str, Any]:
     """The settings that were given, by their names in a profile."""
+    from imgtool.machine.options.words import TABLES
+
     words: dict[str, Any] = {}
     for name, value in given.items():
         if value is None or value == ():
             continue
-        table, key = _TABLES.get(name, (None, name.replace("_", "-")))
+        option = name.replace("_", "-")
+        table, key = TABLES.get(option, (None, option))
         plain = list(value) if isinstance(value, tuple) else value
         if table is None:
             words[key] = plain
@@ -158,19 +161,3 @@ def settings_of(given: Mapping[str, Any], arguments: tuple[str, ...]) -> dict[st
     if arguments:
         words["arguments"] = list(arguments)
     return words
-
-
-_TABLES = {
-    "uefi": ("firmware", "uefi"),
-    "secure_boot": ("firmware", "secure-boot"),
-    "bios": ("firmware", "bios"),
-    "sandbox": ("safety", "sandbox"),
-    "run_as": ("safety", "run-as"),
-    "cloud_init": ("cloud-init", "user-data"),
-    "meta_data": ("cloud-init", "meta-data"),
-    "network_config": ("cloud-init", "network-config"),
-    "ssh_key": ("cloud-init", "ssh-key"),
-    "hostname": ("cloud-init", "hostname"),
-    "user": ("cloud-init", "user"),
-}
-"""Options that are a key of a table in a profile."""

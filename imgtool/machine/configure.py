@@ -14,7 +14,7 @@ from imgtool.machine.config import Machine
 from imgtool.machine.options.fields import kinds
 from imgtool.machine.options.paths import with_absolute_paths
 from imgtool.machine.options.text import suggestion
-from imgtool.machine.options.words import from_words, merge, with_first_disk
+from imgtool.machine.options.words import from_words, merge, placed, with_first_disk
 from imgtool.machine.profile import read_profile, read_settings
 
 
@@ -38,7 +38,7 @@ def configure(
     words = {}
     for name, value in ((name.replace("_", "-"), value) for name, value in settings.items()):
         if name not in kinds(Machine):
-            raise UsageError(f"no machine has the setting {printable(name)}", hint=suggestion(name, kinds(Machine)))
+            raise _unknown(name)
         if value is not None:
             words[name] = _plain(_table(name, value))
     if image is None and format is not None:
@@ -47,6 +47,14 @@ def configure(
     given = read_settings(words if profile is None else merge(read_profile(absolute(profile)), words))
     machine = with_absolute_paths(given, os.getcwd())
     return replace(machine, drives=(*first.drives, *machine.drives))
+
+
+def _unknown(name: str) -> UsageError:
+    table, _, key = (placed(name) or "").partition(".")
+    hint = suggestion(name, kinds(Machine))
+    if table:
+        hint = f"write {table}={{{key!r}: …}}" if key else f"did you mean {table}?"
+    return UsageError(f"no machine has the setting {printable(name)}", hint=hint)
 
 
 _FILES = {"drive": "file", "share": "path", "hugepages": "path"}

@@ -34,7 +34,7 @@ from imgtool.machine.config import Machine
 from imgtool.machine.options.fields import Kind, kinds
 from imgtool.machine.options.paths import with_absolute_paths
 from imgtool.machine.options.text import nearest
-from imgtool.machine.options.words import typed
+from imgtool.machine.options.words import placed, typed
 from imgtool.sizes import parse_size
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -255,7 +255,8 @@ def _struct(value: dict[str, Any], given: inspect.Type, place: Path) -> inspect.
 
 
 def _unknown(place: Path, key: str, names: list[str]) -> Wrong:
-    close = nearest(key, names)
+    meant = placed(key)
+    close = meant if meant is not None and meant.partition(".")[0] in names else nearest(key, names)
     listed = f"{_dotted(place[:-1]) or 'the file'} knows: {', '.join(names)}"
     return Wrong(place, f"unknown key {printable(key)!r}", f"did you mean {close}? {listed}" if close else listed)
 

@@ -99,6 +99,9 @@ def test_file_names_are_relative_to_the_profile(tmp_path: Path) -> None:
     ("text", "line", "message", "hint"),
     [
         ('name = "a"\nmemry = "2G"\n', 2, "unknown key 'memry'", "did you mean memory?"),
+        ("uefi = true\n", 1, "unknown key 'uefi'", "did you mean firmware.uefi?"),
+        ("cpus = 2\n", 1, "unknown key 'cpus'", "did you mean smp?"),
+        ("[smp]\nuser = 2\n", 2, "unknown key 'user'", "smp knows: cpus, maxcpus"),
         ('[boot]\n\nordre = "c"\n', 3, "unknown key 'ordre'", "did you mean order?"),
         ('[[drive]]\nfile = "a"\n[[drive]]\nfile = "b"\ncahce = "none"\n', 5, "unknown key 'cahce'", "cache"),
         ('[[network]]\ntype = "user"\nhostfw = []\n', 3, "unknown key 'hostfw'", "hostfwd"),

@@ -78,6 +78,8 @@ def test_settings_go_over_those_of_a_profile(tmp_path: Path) -> None:
     ("settings", "message", "hint"),
     [
         ({"memry": "1G"}, "no machine has the setting memry", "did you mean memory?"),
+        ({"run_as": "nobody"}, "no machine has the setting run-as", "write safety={'run-as': …}"),
+        ({"m": "1G"}, "no machine has the setting m", "did you mean memory?"),
         ({"memory": "1X"}, "--memory: size: '1X' is not a size", None),
         ({"agent": "perhaps"}, "agent: Expected `bool | null`, got `str`", None),
         ({"drive": [{"fil": "a"}]}, "drive[0]: unknown key 'fil'", "did you mean file?"),

@@ -26,6 +26,8 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"name": " "}, "is not a name"),
     ({"name": "a\nb"}, "is not a name"),
     ({"arguments": ["-daemonize"]}, "-daemonize takes the VM out of imgtool's hands"),
+    ({"arguments": ["-m", "2G"]}, "-m among the arguments for QEMU would change what the others"),
+    ({"arguments": ["--smp", "2"]}, "-smp among the arguments"),
     ({"machine": "q53"}, "has no machine type 'q53'"),
     ({"machine": "q35,accel=kvm"}, "accel is an option of its own"),
     ({"accel": "hvf"}, "built without hvf"),
@@ -371,9 +373,9 @@ def test_what_makes_sense_passes(words: dict[str, Any], host: Host) -> None:
     assert [error.message for error in complaints(words, host)] == []
 
 
-def test_force_lets_a_machine_have_more_memory_than_the_host(host: Host) -> None:
-    machine = from_words({"memory": "64G"})
-    assert problems(machine, host, force=True) == []
+@pytest.mark.parametrize("words", [{"memory": "64G"}, {"arguments": ["-cpu", "486"]}])
+def test_force_lets_a_machine_have_what_only_might_go_wrong(words: dict[str, Any], host: Host) -> None:
+    assert problems(from_words(words), host, force=True) == []
 
 
 def test_the_first_problem_is_raised_and_the_others_named(host: Host) -> None:

@@ -29,14 +29,37 @@ def check_identity(context: Context) -> Problems:
                 f"--uuid {printable(machine.uuid)} is not a UUID",
                 hint="it has 32 hexadecimal digits: 550e8400-e29b-41d4-a716-446655440000",
             )
-    own = {
-        "-daemonize": "start it in the background with `imgtool boot -d`",
-        "-pidfile": "`imgtool vm show` has the pid",
-    }
-    for argument in machine.arguments:
+    yield from _arguments(context)
+
+
+_IN_OTHER_HANDS = {
+    "-daemonize": "start it in the background with `imgtool boot -d`",
+    "-pidfile": "`imgtool vm show` has the pid",
+}
+_UNDOING = {
+    "-m": "--memory",
+    "-smp": "--smp",
+    "-cpu": "--cpu",
+    "-machine": "--machine",
+    "-M": "--machine",
+    "-accel": "--accel",
+    "-enable-kvm": "--accel kvm",
+}
+"""What everything before it was worked out from: its own option here."""
+
+
+def _arguments(context: Context) -> Problems:
+    for argument in context.machine.arguments:
+        if not argument.startswith("-"):
+            continue
         name = "-" + argument.lstrip("-")
-        if name in own and argument.startswith("-"):
-            yield ConfigError(f"{name} takes the VM out of imgtool's hands", hint=own[name])
+        if name in _IN_OTHER_HANDS:
+            yield ConfigError(f"{name} takes the VM out of imgtool's hands", hint=_IN_OTHER_HANDS[name])
+        elif name in _UNDOING and not context.force:
+            yield ConfigError(
+                f"{name} among the arguments for QEMU would change what the others were made for",
+                hint=f"write {_UNDOING[name]} before `--`; --force leaves it to QEMU what becomes of both",
+            )
 
 
 def check_machine(context: Context) -> Problems:

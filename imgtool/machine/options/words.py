@@ -55,6 +55,45 @@ _SWITCHES = ("tpm", "rng", "balloon", "watchdog", "hugepages")
 """Tables that are whole without a word in them: `rng = true`."""
 
 
+TABLES = {
+    "uefi": ("firmware", "uefi"),
+    "secure-boot": ("firmware", "secure-boot"),
+    "bios": ("firmware", "bios"),
+    "sandbox": ("safety", "sandbox"),
+    "run-as": ("safety", "run-as"),
+    "cloud-init": ("cloud-init", "user-data"),
+    "meta-data": ("cloud-init", "meta-data"),
+    "network-config": ("cloud-init", "network-config"),
+    "ssh-key": ("cloud-init", "ssh-key"),
+    "hostname": ("cloud-init", "hostname"),
+    "user": ("cloud-init", "user"),
+}
+"""Options of `boot` that are a key of a table here."""
+
+_QEMU = {
+    "m": "memory",
+    "cpus": "smp",
+    "vcpus": "smp",
+    "snapshot": "ephemeral",
+    "disk": "drive",
+    "image": "drive",
+    "net": "network",
+    "netdev": "network",
+    "nic": "network",
+    "nic-model": "network",
+    "vnc": "display",
+    "spice": "display",
+    "virtfs": "share",
+    "enable-kvm": "accel",
+}
+"""Words of QEMU and of other launchers: what holds the same here."""
+
+
+def placed(name: str) -> str | None:
+    """The setting, dotted where it is a key of a table, that is meant by `name`, which is none."""
+    return ".".join(TABLES[name]) if name in TABLES else _QEMU.get(name)
+
+
 def typed(name: str, value: Any) -> Any:
     """The setting `name` with its option strings read into plain tables, as `msgspec.convert` takes them. What holds
     no option string is returned as it is. UsageError from the option's parser."""
