@@ -157,6 +157,7 @@ class RunningGuest:
         self._chosen: Kind | None = None
         """What `auto` came to."""
         self._node = SYSTEM
+        self._written = wanted.image
         self._snapshots = 0
         self._watch = GuestWatch(started.vm)
 
@@ -225,9 +226,12 @@ class RunningGuest:
             monitor.execute("blockdev-add", overlay_node(node, overlay))
             monitor.execute("blockdev-snapshot", {"node": self._node, "overlay": node})
         self._node = node
+        closed, self._written = hold(self._written, writable=False), overlay
         state = self.vm.state()
         if state is not None:
-            self.vm.update(images=(*state.images, hold(overlay, writable=True)))
+            # Other builds may stand on what is closed, while this one goes on.
+            others = [one for one in state.images if (one.device, one.inode) != (closed.device, closed.inode)]
+            self.vm.update(images=(*others, closed, hold(overlay, writable=True)))
 
     def power_off(self) -> None:
         if not self._executors:
