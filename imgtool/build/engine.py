@@ -121,7 +121,9 @@ class Builder:
         chain and machine raise. However it ends, every layer in the store is whole, and what was sealed is there for
         the next build.
         """
-        with self.tools.store.using():
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.tools.watcher.end)
+            stack.enter_context(self.tools.store.using())
             self.tools.store.clear_stale()
             for below in parents(loaded):
                 self.tools.watcher.note(f"{printable(below.path)} first")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -16,6 +16,10 @@ from imgtool.image.names import printable
 
 _REMEMBERED = 1 << 20
 """Smaller files are read faster than looked up."""
+
+
+Excluded = Callable[[str], bool]
+"""Whether a path below the folder that is copied is left out. That of a folder ends in a slash."""
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -37,18 +41,52 @@ class Found(msgspec.Struct, frozen=True):
     source: str
 
 
-def files_of(source: str, memory: Memory) -> list[Found]:
-    """What is copied of `source`: the file alone, or what a folder holds, sorted by path. A `source` that is a link
-    is followed, links inside are copied as links. ConfigError for what cannot be read, or is no file, folder or
-    link."""
+def copied(copy: Copy, memory: Memory) -> list[Found]:
+    """What is copied, as `files_of` says it, without what is excluded."""
+    return files_of(copy.from_, memory, excluded(copy))
+
+
+def files_of(source: str, memory: Memory, without: Excluded | None = None) -> list[Found]:
+    """What `source` is: the file alone, or what a folder holds, sorted by path. A `source` that is a link is
+    followed, links inside are links. ConfigError for what cannot be read, or is no file, folder or link."""
     try:
         status = os.stat(source)
         if not stat.S_ISDIR(status.st_mode):
+            if without is not None:
+                hint = "leave out `exclude` and `exclude-from`"
+                raise ConfigError(
+                    f"{printable(source)} is a file: nothing in it can be excluded", hint=hint, path=source
+                )
             return [_entry(source, "", status, memory)]
-        return list(_below(source, "", memory))
+        return list(_below(source, "", memory, without))
     except OSError as error:
         place = os.fsdecode(error.filename) if error.filename else source
         raise ConfigError(f"{printable(place)} cannot be copied: {error.strerror}", path=place) from error
+
+
+def excluded(copy: Copy) -> Excluded | None:
+    """What leaves paths out of a copy; None where nothing does. ConfigError for patterns that are none, or a file of
+    them that cannot be read."""
+    lines: list[str] = []
+    for path in copy.exclude_from:
+        lines += _patterns_in(path)
+    lines += copy.exclude
+    if not lines:
+        return None
+    import pathspec
+
+    try:
+        return pathspec.GitIgnoreSpec.from_lines(lines).match_file
+    except ValueError as error:
+        raise ConfigError(f"exclude: {printable(str(error))}", path=copy.from_) from error
+
+
+def _patterns_in(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().splitlines()
+    except OSError as error:
+        raise ConfigError(f"{printable(path)} cannot be read: {error.strerror}", path=path) from error
 
 
 def target_of(copy: Copy, files: Sequence[Found]) -> str:
@@ -58,14 +96,17 @@ def target_of(copy: Copy, files: Sequence[Found]) -> str:
     return copy.to + os.path.basename(copy.from_) if alone and copy.to.endswith("/") else copy.to
 
 
-def _below(folder: str, prefix: str, memory: Memory) -> Iterator[Found]:
+def _below(folder: str, prefix: str, memory: Memory, without: Excluded | None) -> Iterator[Found]:
     for name in sorted(os.listdir(folder), key=os.fsencode):
         source = os.path.join(folder, name)
         path = prefix + name
-        found = _entry(source, path, os.lstat(source), memory)
-        yield found
-        if found.entry.kind == "folder":
-            yield from _below(source, path + "/", memory)
+        status = os.lstat(source)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if without is not None and without(f"{path}/" if is_folder else path):
+            continue  # with all that is in it, which may be what cannot be read
+        yield _entry(source, path, status, memory)
+        if is_folder:
+            yield from _below(source, path + "/", memory, without)
 
 
 def _entry(source: str, path: str, status: os.stat_result, memory: Memory) -> Found:

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
+from imgtool.build import inputs
 from imgtool.build.inputs import Entry, files_of, target_of
 from imgtool.build.memory import Memory
 from imgtool.build.recipe import Copy, Guest, Layer, Recipe, executor_of, seconds_of, timeout_of
@@ -141,7 +143,7 @@ def document(
 
 def step(recipe: Recipe, layer: Layer, memory: Memory) -> Step:
     return Step(
-        copy=[_copied(copy, memory) for copy in layer.copy],
+        copy=[copied(copy, memory) for copy in layer.copy],
         run=list(layer.run),
         script=_script(layer, memory),
         reboot=layer.reboot,
@@ -154,11 +156,13 @@ def step(recipe: Recipe, layer: Layer, memory: Memory) -> Step:
     )
 
 
-def _copied(copy: Copy, memory: Memory) -> CopyInput:
-    files = files_of(copy.from_, memory)
-    return CopyInput(
-        to=target_of(copy, files), owner=copy.owner, mode=copy.mode, files=[found.entry for found in files]
-    )
+def copied(copy: Copy, memory: Memory) -> CopyInput:
+    """ConfigError for what cannot be copied."""
+    files = inputs.copied(copy, memory)
+    entries = [found.entry for found in files]
+    if copy.mode is not None:  # then what they have here, by another umask, counts for nothing
+        entries = [replace(entry, mode="") for entry in entries]
+    return CopyInput(to=target_of(copy, files), owner=copy.owner, mode=copy.mode, files=entries)
 
 
 def _script(layer: Layer, memory: Memory) -> ScriptInput | None:

@@ -23,7 +23,7 @@ from imgtool.build.layers import (
 from imgtool.build.output import Log
 from imgtool.build.recipe import executor_of
 from imgtool.build.session import Failure, Session
-from imgtool.build.steps import Steps
+from imgtool.build.steps import StepFailed, Steps
 from imgtool.build.store import LOG, Layer, Work
 from imgtool.errors import ImgtoolError, MachineError
 from imgtool.image import remembered
@@ -49,9 +49,14 @@ def make_layer(session: Session, number: int, document: KeyDocument, below: Laye
         if guest is not None and trouble is not None:
             error.message += f"\n{guest.name} was ended: {printable(trouble.text)}"
             error.hint = _hint(session, trouble)
+        elif error.hint is None and isinstance(error, StepFailed) and session.tools.on_error == "clean":
+            error.hint = _LOOK
         if session.tools.on_error == "keep":
             _keep(session, number, ground, error)
         raise
+
+
+_LOOK = "--on-error shell opens the guest's console where the step fails, --on-error keep leaves its disk"
 
 
 def _hint(session: Session, trouble: Trouble) -> str:
@@ -113,7 +118,7 @@ def _do_steps(session: Session, number: int, document: KeyDocument) -> None:
                 session.by_hand = True
                 log.heading("somebody worked in the guest; the layer is tried again")
         log.end_step()
-    steps.check_unchanged(layer, tools.memory, [copy.files for copy in document.step.copy])
+    steps.check_unchanged(layer, tools.memory, document.step.copy)
 
 
 def _running(session: Session) -> tuple[Guest, Work]:

@@ -94,9 +94,11 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         try:
             return document(recipe, layer, parent=parent, disk=self.disk, hardware=self.hardware, memory=memory)
         except ConfigError as error:
-            inputs = [*(("copy", at) for at in range(len(layer.copy))), ("script",)]
-            files = [*(copy.from_ for copy in layer.copy), layer.script]
-            place = next((place for place, file in zip(inputs, files, strict=True) if _is_in(error.path, file)), ())
+            inputs: list[tuple[tuple[str | int, ...], str]]
+            inputs = [(("copy", at), copy.from_) for at, copy in enumerate(layer.copy)]
+            inputs += [(("copy", at), file) for at, copy in enumerate(layer.copy) for file in copy.exclude_from]
+            inputs.append((("script",), layer.script or ""))
+            place = next((place for place, file in inputs if _is_in(error.path, file)), ())
             where = f"{printable(self.loaded.path)}:{self.loaded.line('layer', number, *place)}"
             raise ConfigError(f"{where}: {error.message}", hint=error.hint, path=error.path) from error
 
@@ -128,8 +130,8 @@ def _place_of(wanted: str | None, value: object) -> tuple[str | int, ...] | None
     return None
 
 
-def _is_in(path: str | None, place: str | None) -> bool:
-    return path is not None and place is not None and is_below(path, place)
+def _is_in(path: str | None, place: str) -> bool:
+    return path is not None and place != "" and is_below(path, place)
 
 
 def gather(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg) -> Inputs:

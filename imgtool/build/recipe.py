@@ -92,6 +92,10 @@ class Copy(Config, frozen=True, kw_only=True):
     """`user` or `user:group`; None is root."""
     mode: str | None = None
     """Octal, for files; folders get the x that belongs to each r. None is each file's own."""
+    exclude: tuple[str, ...] = ()
+    """What stays behind of a folder: patterns as in a `.gitignore` that lies in it."""
+    exclude_from: tuple[Path, ...] = ()
+    """Files of the host with such patterns, which come before those of `exclude`."""
 
 
 class Fetch(Config, frozen=True, kw_only=True):

@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from imgtool.build import copying
 from imgtool.build.executor import SHELL, Executor, ExecutorError, GuestLost, StepTimeout
 from imgtool.build.guest import Guest
-from imgtool.build.inputs import files_of
+from imgtool.build.inputs import copied
+from imgtool.build.keys import CopyInput
+from imgtool.build.keys import copied as key_of_copy
 from imgtool.build.memory import Memory
 from imgtool.build.output import Log
 from imgtool.build.recipe import Check, Layer, Loaded, executor_of, seconds_of, timeout_of
 from imgtool.build.seal import scripts
 from imgtool.build.store import FETCHED
+from imgtool.build.watcher import title
 from imgtool.errors import ConfigError, MachineError
 from imgtool.image.names import printable
 
@@ -144,7 +147,8 @@ class Steps:
     def _failed(
         self, shown: str, how: str, status: int | None, place: tuple[str | int, ...], *, hint: str | None = None
     ) -> StepFailed:
-        short = printable(shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…")
+        name_of_step = title(shown)
+        short = printable(name_of_step if len(name_of_step) <= _SHOWN else f"{name_of_step[: _SHOWN - 1]}…")
         name = f"the layer {self._step.name}" if isinstance(self._step, Layer) else "a check"
         return StepFailed(
             f"{name}: `{short}` {how}",
@@ -160,15 +164,15 @@ class Steps:
         for number, copy in enumerate(layer.copy):
             shown = f"copy {os.path.basename(copy.from_)} to {copy.to}"
             self._begin(shown)
-            files = files_of(copy.from_, memory)
+            files = copied(copy, memory)
             try:
                 copying.put(self._executor, copy, files, scratch)
             except ExecutorError as error:
                 raise self._broken(shown, error, ("copy", number)) from error
 
-    def check_unchanged(self, layer: Layer, memory: Memory, before: Sequence[object]) -> None:
+    def check_unchanged(self, layer: Layer, memory: Memory, before: Sequence[CopyInput]) -> None:
         """ConfigError when what is copied is no longer what the layer's key was made of."""
-        now = [[found.entry for found in files_of(copy.from_, memory)] for copy in layer.copy]
+        now = [key_of_copy(copy, memory) for copy in layer.copy]
         if now != list(before):
             raise ConfigError(
                 f"files of the layer {layer.name} changed while it was built",

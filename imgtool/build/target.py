@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 
 from imgtool.build.base import Base, disk_size
-from imgtool.build.current import compression_of, options_of
+from imgtool.build.current import MANIFEST_SUFFIX, compression_of, options_of
+from imgtool.build.inputs import excluded
 from imgtool.build.keys import PLACES
 from imgtool.build.recipe import Loaded, Output
 from imgtool.errors import CommandError, ConfigError, RefusedError
@@ -33,6 +34,7 @@ def check_output(loaded: Loaded, base: Base, qemu_img: QemuImg) -> None:
     for problem, path in _needed(loaded, base):
         if os.path.realpath(path) == place or is_below(place, path):
             raise _wrong(loaded, "path", problem, "give output.path another name")
+    _check_copies(loaded, place)
     _check_options(loaded, output, base, qemu_img)
 
 
@@ -68,11 +70,26 @@ def _needed(loaded: Loaded, base: Base) -> Iterator[tuple[str, str]]:
         named += [seed.user_data, seed.meta_data, seed.network_config, *seed.ssh_keys]
     for layer in loaded.recipe.layers:
         named.append(layer.script)
-        for copy in layer.copy:
-            yield f"the output would be a part of {printable(copy.from_)}, which is copied into it", copy.from_
     for path in named:
         if path is not None:
             yield f"the output would replace {printable(path)}, with which it is made", path
+
+
+def _check_copies(loaded: Loaded, place: str) -> None:
+    """ConfigError when a folder that is copied would hold the output, or its manifest: the next build would find it
+    changed."""
+    for layer in loaded.recipe.layers:
+        for copy in layer.copy:
+            folder = os.path.realpath(copy.from_)
+            if not is_below(place, folder) and place != folder:
+                continue
+            without = excluded(copy)
+            inside = os.path.relpath(place, folder)
+            if without is not None and without(inside) and without(inside + MANIFEST_SUFFIX):
+                continue
+            problem = f"the output would be a part of {printable(copy.from_)}, which is copied into it"
+            hint = f'put it elsewhere, or leave it out: exclude = ["/{printable(inside)}*"]'
+            raise _wrong(loaded, "path", problem, hint)
 
 
 _ELSEWHERE = {

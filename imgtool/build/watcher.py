@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def title(step: str) -> str:
+    """What a step is called on one line: of several lines the first that says something."""
+    lines = [line.strip() for line in step.splitlines() if line.strip()]
+    return step if len(lines) < 2 else f"{lines[0]} … ({len(lines)} lines)"
+
+
 class Watcher:
     """Every method does nothing. They are called from one thread, in the order things happen."""
 
@@ -19,7 +25,7 @@ class Watcher:
         """A VM is being started."""
 
     def step(self, text: str) -> None:
-        """A step of the layer begins."""
+        """A step of the layer begins: a command as the recipe has it, or what is done."""
 
     def output(self, piece: bytes) -> None:
         """What a step says, secrets masked."""
@@ -29,3 +35,6 @@ class Watcher:
 
     def result(self, text: str) -> None:
         """The next thing is done on the way from the last layer to the finished image."""
+
+    def end(self) -> None:
+        """The build has ended, well or not: nothing more comes."""

@@ -9,10 +9,13 @@ from typing import Any
 
 import click
 
-from imgtool.build.watcher import Watcher
+from imgtool.build.watcher import Watcher, title
 from imgtool.cli.context import Context, want_color
 from imgtool.image.names import harmless, printable
 from imgtool.machine.serial import clean
+
+_LONGEST_LINE = 1 << 12
+"""Bytes; what is longer is handed on in pieces."""
 
 
 def watcher_for(context: Context) -> Watcher:
@@ -50,7 +53,7 @@ class Headings(Watcher):
         self._say(f"  booting {name}…", dim=True)
 
     def step(self, text: str) -> None:
-        self._say(f"  $ {printable(text)}", fg="cyan")
+        self._say(f"  $ {printable(title(text))}", fg="cyan")
 
     def output(self, piece: bytes) -> None:
         *whole, self._line = (self._line + piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")).split(b"\n")
@@ -70,14 +73,22 @@ class Headings(Watcher):
     def result(self, text: str) -> None:
         self._say(f"[image] {text}", bold=True)
 
+    def end(self) -> None:
+        self._end_line()
+
 
 class Events(Watcher):
     """For programs."""
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
+        self._line = b""
 
     def _tell(self, event: str, **what: object) -> None:
+        self.end()
+        self._write(event, **what)
+
+    def _write(self, event: str, **what: object) -> None:
         seconds = round(time.monotonic() - self._begun, 3)
         print(json.dumps({"event": event, "at": seconds, **what}), file=sys.stderr, flush=True)
 
@@ -97,7 +108,19 @@ class Events(Watcher):
         self._tell("step", text=text)
 
     def output(self, piece: bytes) -> None:
-        self._tell("output", text=piece.decode(errors="replace"))
+        """Whole lines: a serial port may bring a byte at a time."""
+        lines, newline, self._line = (self._line + piece).rpartition(b"\n")
+        self._say(lines + newline)
+        if len(self._line) > _LONGEST_LINE:
+            self.end()
+
+    def _say(self, said: bytes) -> None:
+        if said:
+            self._write("output", text=said.decode(errors="replace"))
+
+    def end(self) -> None:
+        line, self._line = self._line, b""
+        self._say(line)
 
     def done(self, name: str, seconds: float, size: int) -> None:
         self._tell("layer-sealed", name=name, seconds=seconds, size=size)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import NamedTuple, Self
 
-from imgtool.errors import ImageInUseError, ImageUnreadableError
+from imgtool.errors import CommandError, ImageInUseError, ImageUnreadableError
 from imgtool.image.locks import forbid_writers
 from imgtool.image.names import printable
 from imgtool.image.users import users_of
@@ -283,7 +283,11 @@ class _Unpacker:
         source = ImageOpts.of({"driver": "raw", "offset": start, "size": length, **below})
         path = os.path.join(self.directory, str(number))
         argv = img_argv.convert(self.img.program, [source], path, output_format="raw", cache="unsafe")
-        self.img._read(argv, [source], force_share=False, limits=self.img.long_limits)
+        try:
+            self.img._read(argv, [source], force_share=False, limits=self.img.long_limits)
+        except CommandError as error:
+            error.path = self.layers[0].path  # rather than all options of the source
+            raise
         return _Scratch(path)
 
     def _pieces(self, number: int, scratch: _Scratch) -> Iterator[_Piece]:

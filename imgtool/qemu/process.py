@@ -7,6 +7,7 @@ nothing inside needs patching.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import select
@@ -211,8 +212,13 @@ def failure(done: Completed, *, path: str | None = None, hint: str | None = None
         stdout=done.stdout,
         stderr=done.stderr,
         path=path,
-        hint=hint,
+        hint=hint or (_MAKE_ROOM if _NO_ROOM in done.stderr else None),
     )
+
+
+_NO_ROOM = os.strerror(errno.ENOSPC).encode()
+"""What programs say under LC_ALL=C, which all of them get."""
+_MAKE_ROOM = "make room on that file system, and run the command again"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from imgtool.build import copying
 from imgtool.build.executor import ExecutorError
-from imgtool.build.inputs import files_of
+from imgtool.build.inputs import copied, files_of
 from imgtool.build.memory import Memory
 from imgtool.build.recipe import Copy
 from imgtool.errors import ConfigError
@@ -83,6 +83,50 @@ def test_what_is_no_file_is_not_copied(tmp_path: Path, memory: Memory) -> None:
         files_of(str(tmp_path / "tree"), memory)
     with pytest.raises(ConfigError, match=r"nothing cannot be copied"):
         files_of(str(tmp_path / "nothing"), memory)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder of work as people have it."""
+    root = tmp_path / "project"
+    for name in (".git/HEAD", "src/main.py", "src/main.pyc", "src/keep.pyc", "docs/build/a", "build/b", "web.qcow2"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    (root / ".gitignore").write_text("# made\n*.pyc\n/build/\n")
+    os.mkfifo(root / ".git" / "pipe")
+    return root
+
+
+def test_what_is_excluded_stays_behind(project: Path, tmp_path: Path, memory: Memory) -> None:
+    """As git would leave it out, whatever lies in an excluded folder."""
+    copy = Copy(
+        from_=str(project),
+        to="/srv",
+        exclude=(".git", "!keep.pyc", "/web.qcow2*"),
+        exclude_from=(str(project / ".gitignore"),),
+    )
+    archive, target = tmp_path / "archive.tar", tmp_path / "target"
+    copying.pack(str(archive), copy, copied(copy, memory))
+    target.mkdir()
+    subprocess.run(["tar", "-x", "-f", archive, "-C", target], check=True)
+    arrived = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert arrived == {".gitignore", "src/main.py", "src/keep.pyc", "docs/build/a"}
+
+
+@pytest.mark.parametrize(
+    ("copy", "message"),
+    [
+        (Copy(from_="src/main.py", to="/srv/", exclude=("x",)), "main.py is a file: nothing in it can be excluded"),
+        (Copy(from_="src", to="/srv", exclude=("!",)), "exclude: Invalid git pattern: '!'"),
+        (Copy(from_="src", to="/srv", exclude_from=("nothing",)), "nothing cannot be read: No such file"),
+    ],
+)
+def test_what_cannot_be_excluded(
+    project: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch, copy: Copy, message: str
+) -> None:
+    monkeypatch.chdir(project)
+    with pytest.raises(ConfigError, match=message):
+        copied(copy, memory)
 
 
 class Listing:

@@ -294,6 +294,16 @@ def test_a_step_whose_guest_is_lost_says_what_happened_and_what_to_do(
     assert str(caught.value.hint).startswith(hint)
 
 
+@pytest.mark.parametrize("on_error", ["clean", "keep", "shell"])
+def test_a_command_of_several_lines_that_fails_is_called_by_its_first(bench: Bench, on_error: str) -> None:
+    text = RECIPE.replace('"make c"', '"""\n\nset -x\nmake c\n"""')
+    bench.behaviour.fails = lambda command: 1 if command.startswith("set -x") else None
+    with pytest.raises(StepFailed, match=r"two: `set -x … \(2 lines\)` ended with exit status 1") as caught:
+        bench.builder(on_error=on_error).build(bench.recipe(text))
+    assert caught.value.step == "\nset -x\nmake c\n"
+    assert ("--on-error shell opens" in str(caught.value.hint)) == (on_error == "clean")
+
+
 @pytest.mark.parametrize(
     ("trouble", "hint"),
     [
@@ -473,6 +483,21 @@ def test_an_output_that_cannot_be_is_refused_before_any_work_also_by_the_plan(
             attempt(loaded)
     assert bench.behaviour.boots == 0
     assert (bench.folder / "web.toml").read_text() == text
+
+
+def test_an_output_in_a_folder_that_is_copied_is_left_out_of_it(bench: Bench) -> None:
+    """Nothing of it, or the next build would find the folder changed."""
+    (bench.folder / "site").mkdir()
+    (bench.folder / "site" / "index.html").write_text("hello")
+    copies = RECIPE.replace('run = ["make c"]', 'copy = [{ from = "site", to = "/srv", exclude = ["/web.qcow2"] }]')
+    text = copies.replace('path = "web-1.qcow2"', 'path = "site/web.qcow2"')
+    with pytest.raises(ConfigError, match="would be a part of") as caught:
+        bench.builder().build(bench.recipe(text))
+    assert caught.value.hint == 'put it elsewhere, or leave it out: exclude = ["/web.qcow2*"]'
+    loaded = bench.recipe(text.replace('"/web.qcow2"', '"/web.qcow2*"'))
+    assert cached(bench.builder().build(loaded)) == "built built built"
+    again = bench.builder().build(loaded)
+    assert (cached(again), again.output_made) == ("cached cached cached", False)
 
 
 def test_a_value_that_an_option_cannot_have_is_said_with_its_line_and_what_it_can_be(bench: Bench) -> None:

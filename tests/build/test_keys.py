@@ -40,7 +40,7 @@ timeout = "10m"
 
 [[layer]]
 name = "site"
-copy = [{ from = "site", to = "/srv/www/", mode = "0644" }, { from = "motd", to = "/etc/motd" },
+copy = [{ from = "site", to = "/srv/www/", mode = "0644", exclude = ["*~"] }, { from = "motd", to = "/etc/motd" },
     { from = "motd", to = "/srv/" }]
 script = "setup.sh"
 
@@ -194,10 +194,22 @@ CASES: dict[str, tuple[Callable[[Bench], Loaded], str, str]] = {
         "index.html: bytes",
     ),
     "a copied file's mode": (
-        touch(lambda folder: (folder / "site" / "index.html").chmod(0o755)),
+        touch(lambda folder: (folder / "motd").chmod(0o755)),
         "hit MISS ?",
-        "index.html: mode 0644 → 0755",
+        "the file: mode 0644 → 0755",
     ),
+    "a copied file's mode, where the recipe says another": (
+        touch(lambda folder: (folder / "site" / "index.html").chmod(0o600)),
+        HIT,
+        "",
+    ),
+    "a file that is excluded": (
+        touch(lambda folder: (folder / "site" / "img" / "logo.svg~").write_text("")),
+        HIT,
+        "",
+    ),
+    "what is excluded": (edit('exclude = ["*~"]', 'exclude = ["*.svg"]'), "hit MISS ?", "img/logo.svg is gone"),
+    "how that is said": (edit('exclude = ["*~"]', 'exclude = ["*.bak", "*~"]'), HIT, ""),
     "a copied link's target": (touch(_relink), "hit MISS ?", "start.html: link target index.html → img/logo.svg"),
     "a new file": (
         touch(lambda folder: (folder / "site" / "new.html").write_text("")),

@@ -77,6 +77,7 @@ def test_words_on_stderr_are_a_failure_of_a_verb_that_changes(image: Path, verb:
         CHANGES[verb](wrapper(fake), image)
     assert caught.value.status == 0
     assert "No space left" in caught.value.message
+    assert caught.value.hint is not None
     assert caught.value.path is not None
     assert [name for name, _ in fake.asked if name != "info"] == [verb]
     assert set(os.listdir(image.parent)) == {"a", "b"}
