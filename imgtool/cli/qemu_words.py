@@ -34,6 +34,8 @@ _HERE = {
     "snapshot": "write --ephemeral",
     "disk": _DISK,
     "blockdev": _DISK,
+    "sd": "write --drive if=sd,file={}",
+    "mtdblock": "write --drive if=mtd,file={}",
     "pflash": "write --uefi, or --drive if=pflash,file={}",
     "net": _NETWORK,
     "netdev": _NETWORK,
@@ -42,7 +44,8 @@ _HERE = {
     "port": _NETWORK,
     "p": _NETWORK,
     "bridge": "write --network bridge,br={}",
-    "usb": "write --tablet",
+    "usb": "leave it out: --tablet and if=usb bring it along; a device of the host is "
+    "imgtool boot … -- -usb -device usb-host,vendorid=…,productid=…",
     "usbdevice": "write --tablet",
     "soundhw": "write --audio DRIVER,model={}",
     "audiodev": "write --audio {}",
@@ -50,6 +53,11 @@ _HERE = {
     "fsdev": _SHARE,
     "v": _SHARE,
     "mem-path": "write --hugepages {}",
+    "no-acpi": "write --machine acpi=off",
+    "no-hpet": "write --machine hpet=off",
+    "nodefaults": "leave it out: every machine has only what it was given",
+    "no-user-config": "leave it out: QEMU reads no configuration of its own",
+    "full-screen": "write --display gtk,full-screen=on",
     "tpmdev": "write --tpm",
     "localtime": "write --rtc localtime",
     "runas": "write --run-as {}",
@@ -57,6 +65,32 @@ _HERE = {
     "pidfile": "leave it out: `imgtool vm show NAME` says the process",
 }
 """Words of QEMU and of other launchers that no option of `boot` is made of by a second dash: what does the same."""
+
+_DEVICES = {
+    "virtio-rng": "--rng",
+    "virtio-balloon": "--balloon",
+    "vhost-vsock": "--vsock CID",
+    "usb-tablet": "--tablet",
+    "i6300esb": "--watchdog=i6300esb",
+    "ib700": "--watchdog=ib700",
+    "tpm-": "--tpm={}",
+    "virtio-9p": _SHARE.removeprefix("write "),
+    "vhost-user-fs": "--share PATH,type=virtiofs,tag=NAME",
+    "virtio-net": "--network user, or another network, whose card is virtio",
+    "e1000": "--network user,model={}",
+    "rtl8139": "--network user,model={}",
+    "virtio-blk": "--drive file=IMAGE,if=virtio",
+    "virtio-scsi": "--drive file=IMAGE,if=scsi",
+    "scsi-": "--drive file=IMAGE,if=scsi",
+    "ide-": "--drive file=IMAGE,if=ide",
+    "nvme": "--drive file=IMAGE,if=nvme",
+    "usb-storage": "--drive file=IMAGE,if=usb",
+    "virtio-vga": "--vga virtio",
+    "qxl": "--vga qxl",
+    "intel-hda": "--audio DRIVER",
+    "AC97": "--audio DRIVER,model=ac97",
+}
+"""Beginnings of the names of devices that an option of `boot` makes, with all that they hang on."""
 
 _QEMU = frozenset(("device", "object", "chardev", "global", "smbios", "fw_cfg", "incoming", "loadvm", "qmp", "gdb"))
 """Words of QEMU that are taken for QEMU's with two dashes too."""
@@ -96,12 +130,17 @@ def _hint(command: click.Command, name: str, value: str, *, double: bool) -> str
         value = ""
     if name in _HERE:
         return _HERE[name].format(shlex.quote(value) if value else "…")
+    if name == "device":
+        driver = value.partition(",")[0]
+        for beginning, words in _DEVICES.items():
+            if driver.startswith(beginning):
+                return f"write {words.format(driver)}; any other device goes to QEMU itself, after `--`"
     option = _named(command, name)
     if option is not None:
         takes_value = not option.is_flag and option.flag_value != ""
         words = f"--{name} {shlex.quote(value)}" if value and takes_value else f"--{name}"
         return f"write {words}, with two dashes"
-    if name not in _QEMU and (double or (len(name) == 1 and name not in "sS")):
+    if name not in _QEMU and (double or (len(name) == 1 and name not in "sSDL")):
         return None
     words = f"-{name} {shlex.quote(value)}" if value and len(name) > 1 else f"-{name}"
     return f"what imgtool has no option for goes to QEMU itself, after `--` at the end: imgtool boot … -- {words}"

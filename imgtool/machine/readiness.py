@@ -147,8 +147,9 @@ def _probes(vm: Vm, state: State, wait: Wait) -> Iterator[bool]:
 def _is_running(vm: Vm) -> bool:
     try:
         with Monitor.connect(vm.qmp_socket, seconds=_PROBE_SECONDS) as monitor:
-            # A machine that was asked to start paused (-S) is as ready as it will be.
-            return monitor.execute("query-status")["status"] in ("running", "prelaunch", "paused")
+            # A machine that was asked to start paused (-S), or to wait for another (-incoming), is as ready as it
+            # will be.
+            return monitor.execute("query-status")["status"] in ("running", "prelaunch", "paused", "inmigrate")
     except QmpUnreachable:
         return False
 

@@ -7,7 +7,7 @@ import pytest
 
 from imgtool.cli.boot import boot
 from imgtool.cli.context import Context
-from imgtool.cli.qemu_words import _HERE
+from imgtool.cli.qemu_words import _DEVICES, _HERE
 from imgtool.errors import UsageError
 from tests.cli.conftest import Imgtool
 
@@ -29,8 +29,13 @@ from tests.cli.conftest import Imgtool
         ("--ram 2G a.qcow2", "--ram", "write --memory 2G"),
         ("-snapshot -enable-kvm a.qcow2", "-snapshot", "write --ephemeral"),
         ("a.qcow2 -monitor -m 2G", "-monitor", "Ctrl-A C"),
-        ("a.qcow2 -device e1000,addr=5", "-device", "imgtool boot … -- -device e1000,addr=5"),
-        ("--device e1000 a.qcow2", "--device", "imgtool boot … -- -device e1000"),
+        ("a.qcow2 -device edu,addr=5", "-device", "imgtool boot … -- -device edu,addr=5"),
+        ("--device edu a.qcow2", "--device", "imgtool boot … -- -device edu"),
+        ("a.qcow2 -device e1000e,netdev=n", "-device", "write --network user,model=e1000e; any other device"),
+        ("a.qcow2 -device virtio-blk-pci,drive=d", "-device", "write --drive file=IMAGE,if=virtio; any other"),
+        ("a.qcow2 -usb -device usb-host", "-usb", "-- -usb -device usb-host,vendorid=…,productid=…"),
+        ("a.qcow2 -full-screen", "-full-screen", "write --display gtk,full-screen=on"),
+        ("a.qcow2 -D qemu.log", "-D", "imgtool boot … -- -D"),
         ("a.qcow2 -S", "-S", "imgtool boot … -- -S"),
     ],
 )
@@ -46,6 +51,7 @@ def test_what_is_advised_for_qemus_words_are_options_of_boot() -> None:
     for word, hint in _HERE.items():
         assert set(re.findall(r"--[a-z][a-z-]*", hint)) <= known, word
         assert f"--{word}" not in known, f"{word} is an option itself"
+    assert {word for hint in _DEVICES.values() for word in re.findall(r"--[a-z][a-z-]*", hint)} <= known
 
 
 def test_a_word_that_is_nobodys_is_answered_as_before(imgtool: Imgtool) -> None:

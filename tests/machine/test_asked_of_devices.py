@@ -214,7 +214,8 @@ def test_the_small_devices(typed: Typed) -> None:
     vm = typed(
         "--machine q35 --rng=/dev/urandom,max-bytes=2K,period=250 --balloon=deflate-on-oom=on,free-page-reporting=on "
         "--agent --tablet --watchdog=i6300esb,action=pause --rtc 2026-01-31T12:00:00,clock=vm,driftfix=slew "
-        "--share {folder},tag=data,readonly=on,security_model=none --share {folder2}"
+        "--share {folder},tag=data,readonly=on,security_model=none "
+        "--share {folder2},security_model=mapped,multidevs=remap"
     )
     assert vm.device("rng-device0", "max-bytes", "period") == [2048, 250]
     assert vm.get("/objects/rng0", "filename") == "/dev/urandom"

@@ -272,6 +272,10 @@ def test_qemu_runs_as_another_user(typed: Typed) -> None:
     assert vm.ask("query-status")["status"] in ("prelaunch", "paused")
 
 
+def test_a_machine_that_waits_for_another_to_migrate_to_it_is_up(typed: Typed) -> None:
+    assert typed("{disk} -- -incoming defer").ask("query-status")["status"] == "inmigrate"
+
+
 def test_what_stands_after_the_dashes_is_qemus(typed: Typed) -> None:
     vm = typed("{disk} -- -device edu,id=extra,addr=0x1d")
     assert vm.pci["extra"]["slot"] == 0x1D

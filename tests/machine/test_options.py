@@ -162,6 +162,11 @@ CASES: list[tuple[Callable[[str], Any], str, Any]] = [
         "/srv,tag=t,security_model=none,readonly",
         Share(path="/srv", tag="t", security_model="none", readonly=True),
     ),
+    (
+        devices.parse_share,
+        "local,path=/srv,mount_tag=t,security_model=mapped,multidevs=remap",
+        Share(path="/srv", tag="t", security_model="mapped", multidevs="remap"),
+    ),
     (devices.parse_rtc, "localtime,clock=vm", Rtc(base="localtime", clock="vm")),
     (devices.parse_audio, "pa,model=ac97", Audio(driver="pa", model="ac97")),
     (devices.parse_tpm, "tpm-tis", Tpm(model="tpm-tis")),

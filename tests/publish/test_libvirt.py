@@ -184,6 +184,7 @@ PROFILES = {
         path = "FOLDER/share"
         tag = "more"
         security-model = "none"
+        multidevs = "remap"
         [[network]]
         type = "user"
         [[network]]

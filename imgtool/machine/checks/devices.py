@@ -202,6 +202,8 @@ def check_shares(context: Context) -> Problems:
             )
         if share.type == "virtiofs" and share.security_model is not None:
             yield ConfigError("--share: security_model is 9p's; virtiofs maps users by itself")
+        if share.type == "virtiofs" and share.multidevs is not None:
+            yield ConfigError("--share: multidevs is 9p's; virtiofs tells file systems apart by itself")
         if share.type == "virtiofs" and context.host.virtiofsd is None:
             yield ConfigError(
                 "--share type=virtiofs: virtiofsd was not found", hint="apt-get install virtiofsd; type=9p needs none"

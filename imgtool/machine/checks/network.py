@@ -183,11 +183,13 @@ def _user(name: str, network: User) -> Problems:
         yield ConfigError(f"{name}: bootfile is fetched over TFTP", hint="tftp=FOLDER says where it lies")
     if network.smbserver is not None and network.smb is None:
         yield ConfigError(f"{name}: smbserver is the address of smb=", hint="smb=FOLDER says what it serves")
-    if (network.net, network.host, network.dns, network.dhcpstart) != (None, None, None, None):
+    asked = (network.net, network.host, network.dns, network.dhcpstart)
+    if network.guestfwd or asked != (None, None, None, None):
         yield from _subnet(name, network)
 
 
 def _subnet(name: str, network: User) -> Problems:
+    """What lies in the guest's net: its own addresses, and those that guestfwd answers at."""
     from ipaddress import IPv4Network, ip_address, ip_network
 
     text = network.net or "10.0.2.0/24"
@@ -206,6 +208,18 @@ def _subnet(name: str, network: User) -> Problems:
             yield ConfigError(f"{name}: {key}={value} is outside of the guest's net, {found}", hint="set net= too")
     if network.host is not None and network.host == network.dns:
         yield ConfigError(f"{name}: host and dns are two addresses of the net, not one")
+    for rule in network.guestfwd:
+        match = re.fullmatch(r"(?:tcp)?:([^:]*):([0-9]+)-(?:cmd:)?.+", rule)
+        if match is None or not 0 < int(match[2]) <= 65535 or (match[1] and not _is_address(match[1])):
+            yield ConfigError(
+                f"{name}: guestfwd={printable(rule)} is not a forward",
+                hint="write tcp:ADDRESS:PORT-cmd:COMMAND, or a device of the host behind the dash: tcp:127.0.0.1:80",
+            )
+        elif match[1] and isinstance(found, IPv4Network) and ip_address(match[1]) not in found:
+            yield ConfigError(
+                f"{name}: guestfwd={printable(rule)}: {match[1]} is outside of the guest's net, {found}",
+                hint=f"take an address in it that nobody has, such as {found[-2]}",
+            )
 
 
 def _passt(context: Context, name: str, network: Passt) -> Problems:

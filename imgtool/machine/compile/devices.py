@@ -154,6 +154,7 @@ def _add_share(parts: Parts, place: int, share: Share, kind: Board, host: Host) 
             "path": share.path,
             "security_model": share.security_model or "mapped-xattr",
             "readonly": share.readonly,
+            "multidevs": share.multidevs,
         }
         parts.add("-fsdev", keyed("local", value))
         parts.device({"driver": f"virtio-9p{kind.virtio}", "id": f"{name}-device", "fsdev": name, "mount_tag": tag})

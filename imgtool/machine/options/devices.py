@@ -57,11 +57,13 @@ def parse_watchdog(text: str) -> Watchdog:
 
 
 def parse_share(text: str) -> Share:
-    """`PATH,tag=data,type=virtiofs,readonly=on`."""
-    keys = [*scalars(Share), "security_model"]
-    found = [(key.replace("_", "-"), value) for key, value in pairs("--share", text, first="path", keys=keys)]
-    words = once("--share", found)
-    return build("--share", Share, words)
+    """`PATH,tag=data,type=virtiofs,readonly=on`; of QEMU's -virtfs the keys `mount_tag` and `security_model`, too."""
+    keys = [*scalars(Share), *_SHARE_ALIASES]
+    found = pairs("--share", text.removeprefix("local,"), first="path", keys=keys)
+    return build("--share", Share, once("--share", [(_SHARE_ALIASES.get(key, key), value) for key, value in found]))
+
+
+_SHARE_ALIASES = {"mount_tag": "tag", "security_model": "security-model"}
 
 
 def parse_rtc(text: str) -> Rtc:

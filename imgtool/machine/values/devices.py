@@ -147,6 +147,9 @@ class Watchdog(Config, frozen=True, kw_only=True):
     """What happens when the guest stops feeding it; None is reset."""
 
 
+SecurityModel = Literal["mapped-xattr", "mapped", "mapped-file", "passthrough", "none"]
+
+
 class Share(Config, frozen=True, kw_only=True):
     """`--share PATH,tag=…`: a host folder in the guest, by 9p or virtiofs."""
 
@@ -158,8 +161,11 @@ class Share(Config, frozen=True, kw_only=True):
     """None is 9p, which needs no second program."""
     readonly: bool | None = None
     """Whether the guest cannot write to it."""
-    security_model: Literal["mapped-xattr", "mapped-file", "passthrough", "none"] | None = None
-    """9p: how owners and modes are kept on the host; None is mapped-xattr."""
+    security_model: SecurityModel | None = None
+    """9p: how owners and modes are kept on the host; None is mapped-xattr, which QEMU also calls mapped."""
+    multidevs: Literal["remap", "forbid", "warn"] | None = None
+    """9p: what is done about file systems that are mounted below the folder, whose files could be taken for one
+    another; None is QEMU's default."""
 
 
 class Rtc(Config, frozen=True, kw_only=True):

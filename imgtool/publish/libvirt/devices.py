@@ -175,7 +175,7 @@ def _add_share(devices: Element, share: Share, setting: str, notes: Notes) -> No
         if mode is None:
             notes.add(f"{setting}.security-model", f"libvirt has no {share.security_model}")
             mode = "mapped"
-    system = put(devices, "filesystem", type="mount", accessmode=mode)
+    system = put(devices, "filesystem", type="mount", accessmode=mode, multidevs=share.multidevs)
     put(system, "driver", type="virtiofs" if share.type == "virtiofs" else "path")
     put(system, "source", dir=share.path)
     put(system, "target", dir=share.tag)

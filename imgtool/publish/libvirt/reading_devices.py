@@ -197,10 +197,12 @@ def _audio(devices: Element, found: Found) -> Audio | None:
 def _share(system: Element) -> Share:
     virtiofs = attribute(system, "driver", "type") == "virtiofs"
     mode: Any = None if virtiofs else _SECURITY.get(system.get("accessmode", "passthrough"), "passthrough")
+    several: Any = system.get("multidevs", "default")
     return Share(
         path=attribute(system, "source", "dir") or "/",
         tag=attribute(system, "target", "dir"),
         type="virtiofs" if virtiofs else "9p",
         security_model=mode,
         readonly=True if system.find("readonly") is not None else None,
+        multidevs=None if several == "default" else several,
     )

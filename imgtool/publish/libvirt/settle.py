@@ -21,7 +21,7 @@ from imgtool.machine.config import Machine
 from imgtool.machine.host import Host
 from imgtool.machine.layout import SHORTHANDS, Placed, is_ephemeral, layout
 from imgtool.machine.smp import topology
-from imgtool.machine.values.devices import Boot, CharDevice, Rtc
+from imgtool.machine.values.devices import Boot, CharDevice, Rtc, SecurityModel, Share
 from imgtool.machine.values.network import Network
 from imgtool.machine.values.processor import Memory, NumaNode, Smp
 from imgtool.machine.values.storage import Drive
@@ -188,6 +188,10 @@ def _ports(machine: Machine) -> tuple[CharDevice, ...]:
     )
 
 
+def _security(share: Share) -> SecurityModel:
+    return "mapped-xattr" if share.security_model in (None, "mapped") else share.security_model
+
+
 def _devices(machine: Machine, host: Host) -> dict[str, object]:
     found: dict[str, object] = {
         "shares": tuple(
@@ -195,7 +199,7 @@ def _devices(machine: Machine, host: Host) -> dict[str, object]:
                 share,
                 tag=share_tag(share),
                 type=share.type or "9p",
-                security_model=None if share.type == "virtiofs" else share.security_model or "mapped-xattr",
+                security_model=None if share.type == "virtiofs" else _security(share),
                 readonly=share.readonly or None,
             )
             for share in machine.shares
