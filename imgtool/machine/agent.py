@@ -13,13 +13,19 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
 
 from imgtool.errors import MachineError
 from imgtool.image.names import printable, printable_lines
 
 _DELIMITER = b"\xff"
 _POLL = 0.1
+_LONGEST = 1 << 27
+"""Bytes of an answer: a file's largest piece is 48 MiB of base64, a command's output two times 16 MiB."""
+
+_Answer = TypeVar("_Answer")
 
 SYNC_SECONDS = 5.0
 CALL_SECONDS = 20.0
@@ -55,12 +61,31 @@ class Executed(NamedTuple):
     """The agent keeps 16 MiB of each stream and drops the rest."""
 
 
+class Started(msgspec.Struct):
+    """The answer to guest-exec."""
+
+    pid: int
+
+
+class Run(msgspec.Struct, rename="kebab"):
+    """The answer to guest-exec-status."""
+
+    exited: bool
+    exitcode: int | None = None
+    signal: int = 0
+    out_data: bytes = b""
+    err_data: bytes = b""
+    out_truncated: bool = False
+    err_truncated: bool = False
+
+
 class Agent:
-    """A session with a guest agent. Only one at a time makes sense: see `session`."""
+    """A session with a guest agent. Only one at a time makes sense: see `session`. The guest is a stranger: whatever
+    it answers ends in an answer of the asked shape or in one of the errors of this module."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._received = b""
+        self._received = bytearray()
 
     def sync(self, *, seconds: float = SYNC_SECONDS) -> None:
         """Makes sure that the agent listens and that the next answer is the answer to the next question."""
@@ -84,9 +109,24 @@ class Agent:
         self._send(_encode(request), deadline)
         answer = self._read_line(deadline)
         if "error" in answer:
-            words = printable_lines(str(answer["error"].get("desc", "?")))
+            error = answer["error"]
+            words = printable_lines(str(error.get("desc", "?") if isinstance(error, dict) else error))
             raise AgentError(f"the guest agent refused {command}: {words}")
         return answer.get("return")
+
+    def ask(
+        self,
+        answer: type[_Answer],
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        seconds: float = CALL_SECONDS,
+    ) -> _Answer:
+        """Like `call`, for an answer of that type: bytes are base64 on the way. AgentUnavailable for any other."""
+        try:
+            return msgspec.convert(self.call(command, arguments, seconds=seconds), answer)
+        except msgspec.ValidationError:
+            raise _no_agent() from None
 
     def tell(self, command: str, arguments: Mapping[str, Any]) -> None:
         """Sends a command that is answered by nothing when it works (`guest-shutdown`)."""
@@ -99,7 +139,7 @@ class Agent:
         if stdin:
             arguments["input-data"] = base64.b64encode(stdin).decode()
         try:
-            pid = self.call("guest-exec", arguments)["pid"]
+            pid = self.ask(Started, "guest-exec", arguments).pid
         except AgentError as error:
             if "No such file or directory" not in error.message:
                 raise
@@ -110,8 +150,8 @@ class Agent:
         deadline = None if seconds is None else time.monotonic() + seconds
         pause = 0.01
         while True:
-            answer = self.call("guest-exec-status", {"pid": pid})
-            if answer["exited"]:
+            answer = self.ask(Run, "guest-exec-status", {"pid": pid})
+            if answer.exited:
                 return _executed(answer)
             if deadline is not None and time.monotonic() >= deadline:
                 raise AgentError(
@@ -128,31 +168,39 @@ class Agent:
             raise AgentUnavailable(f"the guest agent cannot be reached: {error.strerror or error}") from None
 
     def _read_until(self, end: bytes, deadline: float) -> bytes:
-        while end not in self._received:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise _silent()
-            self._socket.settimeout(left)
-            try:
-                piece = self._socket.recv(1 << 16)
-            except TimeoutError:
-                raise _silent() from None
-            except OSError as error:
-                raise AgentUnavailable(f"the guest agent was lost: {error.strerror}") from None
-            if not piece:
-                raise AgentUnavailable("the guest agent's channel was closed")
-            self._received += piece
-        found, _, self._received = self._received.partition(end)
+        seen = 0
+        while (place := self._received.find(end, seen)) < 0:
+            seen = len(self._received)
+            if seen > _LONGEST:
+                raise _no_agent()
+            self._received += self._receive(deadline)
+        found = bytes(self._received[:place])
+        del self._received[: place + len(end)]
         return found
+
+    def _receive(self, deadline: float) -> bytes:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise _silent()
+        self._socket.settimeout(left)
+        try:
+            piece = self._socket.recv(1 << 16)
+        except TimeoutError:
+            raise _silent() from None
+        except OSError as error:
+            raise AgentUnavailable(f"the guest agent was lost: {error.strerror}") from None
+        if not piece:
+            raise AgentUnavailable("the guest agent's channel was closed")
+        return piece
 
     def _read_line(self, deadline: float) -> dict[str, Any]:
         line = self._read_until(b"\n", deadline)
         try:
             answer = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise AgentUnavailable("what answers on the guest agent's channel is not a guest agent")
+            raise _no_agent()
         return answer
 
 
@@ -213,10 +261,14 @@ def _silent() -> AgentUnavailable:
     )
 
 
-def _executed(answer: Mapping[str, Any]) -> Executed:
+def _no_agent() -> AgentUnavailable:
+    return AgentUnavailable("what answers on the guest agent's channel is not a guest agent")
+
+
+def _executed(answer: Run) -> Executed:
     return Executed(
-        status=answer["exitcode"] if "exitcode" in answer else 128 + answer.get("signal", 0),
-        stdout=base64.b64decode(answer.get("out-data", "")),
-        stderr=base64.b64decode(answer.get("err-data", "")),
-        truncated=bool(answer.get("out-truncated") or answer.get("err-truncated")),
+        status=answer.exitcode if answer.exitcode is not None else 128 + answer.signal,
+        stdout=answer.out_data,
+        stderr=answer.err_data,
+        truncated=answer.out_truncated or answer.err_truncated,
     )

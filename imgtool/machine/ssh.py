@@ -8,6 +8,8 @@ import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from imgtool.errors import MachineError, ProgramError
 from imgtool.machine import agent
 from imgtool.machine.config import Machine
@@ -32,6 +34,15 @@ class NoWay(MachineError):  # noqa: N818 - says what is so
     """No address is known at which the guest could be reached."""
 
     code = "no-way"
+
+
+class _Address(msgspec.Struct):
+    kind: str = msgspec.field(name="ip-address-type")
+    text: str = msgspec.field(name="ip-address")
+
+
+class _Interface(msgspec.Struct):
+    addresses: tuple[_Address, ...] = msgspec.field(name="ip-addresses", default=())
 
 
 class Endpoint(NamedTuple):
@@ -113,14 +124,21 @@ def _free_port() -> int:
 def _agent_address(vm: Vm) -> str:
     try:
         with agent.session(vm.file(AGENT_SOCKET)) as guest:
-            interfaces = guest.call("guest-network-get-interfaces")
+            interfaces = guest.ask(tuple[_Interface, ...], "guest-network-get-interfaces")
     except agent.AgentUnavailable as error:
         raise NoWay(f"the guest of {vm.name} has not told its address: {error.message}", hint=error.hint) from None
-    for interface in interfaces:
-        for address in interface.get("ip-addresses", ()):
-            if address["ip-address-type"] == "ipv4" and not address["ip-address"].startswith("127."):
-                return str(address["ip-address"])
+    for address in (address for interface in interfaces for address in interface.addresses):
+        if address.kind == "ipv4" and _leads_to_guest(address.text):
+            return address.text
     raise NoWay(f"the guest of {vm.name} has no address yet")
+
+
+def _leads_to_guest(address: str) -> bool:
+    """Whether it is an IPv4 address and not this host's own: the guest's word becomes one of ssh, on this host."""
+    try:
+        return socket.inet_pton(socket.AF_INET, address)[0] != 127
+    except (OSError, ValueError):
+        return False
 
 
 def user_of(state: State) -> str | None:
@@ -175,16 +193,19 @@ def ssh_argv(
     """OpenSSH's command line. The guest's host key is taken at first sight and kept for the life of the VM alone: the
     next VM behind this port is another host. Of two values OpenSSH takes the first, so `options` win. A user network
     answers for a guest that does not, for ever: hence the time-out."""
+    # OpenSSH splits a list of files at blanks and expands `%`.
+    keys = known_hosts.replace("\\", r"\\").replace('"', r"\"").replace("%", "%%")
     return [
         program,
         *("-p", str(place.port)),
         *(("-l", user) if user else ()),
         *(word for identity in identities for word in ("-i", identity)),
         *options,
-        *("-o", f"UserKnownHostsFile={known_hosts}"),
+        *("-o", f'UserKnownHostsFile="{keys}"'),
         *("-o", "StrictHostKeyChecking=accept-new"),
         *("-o", "LogLevel=ERROR"),
         *("-o", "ConnectTimeout=60"),
+        "--",
         place.host,
         *command,
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from imgtool.machine.agent import Agent, AgentError, AgentUnavailable, NoSuchProgramError, session
 from imgtool.qemu.system import start
+from tests.machine.impostor import impostor
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +117,53 @@ def test_a_channel_that_is_not_there_is_unavailable() -> None:
         "there is no channel to a guest agent",
         "boot it with --agent, and with qemu-guest-agent running in the guest",
     )
+
+
+@pytest.mark.parametrize(
+    "started", [b'{"return": {}}', b'{"return": []}', b'{"return": {"pid": "x"}}', b"{}", b"[]", b"[" * 10**6]
+)
+def test_an_answer_of_another_shape_is_no_agents(started: bytes) -> None:
+    with (
+        impostor({"guest-exec": started}) as folder,
+        session(f"{folder}/agent.sock") as guest,
+        pytest.raises(AgentUnavailable, match="is not a guest agent"),
+    ):
+        guest.execute(["true"])
+
+
+@pytest.mark.parametrize("ended", [b"{}", b'{"exited": 1}', b'{"exited": true, "out-data": "?"}'])
+def test_an_end_of_another_shape_is_no_agents(ended: bytes) -> None:
+    answers = {"guest-exec": b'{"return": {"pid": 1}}', "guest-exec-status": b'{"return": ' + ended + b"}"}
+    with (
+        impostor(answers) as folder,
+        session(f"{folder}/agent.sock") as guest,
+        pytest.raises(AgentUnavailable, match="is not a guest agent"),
+    ):
+        guest.execute(["true"])
+
+
+@pytest.mark.parametrize("error", [b'"no\\u001b[2J"', b'{"desc": "no\\u001b[2J"}'])
+def test_a_refusal_is_shown_without_what_moves_a_cursor(error: bytes) -> None:
+    with (
+        impostor({"guest-ping": b'{"error": ' + error + b"}"}) as folder,
+        session(f"{folder}/agent.sock") as guest,
+        pytest.raises(AgentError) as caught,
+    ):
+        guest.call("guest-ping")
+    assert caught.value.message == r"the guest agent refused guest-ping: no\x1b[2J"
+
+
+def test_an_endless_answer_is_no_agents() -> None:
+    ours, theirs = socket.socketpair()
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                theirs.sendall(bytes(1 << 20))
+
+    flooder = threading.Thread(target=flood)
+    flooder.start()
+    with theirs:
+        with ours, pytest.raises(AgentUnavailable, match="is not a guest agent"):
+            Agent(ours).sync(seconds=600)
+        flooder.join()

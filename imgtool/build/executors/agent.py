@@ -12,8 +12,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO
 
+import msgspec
 from msgspec.structs import replace
 
 from imgtool.build.executor import ExecutorError, GuestLost, Kind, StepTimeout
@@ -21,7 +22,7 @@ from imgtool.build.executors import shell
 from imgtool.build.executors.base import SHORT, Answer, Step, Way, killed
 from imgtool.build.executors.stream import Frames
 from imgtool.image.names import printable
-from imgtool.machine.agent import Agent, AgentError, AgentUnavailable, session
+from imgtool.machine.agent import Agent, AgentError, AgentUnavailable, Run, Started, session
 from imgtool.machine.config import Machine
 from imgtool.machine.host import AGENT_SOCKET
 from imgtool.machine.vm import State, Vm
@@ -35,6 +36,14 @@ _LOOK_EVERY = 10
 """At each so many looks that found no output, it is asked whether the step's shell still runs."""
 
 _PIPELINE = "d=$1\n{\n" + shell.RUN + "} | {\n" + shell.SPOOL + "}\n"
+
+
+class _Written(msgspec.Struct):
+    count: int
+
+
+class _Piece(msgspec.Struct):
+    content: bytes = msgspec.field(name="buf-b64")
 
 
 def equip(machine: Machine, folder: str) -> Machine:
@@ -102,7 +111,7 @@ class AgentWay(Way):
         with self._named(target) as name, self._session() as agent, _opened(agent, name, "w") as handle:
             while piece := content.read(_CHUNK):
                 given = {"handle": handle, "buf-b64": base64.b64encode(piece).decode()}
-                if agent.call("guest-file-write", given, seconds=SHORT)["count"] != len(piece):
+                if agent.ask(_Written, "guest-file-write", given, seconds=SHORT).count != len(piece):
                     raise ExecutorError(f"{printable(target)} cannot be written: the guest took only a part")
 
     def _read(self, source: str, sink: IO[bytes]) -> None:
@@ -114,7 +123,7 @@ class AgentWay(Way):
         argv = step.command(_PIPELINE)
         given = {"path": argv[0], "arg": argv[1:], "input-data": base64.b64encode(step.exports + b":\n").decode()}
         with self._session() as agent:
-            pid = agent.call("guest-exec", given, seconds=SHORT)["pid"]
+            pid = agent.ask(Started, "guest-exec", given, seconds=SHORT).pid
             status = _follow(agent, pid, step)
             # Asked once more, the agent forgets it.
             agent.call("guest-exec-status", {"pid": pid}, seconds=SHORT)
@@ -168,7 +177,7 @@ def _follow(agent: Agent, pid: int, step: Step) -> int:
                 continue
             empty += 1
             if empty % _LOOK_EVERY == 0:
-                ended = agent.call("guest-exec-status", {"pid": pid}, seconds=SHORT)["exited"]
+                ended = agent.ask(Run, "guest-exec-status", {"pid": pid}, seconds=SHORT).exited
             time.sleep(pause if left is None else min(pause, left))
             pause = min(1.5 * pause, _LONGEST_PAUSE)
     finally:
@@ -234,10 +243,8 @@ def _opened(agent: Agent, path: str, mode: str) -> Iterator[int]:
 
 
 def _open(agent: Agent, path: str, mode: str) -> int:
-    handle: int = agent.call("guest-file-open", {"path": path, "mode": mode}, seconds=SHORT)
-    return handle
+    return agent.ask(int, "guest-file-open", {"path": path, "mode": mode}, seconds=SHORT)
 
 
 def _read(agent: Agent, handle: int) -> bytes:
-    answer: dict[str, Any] = agent.call("guest-file-read", {"handle": handle, "count": _CHUNK}, seconds=SHORT)
-    return base64.b64decode(answer["buf-b64"])
+    return agent.ask(_Piece, "guest-file-read", {"handle": handle, "count": _CHUNK}, seconds=SHORT).content
