@@ -1,4 +1,4 @@
-"""Whether a machine can have the host's ports that it is to listen on: asked when QEMU did not start, to say why."""
+"""Whether the host's ports that something is to listen on can be had: asked when QEMU did not start, to say why."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class Port(NamedTuple):
     protocol: str
     address: str
     number: int
-    wanted: Literal["hostfwd", "vnc", "spice"]
-    """What the machine needs it for."""
+    wanted: Literal["hostfwd", "vnc", "spice", "nbd"]
+    """What it is needed for."""
 
 
 _PURPOSES = {
     "hostfwd": ("forward it", "hostfwd"),
     "vnc": ("show its screen there", "--display vnc=:N, or none and the first free one is taken"),
     "spice": ("show its screen there", "port="),
+    "nbd": ("serve there", "--port"),
 }
 """What a port is for, and what to choose where it is not to be had."""
 
@@ -49,25 +50,30 @@ def listening(port: Port) -> int | None:
     return None
 
 
+def taken(port: Port, who: str, *, listen: Callable[[Port], int | None] = listening) -> MachineError | None:
+    """Why `who` cannot have `port` now; None where it can, or where the port is not what hinders it."""
+    obstacle = listen(port)
+    which = f"{port.protocol} port {port.number} of {port.address}"
+    purpose, other = _PURPOSES[port.wanted]
+    if obstacle == errno.EADDRINUSE:
+        return MachineError(
+            f"{which} is in use: {who} cannot {purpose}",
+            hint=f"choose another {other}; `ss -ap 'sport = :{port.number}'` shows who has this one",
+        )
+    if obstacle == errno.EACCES:
+        return MachineError(
+            f"{which} is not for this user: {who} cannot {purpose}",
+            hint=f"choose another {other}, with a port above 1023: the others are root's",
+        )
+    return None
+
+
 def port_failure(
     machine: Machine, name: str, *, listen: Callable[[Port], int | None] = listening
 ) -> MachineError | None:
     """Why `machine`, called `name`, did not start, where that is a port of the host that it cannot have now."""
-    for port in _wanted(machine):
-        obstacle = listen(port)
-        which = f"{port.protocol} port {port.number} of {port.address}"
-        purpose, other = _PURPOSES[port.wanted]
-        if obstacle == errno.EADDRINUSE:
-            return MachineError(
-                f"{which} is in use: {name} cannot {purpose}",
-                hint=f"choose another {other}; `ss -ap 'sport = :{port.number}'` shows who has this one",
-            )
-        if obstacle == errno.EACCES:
-            return MachineError(
-                f"{which} is not for this user: {name} cannot {purpose}",
-                hint=f"choose another {other}, with a port above 1023: the others are root's",
-            )
-    return None
+    failures = (taken(port, name, listen=listen) for port in _wanted(machine))
+    return next((failure for failure in failures if failure is not None), None)
 
 
 def _wanted(machine: Machine) -> Iterator[Port]:

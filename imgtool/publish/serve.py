@@ -24,6 +24,7 @@ from imgtool.chain.walk import guard
 from imgtool.errors import ImgtoolError, MachineError, RefusedError, UsageError
 from imgtool.image.names import PathLike, absolute, option_value, printable
 from imgtool.machine.disks import Use, learn_disks
+from imgtool.machine.ports import Port, taken
 from imgtool.machine.runtime import runtime_root
 from imgtool.operations.plan import Plan, Touched
 from imgtool.qemu.extents import Layer, open_as
@@ -180,7 +181,13 @@ class ServeRequest:
         return Plan(commands=(tuple(self.argv()),), images=tuple(images), notes=(f"served as {self.export.uri}",))
 
     def start(self) -> Server:
-        """Starts the server, which answers when this returns. CommandError in qemu-nbd's words when it does not."""
+        """Starts the server, which answers when this returns. MachineError when the port cannot be had, CommandError
+        in qemu-nbd's words when it does not answer."""
+        if self.export.port is not None:
+            # Whoever listens there already may speak NBD as well, of another disk.
+            port = Port("tcp", self.export.address or "127.0.0.1", self.export.port, "nbd")
+            if (obstacle := taken(port, "qemu-nbd")) is not None:
+                raise obstacle
         process = start(self.argv(), detached=False)
         try:
             _await(process, self.export)
@@ -249,7 +256,8 @@ def serve(
     `clients` may be connected at once; with `once` it ends when the last has gone.
 
     Raises as `guard`; RefusedError when others stand on the image (and it is `writable`), its parent is not what it
-    was made on, or anybody could connect, unless `force` is set; ImageInUseError; CommandError in qemu-nbd's words.
+    was made on, or anybody could connect, unless `force` is set; ImageInUseError; MachineError when the port cannot be
+    had; CommandError in qemu-nbd's words.
     """
     return ServeRequest(
         image,
@@ -325,7 +333,7 @@ def _free_port(address: str) -> int:
 
 def _await(process: Process, export: Export) -> None:
     deadline = time.monotonic() + _PATIENCE
-    while not _answers(export):
+    while not (_answers(export) and process.poll() is None):
         if process.poll() is not None:
             raise process.failure(path=export.path)
         if time.monotonic() > deadline:

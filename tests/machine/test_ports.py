@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from imgtool.machine.config import Machine
-from imgtool.machine.ports import port_failure
+from imgtool.machine.ports import Port, port_failure, taken
 from imgtool.machine.values.network import User
 
 FORWARDING = Machine(networks=(User(hostfwd=("tcp::80-:80", "tcp::8022-:22")),))
@@ -27,3 +27,12 @@ def test_a_port_that_a_machine_cannot_have_is_named(obstacles: dict[int, int], m
 
 def test_ports_that_can_be_had_are_not_why_it_did_not_start() -> None:
     assert port_failure(FORWARDING, "web", listen=lambda port: None) is None
+
+
+def test_a_low_port_to_serve_on_is_said_to_be_roots() -> None:
+    failure = taken(Port("tcp", "127.0.0.1", 80, "nbd"), "qemu-nbd", listen=lambda _: errno.EACCES)
+    assert failure is not None
+    assert (failure.message, failure.hint) == (
+        "tcp port 80 of 127.0.0.1 is not for this user: qemu-nbd cannot serve there",
+        "choose another --port, with a port above 1023: the others are root's",
+    )

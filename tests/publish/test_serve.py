@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import imgtool
-from imgtool.errors import CommandError, ImageInUseError, RefusedError, UsageError
+from imgtool.errors import CommandError, ImageInUseError, MachineError, RefusedError, UsageError
 from imgtool.publish.serve import Export, ServeRequest, serve_argv, uri_of
 from imgtool.qemu.img_argv import ImageOpts
 from imgtool.qemu.programs import Programs
@@ -114,6 +114,14 @@ def test_images_in_use_and_those_that_others_stand_on_are_refused(chain: Images)
         ServeRequest(chain / "web.qcow2", Programs(), address="::1")
     with pytest.raises(RefusedError, match="already exists"):
         ServeRequest(chain / "web.qcow2", Programs(), socket=chain / "db.qcow2")
+
+
+def test_a_port_on_which_another_disk_is_served_is_not_taken_for_ones_own(chain: Images) -> None:
+    with served(chain / "web.qcow2", port=0) as export:
+        with pytest.raises(MachineError) as caught:
+            imgtool.serve(chain / "db.qcow2", port=export.port)
+        assert caught.value.message == f"tcp port {export.port} of 127.0.0.1 is in use: qemu-nbd cannot serve there"
+        assert f"`ss -ap 'sport = :{export.port}'` shows who has this one" in (caught.value.hint or "")
 
 
 def test_a_server_that_did_not_start_leaves_no_socket(chain: Images, tmp_path: Path) -> None:
