@@ -256,8 +256,8 @@ def serve(
     `clients` may be connected at once; with `once` it ends when the last has gone.
 
     Raises as `guard`; RefusedError when others stand on the image (and it is `writable`), its parent is not what it
-    was made on, or anybody could connect, unless `force` is set; ImageInUseError; MachineError when the port cannot be
-    had; CommandError in qemu-nbd's words.
+    was made on, or anybody could connect, unless `force` is set; ImageInUseError; MachineError when the port cannot
+    be had; CommandError in qemu-nbd's words.
     """
     return ServeRequest(
         image,

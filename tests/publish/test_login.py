@@ -13,11 +13,11 @@ import pytest
 from imgtool.errors import ConfigError
 from imgtool.publish.oci.connection import Connection
 from imgtool.publish.oci.errors import RegistryAuthError, RegistryError
+from imgtool.publish.oci.http import certificate_folders
 from imgtool.publish.oci.login import Login, read_config
 from imgtool.publish.oci.pull import pull
 from imgtool.publish.oci.push import push
 from imgtool.publish.oci.reference import parse_reference
-from imgtool.publish.oci.transport import certificate_folders
 from tests.conftest import Images
 from tests.publish.conftest import Forget
 from tests.publish.registries import PASSWORD, USER, Certificates, RegistryServer, docker_config

@@ -102,7 +102,9 @@ class Login:
                 token = self._exchanged(asked)
             else:
                 token = auth.request_token(asked) if basic else auth.request_anonymous_token(asked)
-        except (requests.RequestException, ValueError) as error:
+            if token and not (isinstance(token, str) and token.isascii() and token.isprintable()):
+                raise ValueError("what it gave is none")
+        except (requests.RequestException, ValueError, AttributeError, RecursionError) as error:
             raise RegistryAuthError(
                 f"{printable(str(asked.realm))} gave no token for {self._reference.host}: {printable(str(error))}"
             ) from error
@@ -166,12 +168,15 @@ class Login:
         if response.status_code != 200:
             return None
         answer = response.json()
-        token = answer.get("access_token") or answer.get("token")
-        return token if isinstance(token, str) else None
+        token: str | None = answer.get("access_token") or answer.get("token")
+        return token
 
     def _check_realm(self, realm: str | None) -> None:
         """RegistryAuthError when a password would go over the network in the open, or to nowhere."""
-        parts = urlsplit(realm or "")
+        try:
+            parts = urlsplit(realm or "")
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme == "https" and parts.netloc:
             return
         if parts.scheme == "http" and (self._plain_http or is_loopback(parts.netloc)):

@@ -98,5 +98,9 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def is_tag(text: str) -> bool:
+    return _TAG.fullmatch(text) is not None
+
+
 def _wrong(text: str, message: str, hint: str) -> UsageError:
     return UsageError(f"{printable(text)!r} is no image in a registry: {message}", hint=hint)

@@ -6,9 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from imgtool.publish.oci.errors import DigestError, RegistryError
-from imgtool.publish.oci.transport import BrokenConnection, Transport
-from imgtool.publish.oci.values import INDEX, MANIFEST, MAX_DOCUMENT, Descriptor, digest_of
+from imgtool.publish.oci.reference import is_tag
+from imgtool.publish.oci.transport import BrokenConnection, Transport, number
+from imgtool.publish.oci.values import INDEX, MANIFEST, MAX_DOCUMENT, Descriptor, decode, digest_of
 
 _ACCEPTED = (
     MANIFEST,
@@ -16,7 +19,7 @@ _ACCEPTED = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-_RANGE = re.compile(r"(?:bytes=)?0-([0-9]+)")
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _OCTETS = "application/octet-stream"
 
 
@@ -26,6 +29,11 @@ class Session(NamedTuple):
     location: str
     offset: int
     """Bytes that the registry has of it."""
+
+
+class _Tags(msgspec.Struct):
+    tags: tuple[str, ...] | None
+    """None is what some registries say of a repository whose tags were all removed."""
 
 
 class Registry:
@@ -46,6 +54,13 @@ class Registry:
                 raise DigestError(f"the registry sent another manifest of {self.reference} than {wanted}")
         return content, headers.get("Content-Type", "").partition(";")[0], digest
 
+    def tags(self) -> list[str]:
+        """Tags of the repository, the first thousand. RegistryNotFoundError when there is no such repository, other
+        RegistryErrors when it does not say."""
+        what = f"no tags of {self.reference.repository}"
+        content, _ = self._bounded(self.transport.url("tags", "list?n=1000"), MAX_DOCUMENT, what)
+        return [tag for tag in decode(content, _Tags, what).tags or () if is_tag(tag)]
+
     def document(self, descriptor: Descriptor) -> bytes:
         """The bytes of a small blob. DigestError when they are not those."""
         what = f"no blob {descriptor.digest} of {self.reference.repository}"
@@ -63,7 +78,7 @@ class Registry:
 
         def once() -> tuple[bytes, Mapping[str, str]]:
             response = self.transport.once("GET", url, headers=headers, expect=(200,), what=what, stream=True)
-            content = b""
+            content = bytearray()
             try:
                 for piece in response.iter_content(65536):
                     content += piece
@@ -73,7 +88,7 @@ class Registry:
                 raise self.transport.broken_off(error) from error
             finally:
                 response.close()
-            return content, response.headers
+            return bytes(content), response.headers
 
         return self.transport.retrying(once, what)
 
@@ -81,8 +96,8 @@ class Registry:
         """Whether the repository has the blob. RegistryError when the one it has is of another size."""
         what = f"{self.reference.repository} does not say whether it has {digest}"
         response = self.transport.request("HEAD", self._blob(digest), expect=(200, 404), what=what)
-        found = response.headers.get("Content-Length", "")
-        if response.status_code == 200 and size is not None and found.isdigit() and int(found) != size:
+        found = number(response.headers.get("Content-Length", ""))
+        if response.status_code == 200 and size is not None and found is not None and found != size:
             raise RegistryError(f"the registry's {digest} has {found} bytes, not {size}")
         return response.status_code == 200
 
@@ -90,16 +105,15 @@ class Registry:
         """A new upload; None when the blob `mount` of the repository `source`, which is on the same registry, is now
         here too, and nothing is to be uploaded."""
         params = {"mount": mount, "from": source} if mount is not None and source is not None else None
-        response = self.transport.request(
-            "POST",
-            self.transport.url("blobs", "uploads/"),
-            params=params,
-            expect=(201, 202),
-            what=f"nothing can be pushed to {self.reference.repository}",
-        )
+        what = f"nothing can be pushed to {self.reference.repository}"
+        url = self.transport.url("blobs", "uploads/")
+        response = self.transport.request("POST", url, params=params, expect=(201, 202), what=what)
         if response.status_code == 201:
             return None
-        return Session(self.transport.beside(response.headers["Location"]), 0)
+        location = response.headers.get("Location")
+        if location is None:
+            raise RegistryError(f"{what}: the registry does not say where to")
+        return Session(self.transport.beside(location), 0)
 
     def upload_state(self, location: str) -> Session | None:
         """How far an upload has come; None when the registry does not know it any more."""
@@ -126,7 +140,10 @@ class Registry:
         )
         if response.status_code in (404, 416):
             raise BrokenConnection("the registry has lost the place in an upload")
-        return _session(self.transport, response.headers, session.location, start + len(data))
+        after = _session(self.transport, response.headers, session.location, start + len(data))
+        if after.offset <= start:
+            raise BrokenConnection(f"the registry is sent {len(data)} bytes and says that none came")
+        return after
 
     def finish_upload(self, session: Session, digest: str) -> None:
         """The upload becomes the blob `digest`. DigestError when the registry has received other bytes."""

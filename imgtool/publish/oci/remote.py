@@ -8,7 +8,7 @@ from typing import NamedTuple
 from imgtool.chain.link import MAX_DEPTH
 from imgtool.image.formats import FORMATS
 from imgtool.image.names import printable
-from imgtool.publish.oci.errors import RegistryError
+from imgtool.publish.oci.errors import RegistryError, RegistryNotFoundError
 from imgtool.publish.oci.registry import Registry
 from imgtool.publish.oci.values import (
     FORMER_CONFIG,
@@ -24,6 +24,9 @@ from imgtool.publish.oci.values import (
     decode,
 )
 
+_SHOWN = 8
+"""Tags that are named to a user who asked for another."""
+
 
 class Remote(NamedTuple):
     """An image in a registry, its documents looked at."""
@@ -36,7 +39,11 @@ class Remote(NamedTuple):
 def look(registry: Registry) -> Remote:
     """The image that the registry's reference names. RegistryError when it is none."""
     reference = registry.reference
-    content, media_type, digest = registry.manifest(reference.version)
+    try:
+        content, media_type, digest = registry.manifest(reference.version)
+    except RegistryNotFoundError as error:
+        error.hint = _what_there_is(registry)
+        raise
     what = f"the manifest of {reference}"
     if media_type not in (MANIFEST, ""):
         raise RegistryError(f"{reference} is no image of imgtool's but a {printable(media_type)}")
@@ -46,6 +53,23 @@ def look(registry: Registry) -> Remote:
     if wrong is not None:
         raise RegistryError(f"{reference} contradicts itself: {wrong}")
     return Remote(digest, config, manifest.layers)
+
+
+def _what_there_is(registry: Registry) -> str | None:
+    """What a repository has instead of an image that is not there; None when it does not say."""
+    reference = registry.reference
+    try:
+        tags = registry.tags()
+    except RegistryNotFoundError:
+        return f"nothing is there as {reference.repository}: is the name right, and was it pushed?"
+    except RegistryError:
+        return None
+    if len(tags) <= _SHOWN:
+        return f"{reference.repository} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}"
+    import difflib
+
+    near = difflib.get_close_matches(reference.tag or "", tags, n=_SHOWN, cutoff=0)
+    return f"{reference.repository} has other tags, such as {', '.join(near)}"
 
 
 def _config(registry: Registry, manifest: Manifest) -> Config:

@@ -268,7 +268,7 @@ class _Download:
 
 
 def _goes_on(response: requests.Response, offset: int) -> bool:
-    match = re.match(r"bytes ([0-9]+)-", response.headers.get("Content-Range", ""))
+    match = re.match(r"bytes ([0-9]{1,18})-", response.headers.get("Content-Range", ""))
     return response.status_code == 206 and match is not None and int(match[1]) == offset
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
+import re
 import socket
 import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from imgtool.errors import ConfigError
 from imgtool.image.names import printable
+from imgtool.publish.oci import http
 from imgtool.publish.oci.errors import RegistryAuthError, RegistryError, RegistryNotFoundError
 from imgtool.publish.oci.login import Login
 from imgtool.publish.oci.reference import Reference
@@ -25,15 +25,6 @@ T = TypeVar("T")
 
 RETRIES = 5
 """How often a request is tried again before a broken network is the user's to mend."""
-
-CONNECT_TIMEOUT = 20.0
-"""Seconds to connect."""
-
-ANSWER_TIMEOUT = 30.0
-"""Seconds to wait for the next byte."""
-
-STORED_TIMEOUT = 120.0
-"""The same after something was sent, which a registry may digest before it answers."""
 
 _PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses that may be others in a moment."""
@@ -61,33 +52,6 @@ class BrokenConnection(Exception):  # noqa: N818 - what `retrying` makes a Regis
         self.wait, self.tries, self.hint = wait, tries, hint
 
 
-def certificate_folders(host: str, given: Sequence[str] = ()) -> list[str]:
-    """Where CA certificates (`*.crt`) and client certificates (`NAME.cert` with `NAME.key`) for `host` may lie, as
-    docker and podman have them; `given` is taken as it is."""
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    roots = ("/etc/docker", "/etc/containers", os.path.join(home, "docker"), os.path.join(home, "containers"))
-    folders = [*(os.path.join(root, "certs.d", host) for root in roots), *given]
-    return [folder for folder in folders if os.path.isdir(folder)]
-
-
-def _tls(folders: Sequence[str]) -> ssl.SSLContext:
-    """The system's CAs and those of `folders`. ConfigError when a file there is no certificate."""
-    import ssl
-
-    context = ssl.create_default_context()
-    for folder in folders:
-        for name in sorted(os.listdir(folder)):
-            path = os.path.join(folder, name)
-            try:
-                if name.endswith(".crt"):
-                    context.load_verify_locations(path)
-                elif name.endswith(".cert"):
-                    context.load_cert_chain(path, path.removesuffix(".cert") + ".key")
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigError(f"{printable(path)} cannot be used: {error}", path=path) from error
-    return context
-
-
 class Transport:
     """Requests to the registry of `reference`. Threads share it; each has connections of its own.
 
@@ -108,7 +72,7 @@ class Transport:
         self._reached = False
         self.halted = threading.Event()
         """Set when another thread has failed: whoever works on is to stop."""
-        self._certificates = certificate_folders(reference.host, certificates)
+        self._certificates = http.certificate_folders(reference.host, certificates)
         self._context: ssl.SSLContext | None = None
         self._scheme = "http" if plain_http or (reference.is_loopback and not self._speaks_tls()) else "https"
         self.base = f"{self._scheme}://{reference.api_host}"
@@ -118,8 +82,8 @@ class Transport:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             if self._context is None:
-                self._context = _tls(self._certificates)
-            session = self._local.session = _make_session(self._context)
+                self._context = http.tls(self._certificates)
+            session = self._local.session = http.make_session(self._context)
         return session
 
     def _speaks_tls(self) -> bool:
@@ -131,7 +95,7 @@ class Transport:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         try:
             with (
-                socket.create_connection((parts.hostname, parts.port or 443), timeout=CONNECT_TIMEOUT) as raw,
+                socket.create_connection((parts.hostname, parts.port or 443), timeout=http.CONNECT_TIMEOUT) as raw,
                 context.wrap_socket(raw, server_hostname=parts.hostname),
             ):
                 return True
@@ -145,9 +109,13 @@ class Transport:
 
     def beside(self, location: str) -> str:
         """The absolute URL of a Location header. One of the same host is asked as the others are: a registry behind
-        a proxy may not know that it is reached by HTTPS."""
-        url = urljoin(self.base, location)
-        if urlsplit(url).netloc == urlsplit(self.base).netloc:
+        a proxy may not know that it is reached by HTTPS. RegistryError for what is no URL."""
+        try:
+            url = urljoin(self.base, location)
+            ours = urlsplit(url).netloc == urlsplit(self.base).netloc
+        except ValueError as error:
+            raise self._misled(error) from None
+        if ours:
             return url.replace("http://", "https://", 1) if self._scheme == "https" else url
         return url
 
@@ -201,7 +169,9 @@ class Transport:
             except requests.exceptions.SSLError as error:
                 raise self._untrusted(error) from error
             except requests.exceptions.Timeout as error:
-                raise self._silent(error, _limits(method)) from error
+                raise self._silent(error, http.limits(method)) from error
+            except ValueError as error:  # of ours, or of a redirect
+                raise self._misled(error) from error
             except requests.exceptions.RequestException as error:
                 inner = _innermost(error)
                 self._reached = self._reached or not isinstance(inner, ConnectionRefusedError | socket.gaierror)
@@ -243,7 +213,7 @@ class Transport:
     def broken_off(self, error: Exception) -> BrokenConnection:
         """What an answer is that ended too early, or stood still."""
         inner = _innermost(error)
-        return self._silent(error, _limits("GET")) if isinstance(inner, TimeoutError) else _broke(inner)
+        return self._silent(error, http.limits("GET")) if isinstance(inner, TimeoutError) else _broke(inner)
 
     def _silent(self, error: Exception, limits: tuple[float, float]) -> BrokenConnection:
         """What a time-out is: tried again once, for each takes as long."""
@@ -295,37 +265,8 @@ class Transport:
             return RegistryNotFoundError(message)
         return RegistryError(message)
 
-
-def _make_session(context: ssl.SSLContext) -> requests.Session:
-    import requests
-    import requests.adapters
-
-    class Adapter(requests.adapters.HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            super().init_poolmanager(*args, ssl_context=context, **kwargs)
-
-    class Session(requests.Session):
-        """One that never waits for ever, and brings no other credentials along than those it is told."""
-
-        def request(self, *args: Any, **kwargs: Any) -> requests.Response:
-            kwargs.setdefault("timeout", _limits(args[0] if args else kwargs["method"]))
-            return super().request(*args, **kwargs)
-
-    session = Session()
-    session.mount("https://", Adapter())
-    session.auth = _no_netrc
-    session.headers["User-Agent"] = "imgtool"
-    return session
-
-
-def _limits(method: str) -> tuple[float, float]:
-    """Seconds to connect, and to wait for the next byte."""
-    return CONNECT_TIMEOUT, ANSWER_TIMEOUT if method.upper() in ("GET", "HEAD") else STORED_TIMEOUT
-
-
-def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Without an `auth`, requests would put what ~/.netrc says over our header."""
-    return request
+    def _misled(self, error: ValueError) -> RegistryError:
+        return RegistryError(f"{self.reference.host} leads us to what is no address: {printable(str(error))}")
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -347,12 +288,16 @@ def _said(response: requests.Response) -> str:
         for error in response.json()["errors"]:
             detail = f" ({error['detail']})" if isinstance(error.get("detail"), str) and error["detail"] else ""
             words.append(f"{error.get('message') or error.get('code')}{detail}")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         words = []
     text = "; ".join(words) or response.reason or "no reason given"
     return f"{printable(text)} ({response.status_code})"
 
 
 def _wait_of(response: requests.Response) -> float | None:
-    after = response.headers.get("Retry-After", "")
-    return float(after) if after.isascii() and after.isdigit() else None
+    return number(response.headers.get("Retry-After", ""))
+
+
+def number(text: str) -> int | None:
+    """The number in a header; None for what is none, or none that counts anything."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None

@@ -132,7 +132,7 @@ def decode(content: bytes, kind: type[T], what: str) -> T:
     """The document that `content` is. RegistryError when it is none of that kind."""
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RegistryError(f"{what} cannot be understood: {error}", hint="was it pushed by imgtool?") from error
 
 
