@@ -83,7 +83,10 @@ _ARGUMENTS = "imgtool.cli.boot.arguments"
     "--profile", type=FILE_NAME, metavar="FILE", help="A TOML file with any of these settings; see `schema profile`."
 )
 @click.option(
-    "--accel", type=click.Choice(["auto", "kvm", "tcg", "hvf"]), help="auto proves that kvm works before using it."
+    "--accel",
+    type=Word("accelerators"),
+    metavar="[auto|kvm|tcg|hvf]",
+    help="auto proves that kvm works before using it.",
 )
 @click.option("--ephemeral", is_flag=True, default=None, help="Discard what the guest writes.")
 @click.option(

@@ -52,6 +52,11 @@ def layers(ctx: Context, incomplete: str) -> list[CompletionItem]:
     return _beginning(incomplete, dict.fromkeys(name_of(layer) for layer in found))
 
 
+def accelerators(_: Context, incomplete: str) -> list[CompletionItem]:
+    """`--accel`"""
+    return _beginning(incomplete, ("auto", "kvm", "tcg", "hvf"))
+
+
 def waits(_: Context, incomplete: str) -> list[CompletionItem]:
     """`--wait`"""
     return _beginning(incomplete, _WAITS)

@@ -66,7 +66,9 @@ def _identity(machine: Machine, kind: Board, host: Host, parts: Parts) -> list[s
         **{key.replace("_", "-"): item for key, item in machine.machine.properties.items()},
     }
     argv += ["-machine", keyed(kind.name, {key: word(value) for key, value in properties.items()})]
-    argv += ["-accel", host.accelerator]
+    # QEMU takes the first one that works: one with properties among the user's own arguments would be passed over.
+    if not {"-accel", "--accel"} & set(machine.arguments):
+        argv += ["-accel", host.accelerator]
     return argv
 
 

@@ -856,6 +856,11 @@ def test_on_a_terminal_the_console_shares_it_with_the_monitor(make_host: MakeHos
     assert argv({}, make_host(console="none")) == line(ports=[])
 
 
+def test_an_accelerator_with_properties_takes_the_place_of_the_bare_one(make_host: MakeHost) -> None:
+    found = compiled({"network": "none", "arguments": ["-accel", "tcg,thread=single"]}, make_host())
+    assert list(found.argv) == line(identity=["-machine", "pc"], arguments=["-accel", "tcg,thread=single"])
+
+
 def test_kvm_shows_the_guest_the_hosts_cpu(make_host: MakeHost) -> None:
     assert argv({}, make_host(accelerator="kvm")) == line(
         identity=["-machine", "pc", "-accel", "kvm"],

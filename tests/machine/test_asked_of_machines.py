@@ -3,6 +3,7 @@ answers about each over QMP."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -270,6 +271,13 @@ def test_qemu_runs_as_another_user(typed: Typed) -> None:
 
     assert typed.status()["Uid"].split() == [str(pwd.getpwnam("nobody").pw_uid)] * 4
     assert vm.ask("query-status")["status"] in ("prelaunch", "paused")
+
+
+def test_what_the_accelerator_is_told_after_the_dashes_counts(typed: Typed) -> None:
+    told = typed("{disk} -- -accel tcg,tb-size=64").told("info jit")
+    size = re.search(r"gen code size +[0-9]+/([0-9]+)", told)
+    assert size is not None, told
+    assert 62 < int(size[1]) / (1 << 20) <= 64
 
 
 def test_a_machine_that_waits_for_another_to_migrate_to_it_is_up(typed: Typed) -> None:

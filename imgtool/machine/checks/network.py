@@ -218,7 +218,7 @@ def _subnet(name: str, network: User) -> Problems:
         elif match[1] and isinstance(found, IPv4Network) and ip_address(match[1]) not in found:
             yield ConfigError(
                 f"{name}: guestfwd={printable(rule)}: {match[1]} is outside of the guest's net, {found}",
-                hint=f"take an address in it that nobody has, such as {found[-2]}",
+                hint=f"take an address in it that nobody has, such as {found.broadcast_address - 1}",
             )
 
 

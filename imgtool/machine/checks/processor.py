@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from itertools import pairwise
 
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
@@ -42,14 +43,13 @@ _UNDOING = {
     "-cpu": "--cpu",
     "-machine": "--machine",
     "-M": "--machine",
-    "-accel": "--accel",
     "-enable-kvm": "--accel kvm",
 }
 """What everything before it was worked out from: its own option here."""
 
 
 def _arguments(context: Context) -> Problems:
-    for argument in context.machine.arguments:
+    for argument, value in pairwise((*context.machine.arguments, "")):
         if not argument.startswith("-"):
             continue
         name = "-" + argument.lstrip("-")
@@ -59,6 +59,13 @@ def _arguments(context: Context) -> Problems:
             yield ConfigError(
                 f"{name} among the arguments for QEMU would change what the others were made for",
                 hint=f"write {_UNDOING[name]} before `--`; --force leaves it to QEMU what becomes of both",
+            )
+        elif name == "-accel" and value.partition(",")[0] != context.host.accelerator:
+            wanted = value.partition(",")[0]
+            yield ConfigError(
+                f"-accel {printable(wanted)} among the arguments for QEMU, and the accelerator is "
+                f"{context.host.accelerator}",
+                hint=f"add --accel {printable(wanted)}",
             )
 
 

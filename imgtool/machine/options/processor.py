@@ -1,12 +1,14 @@
-"""`--machine`, `--cpu`, `--smp`, `--memory`, `--hugepages`, `--numa`."""
+"""`--machine`, `--accel`, `--cpu`, `--smp`, `--memory`, `--hugepages`, `--numa`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import get_args
 
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
-from imgtool.machine.options.fields import build, kinds, scalars
+from imgtool.machine.config import Accelerator, Machine
+from imgtool.machine.options.fields import build, kinds, read, scalars
 from imgtool.machine.options.text import nearest, once, pairs, split
 from imgtool.machine.values.base import PropertyValue
 from imgtool.machine.values.devices import MachineType
@@ -45,6 +47,23 @@ def parse_machine(text: str) -> MachineType:
         if option is not None:
             raise UsageError(f"--machine: {printable(key)} is an option of its own here", hint=f"use {option}")
     return MachineType(type=str(kind) if kind else None, properties=found)
+
+
+def parse_accel(text: str) -> str:
+    """`auto`, `kvm`, `tcg`, `hvf`."""
+    name, comma, _ = text.partition(",")
+    if comma and name in get_args(Accelerator):
+        raise UsageError(
+            f"--accel {name} takes no properties",
+            hint=f"what QEMU itself is to be told of it stands behind `--`: -- -accel {printable(text)}",
+        )
+    if ":" in text:
+        raise UsageError(
+            f"--accel is one, not {printable(text)!r}",
+            hint="--accel auto takes KVM where it works, and TCG elsewhere",
+        )
+    found: str = read("--accel", "accel", text, kinds(Machine)["accel"])
+    return found
 
 
 def parse_cpu(text: str) -> Cpu:

@@ -48,9 +48,6 @@ _MANY: dict[str, Callable[[str], msgspec.Struct]] = {
 }
 """Settings that are a list of tables."""
 
-_CHOICES = ("vga", "accel")
-"""Settings that are one word of a few."""
-
 _SWITCHES = ("tpm", "rng", "balloon", "watchdog", "hugepages")
 """Tables that are whole without a word in them: `rng = true`."""
 
@@ -97,8 +94,10 @@ def placed(name: str) -> str | None:
 def typed(name: str, value: Any) -> Any:
     """The setting `name` with its option strings read into plain tables, as `msgspec.convert` takes them. What holds
     no option string is returned as it is. UsageError from the option's parser."""
-    if name in _CHOICES and isinstance(value, str):
-        return read(f"--{name}", name, value, kinds(Machine)[name])
+    if name == "vga" and isinstance(value, str):
+        return read("--vga", name, value, kinds(Machine)[name])
+    if name == "accel" and isinstance(value, str):
+        return processor.parse_accel(value)
     if name in _SWITCHES and isinstance(value, bool):
         return {} if value else None
     if name in _ONE and isinstance(value, str | int) and not isinstance(value, bool):
