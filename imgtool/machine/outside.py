@@ -146,6 +146,10 @@ def check_files(machine: Machine) -> None:
         ("--display password-file", machine.display.password_file),
         ("--display rendernode", machine.display.rendernode),
     ]
+    if machine.display.tls_creds is not None:
+        folder = machine.display.tls_creds
+        certificates = [os.path.join(folder, f"{name}.pem") for name in ("ca-cert", "server-cert", "server-key")]
+        named += [("--display tls-creds", path) for path in (folder, *certificates)]
     named += [("--share", share.path) for share in machine.shares]
     for network in machine.networks or ():
         option = f"--network {network.__struct_config__.tag}"

@@ -15,6 +15,8 @@ from imgtool.machine.values.network import User
 _LOOPBACK = "127.0.0.1"
 _VNC = 5900
 """The TCP port of VNC's display 0."""
+_WEBSOCKET = 5700
+"""Of the same for browsers."""
 
 
 class Port(NamedTuple):
@@ -23,13 +25,14 @@ class Port(NamedTuple):
     protocol: str
     address: str
     number: int
-    wanted: Literal["hostfwd", "vnc", "spice", "nbd"]
+    wanted: Literal["hostfwd", "vnc", "websocket", "spice", "nbd"]
     """What it is needed for."""
 
 
 _PURPOSES = {
     "hostfwd": ("forward it", "hostfwd"),
     "vnc": ("show its screen there", "--display vnc=:N, or none and the first free one is taken"),
+    "websocket": ("show its screen to browsers there", "websocket="),
     "spice": ("show its screen there", "port="),
     "nbd": ("serve there", "--port"),
 }
@@ -85,5 +88,9 @@ def _wanted(machine: Machine) -> Iterator[Port]:
     where = display.address or _LOOPBACK
     if display.type == "vnc" and display.display is not None and display.path is None:
         yield Port("tcp", where, _VNC + display.display, "vnc")
-    if display.type == "spice" and display.port is not None:
-        yield Port("tcp", where, display.port, "spice")
+        if display.websocket not in (None, False):
+            own = _WEBSOCKET + display.display if display.websocket is True else int(display.websocket)
+            yield Port("tcp", where, own, "websocket")
+    for number in (display.port, display.tls_port) if display.type == "spice" else ():
+        if number is not None:
+            yield Port("tcp", where, number, "spice")

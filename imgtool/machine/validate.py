@@ -113,6 +113,6 @@ def warnings(machine: Machine, host: Host) -> list[str]:
     display = machine.display
     if display_type(machine, host) in ("vnc", "spice") and display.password is False:
         outside = display.address not in (None, "127.0.0.1", "::1", "localhost")
-        if outside and display.path is None:
+        if outside and display.path is None and not display.verify_peer:
             found.append(f"anyone who reaches {display.address} can use the machine's screen: it asks no password")
     return found

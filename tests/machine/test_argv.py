@@ -663,20 +663,41 @@ def test_a_password_file_of_the_users_own_and_none_at_all(make_host: MakeHost) -
     assert bare.argv[bare.argv.index("-vnc") + 1] == "[::1]:2"
 
 
+def test_vnc_speaks_tls_and_to_browsers(make_host: MakeHost) -> None:
+    found = argv({"display": "vnc=:3,password=off,tls-creds=/pki,verify-peer=on,websocket=on"}, make_host())
+    creds = '{"qom-type":"tls-creds-x509","id":"vnc-tls","dir":"/pki","endpoint":"server","verify-peer":true}'
+    where = "127.0.0.1:3,websocket=on,tls-creds=vnc-tls"
+    assert found == line(display=["-vga", "std", "-object", creds, "-display", "none", "-vnc", where])
+    other = argv({"display": "vnc=:3,password=off,websocket=5799"}, make_host())
+    assert other[other.index("-vnc") + 1] == "127.0.0.1:3,websocket=5799"
+
+
+VDAGENT = [
+    *("-device", '{"driver":"virtio-serial-pci","id":"virtio-serial"}'),
+    *("-chardev", "spicevmc,id=vdagent,name=vdagent", "-device"),
+    '{"driver":"virtserialport","id":"vdagent-port","bus":"virtio-serial.0","chardev":"vdagent",'
+    '"name":"com.redhat.spice.0"}',
+]
+
+
 def test_spice_is_a_unix_socket_with_the_agents_channel(make_host: MakeHost) -> None:
     found = argv({"display": "spice,password=off"}, make_host())
+    where = "unix=on,addr=/run/vm/spice.sock,disable-ticketing=on"
+    assert found == line(display=["-vga", "std", "-display", "none", "-spice", where, *VDAGENT])
+    words = "spice,unix=on,addr=/s,disable-ticketing=on"
+    assert argv({"display": words}, make_host()) == argv({"display": "spice,path=/s,password=off"}, make_host())
+
+
+def test_spice_speaks_tls_and_its_viewer_hands_usb_devices_on(make_host: MakeHost) -> None:
+    found = argv({"display": "spice,tls-port=5901,x509-dir=/pki,disable-ticketing=on,usb-redir=2"}, make_host())
+    where = "tls-port=5901,x509-dir=/pki,addr=127.0.0.1,disable-ticketing=on"
     assert found == line(
         display=[
-            *("-vga", "std", "-display", "none", "-spice", "unix=on,addr=/run/vm/spice.sock,disable-ticketing=on"),
-            *(
-                "-device",
-                '{"driver":"virtio-serial-pci","id":"virtio-serial"}',
-                "-chardev",
-                "spicevmc,id=vdagent,name=vdagent",
-            ),
-            "-device",
-            '{"driver":"virtserialport","id":"vdagent-port","bus":"virtio-serial.0","chardev":"vdagent",'
-            '"name":"com.redhat.spice.0"}',
+            *("-vga", "std", "-display", "none", "-spice", where, *VDAGENT),
+            *("-device", '{"driver":"qemu-xhci","id":"usb"}', "-chardev", "spicevmc,id=usb-redir0,name=usbredir"),
+            *("-device", '{"driver":"usb-redir","id":"usb-redir0-device","bus":"usb.0","chardev":"usb-redir0"}'),
+            *("-chardev", "spicevmc,id=usb-redir1,name=usbredir"),
+            *("-device", '{"driver":"usb-redir","id":"usb-redir1-device","bus":"usb.0","chardev":"usb-redir1"}'),
         ]
     )
 

@@ -13,6 +13,7 @@ from imgtool.machine.options.words import from_words
 from imgtool.machine.outside import usual_display
 from imgtool.qemu.capabilities import Capabilities
 from tests.machine.paused import Typed, free_port
+from tests.publish.registries import make_certificates
 
 pytestmark = pytest.mark.matrix
 
@@ -87,6 +88,37 @@ def test_spice_on_a_socket_or_a_port_with_a_password(typed: Typed, real_capabili
     port = free_port()
     found = typed(f"--display spice,port={port},password=off").ask("query-spice")
     assert (found["host"], found["port"], found["auth"]) == ("127.0.0.1", port, "none")
+
+
+def certificates_in(folder: str) -> None:
+    """As QEMU wants them."""
+    made = make_certificates(Path(folder))
+    names = {"ca-cert.pem": made.ca, "server-cert.pem": made.certificate, "server-key.pem": made.key}
+    for name, file in names.items():
+        file.rename(os.path.join(folder, name))
+
+
+def test_screens_by_tls_and_for_browsers(typed: Typed, real_capabilities: Capabilities) -> None:
+    assert "--display tls-creds: {nothing} does not exist".format_map(typed.files) in typed.refused(
+        "--display vnc,tls-creds={nothing}"
+    )
+    folder = typed.files["folder"]
+    assert f"{folder}/ca-cert.pem does not exist" in typed.refused("--display vnc,tls-creds={folder}")
+    certificates_in(folder)
+    vm = typed("--display vnc=:79,tls-creds={folder},websocket=on")
+    (found,) = vm.ask("query-vnc-servers")
+    assert (found["auth"], found["vencrypt"]) == ("vencrypt", "x509-vnc")
+    places = {(one["websocket"], one["host"], one["service"]) for one in found["server"]}
+    assert places == {(False, "127.0.0.1", "5979"), (True, "127.0.0.1", "5779")}
+    assert (vm.get("/objects/vnc-tls", "dir"), vm.get("/objects/vnc-tls", "verify-peer")) == (folder, False)
+    if real_capabilities.device("qxl-vga") is None:
+        return
+    port = free_port()
+    vm = typed(f"--display spice,tls-port={port},tls-creds={{folder}},usb-redir=2")
+    spice = vm.ask("query-spice")
+    assert (spice["tls-port"], spice.get("port"), spice["auth"]) == (port, None, "spice")
+    assert vm.device("usb-redir1-device", "type", "chardev") == ["usb-redir", "usb-redir1"]
+    assert vm.chardevs["usb-redir1"] == "spicevmc"
 
 
 def test_what_no_display_here_can_show_is_refused(

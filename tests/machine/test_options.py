@@ -152,6 +152,9 @@ CASES: list[tuple[Callable[[str], Any], str, Any]] = [
     ),
     (devices.parse_display, "vnc=unix:/a,,b", Display(type="vnc", path="/a,b")),
     (devices.parse_display, "spice,port=5930,addr=0.0.0.0", Display(type="spice", port=5930, address="0.0.0.0")),
+    (devices.parse_display, "vnc=:1,websocket", Display(type="vnc", display=1, websocket=True)),
+    (devices.parse_display, "vnc=:1,websocket=5799", Display(type="vnc", display=1, websocket=5799)),
+    (devices.parse_display, "gtk,zoom-to-fit", Display(type="gtk", zoom_to_fit=True)),
     (devices.parse_rng, "", Rng()),
     (devices.parse_rng, "/dev/hwrng,max-bytes=1k", Rng(source="/dev/hwrng", max_bytes=1024)),
     (devices.parse_balloon, "deflate-on-oom", Balloon(deflate_on_oom=True)),
@@ -208,6 +211,14 @@ def test_numa_options_are_read_together() -> None:
 @pytest.mark.parametrize(
     ("parse", "text", "message", "hint"),
     [
+        (
+            devices.parse_display,
+            "gtk,zoom=on",
+            "--display gtk has no 'zoom'",
+            "gtk knows: full-screen, show-cursor, ",
+        ),
+        (devices.parse_display, "curses,x=y", "--display curses has no 'x'", "--display curses takes nothing more"),
+        (devices.parse_display, "vnc,websocket=yess", "websocket is on or off, not 'yess'", ""),
         (parse_drive, "a,cahe=none", "--drive has no 'cahe'", "did you mean cache?"),
         (parse_drive, "a,if=ide,if=scsi", "--drive says if twice: ide and scsi", ""),
         (parse_drive, "a,cache=fast", "cache cannot be 'fast'", "unsafe"),

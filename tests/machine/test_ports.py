@@ -6,6 +6,7 @@ import pytest
 
 from imgtool.machine.config import Machine
 from imgtool.machine.ports import Port, port_failure, taken
+from imgtool.machine.values.devices import Display
 from imgtool.machine.values.network import User
 
 FORWARDING = Machine(networks=(User(hostfwd=("tcp::80-:80", "tcp::8022-:22")),))
@@ -23,6 +24,22 @@ def test_a_port_that_a_machine_cannot_have_is_named(obstacles: dict[int, int], m
     assert failure is not None
     assert failure.message == message
     assert hint in (failure.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("display", "number", "said"),
+    [
+        (Display(type="vnc", display=3, websocket=True), 5703, "choose another websocket=;"),
+        (Display(type="vnc", display=3, websocket=80), 80, "choose another websocket=;"),
+        (Display(type="spice", port=5930, tls_port=5931), 5931, "choose another port=;"),
+    ],
+)
+def test_every_port_of_a_screen_is_looked_at(display: Display, number: int, said: str) -> None:
+    obstacles = {number: errno.EADDRINUSE}
+    failure = port_failure(Machine(display=display), "web", listen=lambda port: obstacles.get(port.number))
+    assert failure is not None
+    assert f"tcp port {number} of 127.0.0.1 is in use: web cannot show its screen" in failure.message
+    assert said in (failure.hint or "")
 
 
 def test_ports_that_can_be_had_are_not_why_it_did_not_start() -> None:

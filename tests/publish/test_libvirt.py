@@ -280,7 +280,7 @@ OF_ROOT = {
     "wires": """
         machine = "q35"
         memory = "64M"
-        display = { type = "spice", port = 5930, password = false }
+        display = { type = "spice", port = 5930, password = false, usb-redir = 2 }
         vga = "qxl"
         [[network]]
         type = "socket"
@@ -299,7 +299,7 @@ OF_ROOT = {
     """,
     "vnc": """
         memory = "64M"
-        display = { type = "vnc", display = 3, address = "::1", password = false }
+        display = { type = "vnc", display = 3, address = "::1", password = false, websocket = true }
         vga = "std"
     """,
 }
@@ -531,6 +531,7 @@ LOST = {
     '[[drive]]\nif = "pflash"': "drive[0].if",
     '[[drive]]\nif = "none"': "drive[0].if",
     'display = { type = "gtk" }': "display.type",
+    'display = { type = "vnc", password = false, tls-creds = "/pki" }': "display.tls-creds",
     'display = { type = "vnc" }': "display.password",
     'keymap = "de"': "keymap",
     'tpm = { state = "/tpm" }': "tpm.state",

@@ -12,7 +12,7 @@ from imgtool.machine.checks.context import Context, Problems, check_socket
 from imgtool.machine.compile.devices import share_tag, sound_card
 from imgtool.machine.compile.display import display_type
 from imgtool.machine.options.text import suggestion
-from imgtool.machine.values.devices import CharDevice
+from imgtool.machine.values.devices import DISPLAY_KEYS, CharDevice, Display
 
 KEYMAPS = (
     "ar bepo cz da de de-ch en-gb en-us es et fi fo fr fr-be fr-ca fr-ch hr hu is it ja lt lv mk nl no pl pt pt-br "
@@ -59,28 +59,29 @@ def check_display(context: Context) -> Problems:
             f"VNC display {display.display} would be TCP port {5900 + display.display}",
             hint=f"a display is 0 to {_LAST_VNC}",
         )
-    for key, value, where in (
-        ("full-screen", display.full_screen, _WINDOWS),
-        ("show-cursor", display.show_cursor, _WINDOWS),
-        ("window-close", display.window_close, _WINDOWS),
-        ("grab-on-hover", display.grab_on_hover, ("gtk",)),
-        ("gl", display.gl, ("gtk", "sdl", "spice", "egl-headless", "dbus")),
-        ("rendernode", display.rendernode, ("egl-headless", "dbus", "spice")),
-        ("display", display.display, ("vnc",)),
-        ("port", display.port, ("spice",)),
-        ("address", display.address, ("vnc", "spice")),
-        ("path", display.path, ("vnc", "spice")),
-        ("password", display.password, ("vnc", "spice")),
-        ("password-file", display.password_file, ("vnc", "spice")),
-    ):
-        if value is not None and kind not in where:
+    for key, where in DISPLAY_KEYS.items():
+        if getattr(display, key.replace("-", "_")) is not None and kind not in where:
             yield ConfigError(f"--display {kind} has no {key}", hint=f"--display {' and '.join(where)} can have one")
     if display.password is False and display.password_file is not None:
         yield ConfigError("--display: a password file, but no password", hint="leave password=off out")
     if display.path is not None:
         yield from check_socket(f"--display {kind}", display.path)
-    if display.path is not None and (display.address, display.display, display.port) != (None, None, None):
-        yield ConfigError("--display: a unix socket has no address and port", hint="leave path= out, or the others")
+        if (display.address, display.display, display.port, display.tls_port) != (None, None, None, None):
+            yield ConfigError(
+                "--display: a unix socket has no address and port", hint="leave path= out, or the others"
+            )
+    yield from _tls(display, kind)
+
+
+def _tls(display: Display, kind: str) -> Problems:
+    if display.websocket not in (None, False) and display.path is not None:
+        yield ConfigError("--display vnc: a browser reaches no unix socket", hint="leave path= or websocket= out")
+    if display.verify_peer is not None and display.tls_creds is None:
+        yield ConfigError("--display vnc: verify-peer is about TLS", hint="tls-creds=FOLDER holds the certificates")
+    if kind == "spice" and display.tls_port is not None and display.tls_creds is None:
+        yield ConfigError("--display spice: tls-port without certificates", hint="tls-creds=FOLDER holds them")
+    elif kind == "spice" and display.tls_port is None and display.tls_creds is not None:
+        yield ConfigError("--display spice: certificates, but no tls-port", hint="tls-port=5901, for example")
 
 
 def _has_spice(context: Context) -> bool:

@@ -52,6 +52,7 @@ def _window(display: Display) -> dict[str, Any]:
         "show-cursor": display.show_cursor,
         "window-close": display.window_close,
         "grab-on-hover": display.grab_on_hover,
+        "zoom-to-fit": display.zoom_to_fit,
         "rendernode": display.rendernode,
     }
 
@@ -84,14 +85,21 @@ def _add_vnc(parts: Parts, display: Display, host: Host) -> None:
         where = f"{_bracketed(display.address or _LOOPBACK)}:{display.display or 0}"
         if display.display is None:
             options["to"] = 99
+    if display.websocket not in (None, False):
+        options["websocket"] = display.websocket
+    if display.tls_creds is not None:
+        creds = {"dir": display.tls_creds, "endpoint": "server", "verify-peer": bool(display.verify_peer)}
+        parts.object({"qom-type": "tls-creds-x509", "id": "vnc-tls", **creds})
+        options["tls-creds"] = "vnc-tls"
     parts.add("-display", "none", "-vnc", keyed(where, options))
 
 
 def _add_spice(parts: Parts, display: Display, kind: Board, host: Host) -> None:
     options = _password(parts, display, "spice", host)
     options = {"disable-ticketing": True} if options is None else options
-    if display.port is not None:
-        where: dict[str, Any] = {"port": display.port, "addr": display.address or _LOOPBACK}
+    if display.port is not None or display.tls_port is not None:
+        ports = {"port": display.port, "tls-port": display.tls_port, "x509-dir": display.tls_creds}
+        where: dict[str, Any] = {**ports, "addr": display.address or _LOOPBACK}
     else:
         where = {"unix": True, "addr": display.path or parts.runtime(SPICE_SOCKET)}
     if display.gl not in (None, "off"):
@@ -108,6 +116,17 @@ def _add_spice(parts: Parts, display: Display, kind: Board, host: Host) -> None:
                 "bus": "virtio-serial.0",
                 "chardev": "vdagent",
                 "name": "com.redhat.spice.0",
+            }
+        )
+    for place in range(display.usb_redir or 0):
+        parts.usb()
+        parts.chardev("spicevmc", {"id": f"usb-redir{place}", "name": "usbredir"})
+        parts.device(
+            {
+                "driver": "usb-redir",
+                "id": f"usb-redir{place}-device",
+                "bus": "usb.0",
+                "chardev": f"usb-redir{place}",
             }
         )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
 from imgtool.machine.options.fields import build, kinds, read, scalars
-from imgtool.machine.options.text import once, pairs, split, suggestion
+from imgtool.machine.options.text import boolean, once, pairs, split, suggestion
 from imgtool.machine.values.devices import (
+    DISPLAY_KEYS,
     Audio,
     Balloon,
     Boot,
@@ -95,28 +96,48 @@ def parse_display(text: str) -> Display:
     name, equals, where = first.removeprefix("type=").partition("=")
     option = f"--display {printable(name)}"
     kind = read("--display", "type", name, kinds(Display)["type"])
-    own = [key for key in scalars(Display) if key != "type"]
-    again = ",".join(part.replace(",", ",,") for part in rest)
-    words = once(
-        option, [(_DISPLAY_ALIASES.get(k, k), v) for k, v in pairs(option, again, first=None, keys=[*own, "addr"])]
-    )
     if equals and kind != "vnc":
         raise UsageError(f"--display {printable(name)} takes no {printable(where)!r}", hint="only vnc=ADDRESS:N does")
+    again = ",".join(part.replace(",", ",,") for part in rest)
+    keys = [key for key in DISPLAY_KEYS if kind in DISPLAY_KEYS[key]]
+    others = [*DISPLAY_KEYS, *_DISPLAY_ALIASES, *(_SPICE_ONLY if kind == "spice" else ())]
+    found = pairs(option, again, first=None, keys=[*keys, *others], listed=keys)
+    words = once(option, [(_DISPLAY_ALIASES.get(key, key), value) for key, value in found])
+    words |= _vnc_words(where) if where else {}
+    _as_spice_has_it(option, words)
+    ready: dict[str, Any] = {"type": kind}
+    socket = words.pop("websocket", None)
+    if socket is not None:
+        ready["websocket"] = int(socket) if socket.isdecimal() else boolean(option, "websocket", socket)
+    return build(option, Display, words, **ready)
+
+
+def _vnc_words(where: str) -> dict[str, str]:
+    """What stands behind `vnc=`: `[ADDRESS]:N` or `unix:PATH`."""
     if where.startswith("unix:"):
-        words["path"] = where.removeprefix("unix:")
-    elif where:
-        address, colon, number = where.rpartition(":")
-        if not colon or not number.isdecimal():
-            raise UsageError(
-                f"--display vnc: {printable(where)!r} is not an address", hint="write vnc=:1 or vnc=unix:/path"
-            )
-        words["display"] = number
-        if address:
-            words["address"] = address.removeprefix("[").removesuffix("]")
-    return build(option, Display, words, type=kind)
+        return {"path": where.removeprefix("unix:")}
+    address, colon, number = where.rpartition(":")
+    if not colon or not number.isdecimal():
+        raise UsageError(
+            f"--display vnc: {printable(where)!r} is not an address", hint="write vnc=:1 or vnc=unix:/path"
+        )
+    found = {"display": number}
+    if address:
+        found["address"] = address.removeprefix("[").removesuffix("]")
+    return found
 
 
-_DISPLAY_ALIASES = {"addr": "address"}
+def _as_spice_has_it(option: str, words: dict[str, str]) -> None:
+    """`disable-ticketing=on` is no password, and with `unix=on` the address is a path."""
+    free = words.pop("disable-ticketing", None)
+    if free is not None:
+        words.setdefault("password", "off" if boolean(option, "disable-ticketing", free) else "on")
+    if boolean(option, "unix", words.pop("unix", "off")) and "address" in words:
+        words["path"] = words.pop("address")
+
+
+_DISPLAY_ALIASES = {"addr": "address", "x509-dir": "tls-creds"}
+_SPICE_ONLY = ("disable-ticketing", "unix")
 _SERIAL_KEYS = ("server", "wait", "telnet")
 
 

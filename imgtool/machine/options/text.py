@@ -58,8 +58,11 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(digits), rest) for digits, rest in re.findall(r"(\d+)(\D*)", f"0{name}")]
 
 
-def pairs(option: str, text: str, *, first: str | None, keys: Collection[str]) -> list[tuple[str, str]]:
-    """The keys and values of an option string in their order. UsageError for a key that is not in `keys`.
+def pairs(
+    option: str, text: str, *, first: str | None, keys: Collection[str], listed: Collection[str] | None = None
+) -> list[tuple[str, str]]:
+    """The keys and values of an option string in their order. UsageError for a key that is not in `keys`, which lists
+    those that are `listed`, or all.
 
     A first part without `=` is the value of `first`; any other one without is switched on, and switched off when it
     begins with `no`.
@@ -82,15 +85,15 @@ def pairs(option: str, text: str, *, first: str | None, keys: Collection[str]) -
                     hint="a comma inside a value is written twice: a,,b",
                 )
         if key not in keys:
-            raise unknown(option, key, keys)
+            raise unknown(option, key, keys, keys if listed is None else listed)
         found.append((key, value))
     return found
 
 
-def unknown(option: str, key: str, keys: Collection[str]) -> UsageError:
+def unknown(option: str, key: str, keys: Collection[str], listed: Collection[str]) -> UsageError:
     close = nearest(key, keys)
-    listed = f"{option} knows: {', '.join(keys)}"
-    return UsageError(f"{option} has no {printable(key)!r}", hint=f"did you mean {close}?" if close else listed)
+    known = f"{option} knows: {', '.join(listed)}" if listed else f"{option} takes nothing more"
+    return UsageError(f"{option} has no {printable(key)!r}", hint=f"did you mean {close}?" if close else known)
 
 
 def once(option: str, found: list[tuple[str, str]], *, repeated: Collection[str] = ()) -> dict[str, str]:

@@ -53,6 +53,8 @@ class Display(Config, frozen=True, kw_only=True):
     """gtk and sdl: closing the window ends QEMU; None is yes."""
     grab_on_hover: bool | None = None
     """gtk: the keyboard belongs to the guest while the pointer is over the window."""
+    zoom_to_fit: bool | None = None
+    """gtk: the guest's screen is drawn as large as the window is."""
     rendernode: str | None = None
     """egl-headless, spice and dbus: the host's GPU, such as /dev/dri/renderD128."""
     address: str | None = None
@@ -67,7 +69,41 @@ class Display(Config, frozen=True, kw_only=True):
     """VNC and SPICE: whether one is asked for; None is yes."""
     password_file: Path | None = None
     """A file that holds the password; None has imgtool make one up."""
+    websocket: bool | Port | None = None
+    """VNC: for browsers (noVNC), too, on this port; true is port 5700 + N."""
+    tls_creds: Path | None = None
+    """VNC and SPICE: TLS, with the certificates in this folder: ca-cert.pem, server-cert.pem, server-key.pem."""
+    verify_peer: bool | None = None
+    """VNC by TLS: whether a viewer must have a certificate of that CA; None is no."""
+    tls_port: Port | None = None
+    """SPICE: where it speaks TLS."""
+    usb_redir: Count | None = None
+    """SPICE: how many USB devices of its own a viewer can hand to the guest at a time; None is none."""
 
+
+_WINDOWS = ("gtk", "sdl")
+_REMOTE = ("vnc", "spice")
+DISPLAY_KEYS: dict[str, tuple[str, ...]] = {
+    "full-screen": _WINDOWS,
+    "show-cursor": _WINDOWS,
+    "window-close": _WINDOWS,
+    "grab-on-hover": ("gtk",),
+    "zoom-to-fit": ("gtk",),
+    "gl": ("gtk", "sdl", "spice", "egl-headless", "dbus"),
+    "rendernode": ("egl-headless", "dbus", "spice"),
+    "display": ("vnc",),
+    "websocket": ("vnc",),
+    "verify-peer": ("vnc",),
+    "port": ("spice",),
+    "tls-port": ("spice",),
+    "usb-redir": ("spice",),
+    "address": _REMOTE,
+    "path": _REMOTE,
+    "password": _REMOTE,
+    "password-file": _REMOTE,
+    "tls-creds": _REMOTE,
+}
+"""The displays that have each of the keys of Display."""
 
 VgaModel = Literal["std", "cirrus", "vmware", "qxl", "virtio", "none"]
 

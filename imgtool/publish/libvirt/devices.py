@@ -110,6 +110,8 @@ def _add_remote(devices: Element, machine: Machine, notes: Notes) -> list[str]:
     if kind == "vnc" and display.display is not None:
         port = _FIRST_VNC + display.display
     graphics = put(devices, "graphics", type=kind, keymap=machine.keymap)
+    if display.websocket not in (None, False):
+        graphics.set("websocket", "-1" if display.websocket is True else str(display.websocket))
     if display.path is not None:
         put(graphics, "listen", type="socket", socket=display.path)
     else:
@@ -121,12 +123,19 @@ def _add_remote(devices: Element, machine: Machine, notes: Notes) -> list[str]:
         put(graphics, "gl", enable=display.gl != "off", rendernode=display.rendernode)
     if kind == "spice":
         put(put(devices, "channel", type="spicevmc"), "target", type="virtio", name="com.redhat.spice.0")
+    for _ in range(display.usb_redir or 0):
+        put(devices, "redirdev", bus="usb", type="spicevmc")
+    for key in ("tls_creds", "tls_port", "verify_peer"):
+        if getattr(display, key) is not None:
+            notes.add(f"display.{key.replace('_', '-')}", "libvirt's certificates are in its qemu.conf")
     if display.password is not False:
         notes.add(
             "display.password",
             "imgtool makes a new one at each start; libvirt keeps one in its XML: `virsh edit`, or password = false",
         )
-    return ["password", "path", "address", "port", "display", *(["gl", "rendernode"] if kind == "spice" else [])]
+    known = ["password", "path", "address", "port", "display", "websocket", "usb_redir"]
+    known += ["tls_creds", "tls_port", "verify_peer"]
+    return [*known, *(["gl", "rendernode"] if kind == "spice" else [])]
 
 
 def _add_audio(devices: Element, machine: Machine, notes: Notes) -> None:

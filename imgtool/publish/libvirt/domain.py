@@ -63,7 +63,8 @@ def domain(wanted: Settled, host: Host, firmware: Found | None, *, partial: bool
     disks.add(wanted.placed)
     for bus in disks.controllers:
         put(devices, "controller", type="scsi", index=bus, model="virtio-scsi")
-    usb = disks.usb or bool(machine.tablet) or (machine.audio is not None and machine.audio.model == "usb")
+    usb = disks.usb or bool(machine.tablet) or bool(machine.display.usb_redir)
+    usb |= machine.audio is not None and machine.audio.model == "usb"
     put(devices, "controller", type="usb", index=0, model="qemu-xhci" if usb else "none")
     add_networks(devices, machine, notes)
     add_devices(devices, machine, notes)

@@ -26,7 +26,7 @@ _AUDIO = {theirs: ours for ours, theirs in AUDIO.items()}
 _SECURITY = {theirs: ours for ours, theirs in SECURITY.items()}
 _DOGS = ("i6300esb", "ib700", "diag288")
 _ACTIONS = ("reset", "shutdown", "poweroff", "inject-nmi", "pause", "none")
-_PASSED = ("hostdev", "redirdev", "smartcard", "panic", "shmem", "memory", "iommu", "nvram", "crypto")
+_PASSED = ("hostdev", "smartcard", "panic", "shmem", "memory", "iommu", "nvram", "crypto")
 _OURS = (AGENT, "com.redhat.spice.0")
 
 
@@ -73,6 +73,8 @@ def _display(devices: Element, found: Found) -> tuple[Display, str | None]:
     for place, _ in enumerate(devices.findall("graphics")[1:], 1):
         found.notes.add(f"graphics[{place}]", "a machine has one display")
     graphics = devices.find("graphics")
+    if devices.find("redirdev") is not None and (graphics is None or graphics.get("type") != "spice"):
+        found.notes.add("redirdev", "only SPICE hands USB devices to the guest")
     if graphics is None:
         return Display(type="none"), None
     kind: Any = graphics.get("type")
@@ -81,6 +83,11 @@ def _display(devices: Element, found: Found) -> tuple[Display, str | None]:
     if kind in ("vnc", "spice"):
         settings["password"] = bool(graphics.get("passwd"))
         settings |= _listening(graphics, kind)
+    if kind == "vnc" and graphics.get("websocket") is not None:
+        browsers = number(graphics, "websocket")
+        settings["websocket"] = True if browsers == -1 else browsers
+    if kind == "spice":
+        settings["usb_redir"] = len(devices.findall("redirdev")) or None
     if kind == "sdl" and graphics.get("fullscreen"):
         settings["full_screen"] = graphics.get("fullscreen") == "yes"
     if gl is not None:
