@@ -27,10 +27,11 @@ from imgtool.cli.options import (
     options_option,
 )
 from imgtool.cli.progress import progress
-from imgtool.cli.requests import OnCopy, settle
+from imgtool.cli.requests import OnCopy, header_of, settle
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
 from imgtool.image.qapi_json import to_builtins
+from imgtool.image.version2 import refuse_amend
 
 
 @click.command(
@@ -76,6 +77,9 @@ def amend(
         raise UsageError("nothing to change was given", hint="for example -o compat=1.1; -o help lists the options")
     settle(image, image_opts=image_opts, dry_run=dry_run)
     opened = open_image(image, format=format_, image_opts=image_opts)
+    header = header_of(opened)
+    if header is not None and opened.path is not None:
+        refuse_amend(header, opened.path, chosen)
     arguments: dict[str, Any] = {"format": opened.format, "cache": cache, "force": force, "objects": objects}
     program = qemu_img(context)
     # a copy would leave the key that is to be erased in the blocks of the old file

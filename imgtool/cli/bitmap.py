@@ -19,7 +19,7 @@ from imgtool.cli.options import (
     second_format_option,
 )
 from imgtool.cli.render import counted
-from imgtool.cli.requests import OnCopy, settle
+from imgtool.cli.requests import OnCopy, header_of, settle
 from imgtool.errors import ImgtoolError, RefusedError, UsageError
 from imgtool.image.names import pasted, printable
 from imgtool.image.qapi_json import to_builtins
@@ -126,6 +126,7 @@ def bitmap(
     }
     program = qemu_img(context)
     _refuse_other_formats(opened)
+    _refuse_version_2(opened)
     _check(program, opened, name, actions, objects)
     change = OnCopy(opened)
     if dry_run:
@@ -158,6 +159,14 @@ def _refuse_other_formats(opened: Opened) -> None:
         hint=f"convert it first: `imgtool convert -f {opened.format} -O qcow2 {pasted(opened.path)} {target}`",
         path=opened.path,
     )
+
+
+def _refuse_version_2(opened: Opened) -> None:
+    from imgtool.image.version2 import refuse_version_2
+
+    header = header_of(opened)
+    if header is not None and opened.path is not None:
+        refuse_version_2(header, opened.path, "bitmaps")
 
 
 def _check(

@@ -56,9 +56,11 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.output import warn
 from imgtool.cli.progress import progress
-from imgtool.errors import ImageInUseError, UsageError
+from imgtool.cli.requests import header_of
+from imgtool.errors import ImageInUseError, RefusedError, UsageError
 from imgtool.image.names import absolute, pasted, printable, printable_lines
 from imgtool.image.qapi_json import to_builtins
+from imgtool.image.version2 import is_version_2
 from imgtool.qemu.direct import cache_for
 from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_options
 
@@ -178,6 +180,7 @@ def convert(
     backing_format = chosen.pop("backing_fmt", backing_format)
     sources = [open_image(name, format=format_, image_opts=image_opts) for name in names[:-1]]
     _check_sources(sources, snapshot, force_share, force, salvage=others["salvage"])
+    _check_bitmaps(sources if others["bitmaps"] else [], None if target_image_opts else output_format, chosen)
     parent = None
     if isinstance(target, str):
         if not others["skip_creation"]:
@@ -235,8 +238,9 @@ def _choose_compression(context: Context, options: dict[str, str]) -> None:
     they write in order, and out of order the bytes are others each time."""
     from imgtool.qemu.img_help import knows_zstd
 
-    old = options.get("compat") in ("0.10", "v2")
-    if "compression_type" not in options and not old and knows_zstd(context.programs):
+    if "compression_type" in options or is_version_2(options.get("compat")):
+        return
+    if knows_zstd(context.programs):
         options["compression_type"] = "zstd"
 
 
@@ -277,6 +281,24 @@ def _check_sources(
                 f"{source.place} is being written: a copy of it would be torn",
                 path=source.path,
                 hint=f"{users_of(source.top.path).ending}; -l copies an internal snapshot, --force copies it anyway",
+            )
+
+
+def _check_bitmaps(sources: list[Opened], target_format: str | None, options: dict[str, str]) -> None:
+    """`sources` are those whose bitmaps are to be copied."""
+    for source in sources:
+        if target_format not in (None, "qcow2") or is_version_2(options.get("compat")):
+            what = "a qcow2 of version 2" if target_format == "qcow2" else target_format
+            raise UsageError(
+                f"--bitmaps copies into a qcow2 of version 3, not into {what}",
+                hint="-O qcow2 without compat=0.10 makes one; leave out --bitmaps to lose them",
+            )
+        header = header_of(source)
+        if header is not None and getattr(header.details, "version", 2) < 3:
+            raise RefusedError(
+                f"{source.place} has no bitmaps: only a qcow2 of version 3 can have some",
+                hint="leave out --bitmaps",
+                path=source.path,
             )
 
 

@@ -15,6 +15,7 @@ from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.names import absolute, printable
 
 if TYPE_CHECKING:
+    from imgtool.image.header import Header
     from imgtool.operations.inplace import CopyRequest
     from imgtool.operations.plan import Plan
     from imgtool.qemu.img_argv import Source
@@ -74,6 +75,15 @@ def settle(opened_name: str, *, image_opts: bool, dry_run: bool, again: str | No
         from imgtool.operations.inplace import settle
 
         settle(absolute(opened_name), again=again)
+
+
+def header_of(opened: Opened) -> Header | None:
+    """What the image's own header says; None for one that is given by its options."""
+    if opened.top is None:
+        return None
+    from imgtool.operations.around import header_of
+
+    return header_of(opened.top)
 
 
 class OnCopy:

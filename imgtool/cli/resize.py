@@ -26,7 +26,7 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.output import remark
 from imgtool.cli.render import size as shown_size
-from imgtool.cli.requests import OnCopy, settle
+from imgtool.cli.requests import OnCopy, header_of, settle
 from imgtool.errors import RefusedError
 from imgtool.image.qapi_json import to_builtins
 from imgtool.sizes import parse_resize
@@ -134,10 +134,14 @@ def _look_inside(opened: Opened, program: QemuImg, wanted: int, force: bool) -> 
 
 
 def _check(opened: Opened, current: int, wanted: int, shrink: bool) -> None:
+    from imgtool.image.version2 import refuse_version_2
     from imgtool.operations.guards import refuse_fixed
 
     if opened.path is not None:
         refuse_fixed(opened.path, opened.format, current, wanted)
+        header = header_of(opened)
+        if header is not None and header.snapshots and wanted != current:
+            refuse_version_2(header, opened.path, "another size than its internal snapshots")
     if wanted < current and not shrink:
         raise RefusedError(
             f"{opened.place} has {shown_size(current)}; "
