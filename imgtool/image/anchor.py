@@ -126,6 +126,12 @@ def read_anchor(fd: int, header: Header) -> Anchor | None:
         return None
 
 
+def takes_anchor(header: Header) -> bool:
+    """Whether an image can have an anchor: a qcow2 of version 3, or one that brought one along to version 2."""
+    details = header.details
+    return isinstance(details, Qcow2Details) and (details.version >= 3 or _extension(header) is not None)
+
+
 def _extension(header: Header) -> Extension | None:
     details = header.details
     if not isinstance(details, Qcow2Details):
@@ -175,12 +181,12 @@ def edited_head(
     reference and the format of its backing file, and its external data file. All else stays, and so does the rest of
     the file.
 
-    ImageFormatError when the image is no qcow2 of version 3 or its first cluster has no room.
+    ImageFormatError when the image is no qcow2, its first cluster has no room, or it takes no anchor.
     """
     header = read_header(fd, format="qcow2")
     details = header.details
     assert isinstance(details, Qcow2Details)
-    if details.version < 3:
+    if isinstance(anchor, Anchor) and not takes_anchor(header):
         raise ImageFormatError(
             "a qcow2 of version 2 has no room for an anchor", hint="`imgtool amend -o compat=1.1` makes it version 3"
         )

@@ -13,10 +13,10 @@ from imgtool.chain.anchors import AnchorState, standing
 from imgtool.chain.content import layers_of
 from imgtool.chain.graph import Image
 from imgtool.errors import ImageFormatError, RefusedError
-from imgtool.image.anchor import Anchor, edited_head
+from imgtool.image.anchor import Anchor, edited_head, takes_anchor
 from imgtool.image.header import read_header
 from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
-from imgtool.operations.anchoring import anchor_to, can_be_anchored
+from imgtool.operations.anchoring import anchor_to
 from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_sealed
 from imgtool.operations.meanwhile import changed
 from imgtool.operations.plan import Plan, Touched
@@ -70,7 +70,7 @@ class AnchorRequest:
         shown = printable(image.path)
         if parent is None:
             raise RefusedError(f"{shown} is a base: it has no parent to remember", path=image.path)
-        if not can_be_anchored(header_of(image)):
+        if not takes_anchor(header_of(image)):
             raise RefusedError(
                 f"{shown} has no room for an anchor: only a qcow2 of version 3 has",
                 hint=f"`imgtool amend -o compat=1.1 {pasted(image.path)}` makes it one"

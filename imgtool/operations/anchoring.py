@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from imgtool.chain.anchors import state_of
 from imgtool.chain.graph import Image
 from imgtool.errors import ImageFormatError, RefusedError
-from imgtool.image.anchor import Anchor, edited_head, read_anchor, take, write_anchor
+from imgtool.image.anchor import Anchor, edited_head, read_anchor, take, takes_anchor, write_anchor
 from imgtool.image.formats import FORMATS
 from imgtool.image.header import Header, read_header
 from imgtool.image.names import pasted, printable
@@ -98,7 +98,7 @@ def add_anchor(overlay: str, parent_file: str) -> None:
     left without."""
     with _opened(overlay, os.O_RDWR) as fd:
         header = read_header(fd)
-        if header.backing is not None and can_be_anchored(header):
+        if header.backing is not None and takes_anchor(header):
             write_anchor(fd, anchor_to(parent_file, header))
 
 
@@ -115,10 +115,6 @@ def drop_anchor(overlay: str) -> None:
     with _opened(overlay, os.O_RDWR) as fd:
         if read_anchor(fd, read_header(fd)) is not None:
             write_anchor(fd, None)
-
-
-def can_be_anchored(header: Header) -> bool:
-    return header.format == "qcow2" and getattr(header.details, "version", 0) >= 3
 
 
 def anchor_to(parent_file: str, header: Header, *, content: str | None = None) -> Anchor:

@@ -182,6 +182,21 @@ def test_a_sealed_overlay_that_would_have_to_be_written_is_seen_beforehand(store
     assert store.content() == before
 
 
+def test_an_overlay_that_was_made_one_of_version_2_keeps_an_anchor_that_follows(store: Store, img: QemuImg) -> None:
+    """What it stood on could not be flattened any more, nor it itself."""
+    chain(store)
+    img.amend(store / "top.qcow2", {"compat": "0.10"})
+    before = store.content()
+    flatten(store / "mid.qcow2")
+    assert [found.state for found in standings(walk(store / "top.qcow2"))] == ["same"]
+    store.write(store / "mid.qcow2", (5, 5))
+    assert [found.state for found in standings(walk(store / "top.qcow2"))] == ["changed"]
+    flatten(store / "top.qcow2", force=True)
+    store.images.qemu_img("check", store / "top.qcow2")
+    assert store.content("base.qcow2") == {"base.qcow2": before["base.qcow2"]}
+    assert [store.piece("top.qcow2", number) for number in (0, 1, 2, 5)] == [1, 2, 0, 5]
+
+
 def test_a_chain_too_deep_for_others_can_be_flattened(store: Store) -> None:
     store.base("c000.qcow2", 1, 2, size="256k")
     template = store.images.overlay("c999.qcow2", "c000.qcow2").read_bytes()

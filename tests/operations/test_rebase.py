@@ -283,6 +283,15 @@ def test_an_overlay_of_the_old_version_has_no_anchor(store: Store) -> None:
     assert states(store / "v2.qcow2") == ["none"]
 
 
+def test_an_overlay_that_was_made_one_of_version_2_remembers_its_new_base(store: Store, img: QemuImg) -> None:
+    two_bases(store)
+    img.amend(store / "top.qcow2", {"compat": "0.10"})
+    rebase(store / "top.qcow2", "new.qcow2")
+    assert states(store / "top.qcow2") == ["same"]
+    store.write(store / "new.qcow2", (9, 1))
+    assert states(store / "top.qcow2") == ["changed"]
+
+
 def test_the_plan_names_the_command_and_the_images(store: Store) -> None:
     two_bases(store)
     before = store.bytes()
