@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
-from imgtool.cli.images import Opened, explained, nearest_name, open_image, qemu_img, say
+from imgtool.cli.images import Opened, check_formats, explained, nearest_name, open_image, qemu_img, say
 from imgtool.cli.options import (
     FILE_NAME,
     SIZE,
@@ -125,6 +125,7 @@ def bitmap(
         "objects": objects,
     }
     program = qemu_img(context)
+    check_formats(context, [format_])
     _refuse_other_formats(opened)
     _refuse_version_2(opened)
     _check(program, opened, name, actions, objects)

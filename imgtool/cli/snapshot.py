@@ -10,6 +10,7 @@ import click
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
 from imgtool.cli.images import (
     Opened,
+    check_formats,
     explained,
     open_image,
     qemu_img,
@@ -28,9 +29,10 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.output import emit, warn
 from imgtool.cli.render import counted
-from imgtool.cli.requests import OnCopy, settle
-from imgtool.errors import CommandError, RefusedError, UsageError
-from imgtool.image.names import printable
+from imgtool.cli.requests import OnCopy, header_of, settle
+from imgtool.errors import RefusedError, UsageError
+from imgtool.image.header import Qcow2Details
+from imgtool.image.names import pasted, printable
 from imgtool.image.qapi import SnapshotInfo
 from imgtool.image.qapi_json import to_builtins
 
@@ -101,6 +103,9 @@ def snapshot(
         _list(context, opened, format_, objects)
         return
     verb, name = asked[0]
+    if verb == "create":
+        check_formats(context, [format_])
+        _refuse_without_snapshots(opened)
     _check(opened, verb, name, force)
     if verb == "delete":
         name = _deletable(opened, name)
@@ -121,14 +126,9 @@ def snapshot(
         "delete": program.snapshot_delete,
     }
     with explained(context, formats=[format_]):
-        try:
-            changed = change.run(
-                program, lambda source: methods[verb](source, name, format=opened.format, objects=objects)
-            )
-        except CommandError as error:
-            if opened.format not in (None, "qcow2") and error.hint is None:
-                error.hint = "only qcow2 images hold snapshots; `imgtool convert -O qcow2` makes one"
-            raise
+        changed = change.run(
+            program, lambda source: methods[verb](source, name, format=opened.format, objects=objects)
+        )
     say(context, to_builtins(changed), _changed(opened, verb, name, changed))
 
 
@@ -145,6 +145,26 @@ def _list(context: Context, opened: Opened, format_: str | None, objects: tuple[
             yield f"{opened.name} has no snapshots"
 
     emit(context, to_builtins(found), lines())
+
+
+def _refuse_without_snapshots(opened: Opened) -> None:
+    """RefusedError when QEMU can keep no snapshot in the image: it is no qcow2, or its data lies in another file."""
+    header = header_of(opened)
+    if header is None or opened.path is None:
+        return
+    instead = f"`imgtool overlay new {pasted(opened.path)}` keeps the disk as it is: what comes goes into the overlay"
+    if opened.format != "qcow2":
+        raise RefusedError(
+            f"QEMU keeps snapshots in qcow2 images only, and {opened.place} is {opened.format}",
+            hint=f"`imgtool convert -O qcow2` makes one; {instead}",
+            path=opened.path,
+        )
+    if isinstance(header.details, Qcow2Details) and header.details.external_data:
+        raise RefusedError(
+            f"{opened.place} keeps its data in another file, where QEMU can keep no snapshots",
+            hint=instead,
+            path=opened.path,
+        )
 
 
 def _check(opened: Opened, verb: str, name: str, force: bool) -> None:

@@ -72,10 +72,25 @@ def test_applying_one_to_a_backing_file_is_refused(images: Images, imgtool: Imgt
 
 
 def test_a_format_that_holds_none(images: Images, imgtool: Imgtool) -> None:
-    path = images.base("disk.img", format="raw")
-    done = imgtool("snapshot", "-c", "one", path)
-    assert done.status == 1
-    assert "hint: only qcow2 images hold snapshots" in done.stderr
+    images.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=data.raw,data_file_raw=on", "disk.qcow2", "1M")
+    before = {path.name: path.read_bytes() for path in images.directory.iterdir()}
+    for name, said in (("data.raw", "is raw"), ("disk.qcow2", "keeps its data in another file")):
+        for more in ([], ["--dry-run"]):
+            done = imgtool("snapshot", "-c", "one", name, *more, cwd=images.directory)
+            assert (done.status, done.stdout) == (1, "")
+            assert said in done.stderr
+            assert f"`imgtool overlay new {images / name}` keeps the disk as it is" in done.stderr
+            assert "qemu-img:" not in done.stderr
+    assert {path.name: path.read_bytes() for path in images.directory.iterdir()} == before
+    assert imgtool("overlay", "new", images / "disk.qcow2", "top.qcow2", cwd=images.directory).status == 0
+    assert imgtool("snapshot", "-c", "one", "top.qcow2", cwd=images.directory).status == 0
+    for words in (
+        ["snapshot", "-f", "qcow3", "-c", "one", "disk.qcow2"],
+        ["bitmap", "-f", "qcow3", "--add", "disk.qcow2", "b"],
+    ):
+        done = imgtool(*words, cwd=images.directory)
+        assert done.status == 2
+        assert "this qemu-img has no format 'qcow3'" in done.stderr
 
 
 def test_listing_needs_neither_parents_nor_the_lock(images: Images, imgtool: Imgtool) -> None:
