@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,20 @@ def as_nobody(*readable: Path) -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
+
+
+@contextmanager
+def block_device(path: Path) -> Iterator[Path]:
+    """Within, a block device that holds what the file does: as root a loop device, else just the file."""
+    if os.geteuid() != 0:
+        yield path
+        return
+    made = subprocess.run(["losetup", "--find", "--show", path], stdout=subprocess.PIPE, check=True, text=True)
+    device = made.stdout.strip()
+    try:
+        yield Path(device)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 @contextmanager

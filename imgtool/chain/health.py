@@ -12,6 +12,7 @@ from imgtool.chain.truncation import is_truncated
 from imgtool.image.anchor import Anchor, read_anchor
 from imgtool.image.header import Header, Qcow2Details
 from imgtool.image.names import printable
+from imgtool.image.source import size_of
 
 
 class Anchored(NamedTuple):
@@ -35,8 +36,9 @@ class Health:
             return
         if details.incompatible:
             _tell_marks(image, details)
-        if is_truncated(fd, details, status.st_size):
-            image.add(finding("truncated", f"it ends after {status.st_size} bytes, and uses clusters beyond"))
+        size = size_of(fd, status)
+        if is_truncated(fd, details, size):
+            image.add(finding("truncated", f"it ends after {size} bytes, and uses clusters beyond"))
         if header.backing is not None:
             anchor = read_anchor(fd, header)
             if anchor is not None:

@@ -10,6 +10,7 @@ from imgtool.chain.look import OPEN_FLAGS
 from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image.header import Qcow2Details, read_header
 from imgtool.image.names import pasted, printable
+from imgtool.image.source import size_of
 
 _OFFSET = 0x00FFFFFFFFFFFE00
 _COMPRESSED = 1 << 62
@@ -21,8 +22,8 @@ _MOST_TABLES = 16 << 20
 
 
 def is_truncated(fd: int, details: Qcow2Details, size: int) -> bool:
-    """Whether a table of the disk, or a cluster that one names, begins behind the end of the file, which has `size`
-    bytes. Two reads are enough to see that a whole one is none."""
+    """Whether a table of the disk, or a cluster that one names, begins behind the end of the image open at `fd`,
+    which has `size` bytes. Two reads are enough to see that a whole one is none."""
     return _may_be_truncated(fd, details, size) and _lacks_tables(fd, details, size)
 
 
@@ -44,7 +45,7 @@ def _ends_early(path: str) -> bool:
         return False
     try:
         details = read_header(fd, format="qcow2").details
-        return isinstance(details, Qcow2Details) and is_truncated(fd, details, os.fstat(fd).st_size)
+        return isinstance(details, Qcow2Details) and is_truncated(fd, details, size_of(fd))
     except ImageFormatError:
         return False
     finally:

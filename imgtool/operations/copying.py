@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import os
 
+from imgtool.image.source import size_of
+
 _FICLONE = 0x40049409
 _PIECE = 64 << 20
 
 
 def copy_file(source: int, target: int) -> None:
-    """Copies the file open at `source` into the empty file open at `target`. OSError as raised by the system."""
-    size = os.fstat(source).st_size
+    """Copies the file or block device open at `source` into the empty file open at `target`. OSError as raised by the
+    system."""
+    size = size_of(source)
     if _share(source, target):
         return
     os.ftruncate(target, size)
-    for start, end in _data(source, size):
+    for start, end in data_of(source, size):
         _copy_range(source, target, start, end)
 
 
@@ -30,10 +33,9 @@ def _share(source: int, target: int) -> bool:
     return True
 
 
-def _data(fd: int, size: int) -> list[tuple[int, int]]:
-    """The parts of the file that are not holes."""
+def data_of(fd: int, size: int, at: int = 0) -> list[tuple[int, int]]:
+    """The parts from `at` on of the file of `size` bytes that are no holes: (start, end). A block device has none."""
     parts = []
-    at = 0
     while at < size:
         try:
             start = os.lseek(fd, at, os.SEEK_DATA)

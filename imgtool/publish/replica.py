@@ -17,7 +17,8 @@ from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard
 from imgtool.errors import ImageFormatError, RefusedError
 from imgtool.image.header import read_header
-from imgtool.operations.copying import copy_file
+from imgtool.image.source import size_of
+from imgtool.operations.copying import copy_file, data_of
 from imgtool.operations.relink import Link, head_of
 from imgtool.publish.oci.blob import Blob, Part
 from imgtool.publish.oci.layers import opened, refuse_no_layer
@@ -30,7 +31,7 @@ class Replica:
     """One image, for another place."""
 
     def __init__(self, image: Image, fd: int, head: bytes | None) -> None:
-        size = os.fstat(fd).st_size
+        size = size_of(fd)
         self.path = image.path
         self.format = image.format or "raw"
         self.virtual_size = image.virtual_size
@@ -57,14 +58,7 @@ class Replica:
         if self.head is not None:
             yield 0, len(self.head)
             at = len(self.head)
-        while at < self.size:
-            try:
-                start = os.lseek(self.fd, at, os.SEEK_DATA)
-                end = os.lseek(self.fd, start, os.SEEK_HOLE)
-            except OSError:
-                return  # only a hole is left
-            yield start, end
-            at = end
+        yield from data_of(self.fd, self.size, at)
 
     @contextmanager
     def as_file(self, folder: str) -> Iterator[str]:

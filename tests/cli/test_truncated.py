@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.files import block_device
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -42,6 +44,21 @@ def test_what_would_read_zeros_is_refused(store: Path, imgtool: Imgtool, words: 
     said = f"imgtool: error: the end of {store / 'base.qcow2'} is missing: QEMU would read zeros where its data was\n"
     assert done.stderr.startswith(said)
     assert {path.name: path.read_bytes() for path in store.iterdir()} == before
+
+
+def test_a_block_device_has_no_file_size_and_all_its_bytes(images: Images, imgtool: Imgtool, tmp_path: Path) -> None:
+    base = images.base("base.qcow2", "8M")
+    images.run_io(base, "write -P 7 0 2M")
+    os.truncate(base, 16 << 20)
+    with block_device(base) as device:
+        found = imgtool("chain", "verify", device, XDG_STATE_HOME=str(tmp_path))  # no images on other such devices
+        assert found.stdout.endswith("no defects\n")
+        assert imgtool("convert", "-O", "raw", device, tmp_path / "new.raw").status == 0
+        assert (tmp_path / "new.raw").read_bytes().startswith(b"\7" * (2 << 20))
+        os.truncate(base, 512 << 10)
+    with block_device(base) as device:
+        done = imgtool("convert", "-O", "raw", device, tmp_path / "half.raw")
+        assert f"the end of {device} is missing" in done.stderr
 
 
 @pytest.mark.parametrize("word", ["--force", "--salvage"])

@@ -34,7 +34,7 @@ from imgtool.publish.oci.values import (
     describe,
 )
 from tests.conftest import Images
-from tests.files import state_of
+from tests.files import block_device, state_of
 from tests.publish.conftest import Forget
 from tests.publish.registries import RegistryServer
 
@@ -81,6 +81,20 @@ def test_what_was_pulled_is_without_defects_and_remembers_its_base(
     chain.run_io(base, "write -P 9 0 64k")
     with pytest.raises(RefusedError, match="was written after"):
         push(pulled.path, repository)
+
+
+def test_a_block_device_is_pushed_whole_and_as_it_is_now(
+    images: Images, repository: str, elsewhere: Path, forget: Forget
+) -> None:
+    base = images.base("base.raw", "2M", format="raw")
+    for byte in (7, 8):
+        images.run_io(base, f"write -P {byte} 0 1M", format="raw")
+        with block_device(base) as device:
+            new_overlay(device, images / f"{byte}.qcow2", base_format="raw")
+            push(images / f"{byte}.qcow2", f"{repository}:{byte}")
+        forget()
+        pulled = pull(f"{repository}:{byte}", elsewhere / f"{byte}.qcow2")
+        assert Path(pulled.layers[0].path).read_bytes() == base.read_bytes()
 
 
 def test_a_second_push_sends_nothing(chain: Images, registry: RegistryServer, repository: str) -> None:

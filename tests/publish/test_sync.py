@@ -22,6 +22,7 @@ from imgtool.publish.sync.far import Far, Place, Ssh, command_of, parse_place
 from imgtool.publish.sync.request import SyncRequest, missing_stretches
 from imgtool.qemu.process import Completed, run
 from tests.conftest import Images
+from tests.files import block_device
 from tests.publish.held import held_for_writing
 from tests.publish.sshd import SshServer
 
@@ -176,6 +177,16 @@ def test_another_image_there_is_not_replaced(sshd: SshServer, chain: Images, tmp
         request(sshd, chain / "web.qcow2", far).make()
     assert (far / "base.qcow2").read_bytes() == b"mine"
     assert names(far) == ["base.qcow2"]
+
+
+def test_a_block_device_arrives_whole(sshd: SshServer, images: Images, tmp_path: Path) -> None:
+    base = images.base("base.raw", "2M", format="raw")
+    images.run_io(base, "write -P 7 0 1M", format="raw")
+    with block_device(base) as device:
+        done = request(sshd, device, tmp_path / "far").make()
+        (name,) = names(tmp_path / "far")
+    assert (tmp_path / "far" / name).read_bytes() == base.read_bytes()
+    assert done.images[0].state == "sent"
 
 
 def test_a_plan_changes_nothing_there(sshd: SshServer, chain: Images, tmp_path: Path) -> None:

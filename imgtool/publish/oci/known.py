@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import threading
 import time
 from typing import TypeVar
@@ -56,7 +57,9 @@ class Known:
 
     def digest(self, status: os.stat_result, parent: str | None) -> str | None:
         """The layer digest of the file of this status, that stands on the layer `parent`; None when it is not known
-        or was not noted safely."""
+        or was not noted safely, as what a device holds never is."""
+        if not stat.S_ISREG(status.st_mode):
+            return None
         found = self._read("files", f"{status.st_dev}-{status.st_ino}", _File)
         if found is None or found.identity != _identity(status) or found.parent != parent:
             return None

@@ -21,6 +21,7 @@ from imgtool.image.anchor import edited_head
 from imgtool.image.header import FORMATS, Header, Qcow2Details, read_header
 from imgtool.image.locks import forbid_writers
 from imgtool.image.names import pasted, printable
+from imgtool.image.source import size_of
 from imgtool.image.users import users_of
 from imgtool.publish.oci.blob import Blob, Part
 from imgtool.publish.oci.known import Known
@@ -79,7 +80,7 @@ class Layer(NamedTuple):
 def layer_blob(fd: int, header: Header, parent: str | None) -> Blob:
     """The layer that the image open at `fd`, of this header, is on the layer whose digest is `parent`.
     ImageFormatError when its first cluster has no room for the parent's name."""
-    size = os.fstat(fd).st_size
+    size = size_of(fd)
     if parent is None:
         return Blob(Part(fd, 0, size))
     details = header.details

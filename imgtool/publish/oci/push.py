@@ -171,7 +171,8 @@ class PushRequest:
                 if self.flatten
                 else self.chain
             )
-            size = sum(os.stat(node.path).st_size for node in chain)
+            # a device has no size as a file has
+            size = sum(os.stat(node.path).st_size or node.virtual_size or 0 for node in chain)
             meter = Meter(2 * size, progress)
             layers = open_layers(stack, chain, self.known, meter.add)
             if self.content:
