@@ -37,7 +37,7 @@ _WORDS: tuple[tuple[str, str, str], ...] = (
 """Options that hold one option string: name, metavar, help."""
 
 _REPEATED: tuple[tuple[str, str, str], ...] = (
-    ("drive", "file=…[,…]", "A drive, with the keys of QEMU's -drive. May be repeated."),
+    ("drive", "file=…[,…]", "A drive, with the keys of QEMU's -drive, and iothread=, bootindex=. May be repeated."),
     (
         "network",
         "TYPE[,…]",

@@ -221,6 +221,23 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
         ),
     ),
     (
+        "threads of drives",
+        {"drive": ["/d/a.qcow2,if=virtio,iothread=io0", "/d/b.raw,if=scsi,iothread=io0", "if=scsi,media=cdrom"]},
+        line(
+            drives=[
+                *("-object", '{"qom-type":"iothread","id":"iothread-io0"}', *A, "-device"),
+                '{"driver":"virtio-blk-pci","id":"drive0","drive":"drive0","iothread":"iothread-io0"}',
+                *(*node("drive1", "/d/b.raw", "raw"), "-device"),
+                '{"driver":"virtio-scsi-pci","id":"scsi0","iothread":"iothread-io0"}',
+                *(
+                    "-device",
+                    '{"driver":"scsi-hd","id":"drive1","drive":"drive1","bus":"scsi0.0","scsi-id":0,"lun":0}',
+                ),
+                *("-device", '{"driver":"scsi-cd","id":"drive2","bus":"scsi0.0","scsi-id":1,"lun":0}'),
+            ]
+        ),
+    ),
+    (
         "scsi beyond one bus, usb, nvme, sd, none",
         {
             "drive": [

@@ -155,6 +155,23 @@ def test_filters_snapshots_and_limits(typed: Typed) -> None:
     assert {"drive2-throttle", "drive3-throttle"} <= set(nodes)
 
 
+def test_drives_in_threads_of_their_own(typed: Typed) -> None:
+    vm = typed(
+        "--drive {diska},if=virtio,iothread=io0,iops=100 --drive {diskb},if=virtio,iothread=io1 "
+        "--drive {diskc},if=scsi,iothread=io0 --drive {diskd},if=scsi,bus=1 --drive {diske},if=virtio"
+    )
+    assert sorted(item["id"] for item in vm.ask("query-iothreads")) == ["iothread-io0", "iothread-io1"]
+    names = ("drive0", "drive1", "scsi0", "scsi1", "drive4")
+    found = {name: vm.device(name, "iothread")[0].rpartition("/")[2] for name in names}
+    assert found == {
+        "drive0": "iothread-io0",
+        "drive1": "iothread-io1",
+        "scsi0": "iothread-io0",
+        "scsi1": "",
+        "drive4": "",
+    }
+
+
 def test_drives_are_listed_by_what_was_asked_for(typed: Typed) -> None:
     vm = typed("--drive {diska},if=usb,iops=9 --drive {diskb},if=virtio,snapshot=on --fda {floppya} --cdrom {rawc}")
     vm.monitor.close()

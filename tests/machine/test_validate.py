@@ -133,6 +133,13 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"drive": [f"{A},if=virtio,iops=9,iops_max=5"]}, "the burst iops_max=5 is below iops=9"),
     ({"drive": [f"{A},if=virtio,bps=9,bps_max_length=5"]}, "the length of a burst"),
     ({"drive": [f"{A},if=virtio,bps=9,iops_size=5"]}, "counts large requests for iops"),
+    ({"drive": [f"{A},if=ide,iothread=io0"]}, "if=ide takes no iothread="),
+    ({"drive": [f"{A},if=virtio,iothread=1"]}, "iothread=1 is not a name for a thread"),
+    (
+        {"drive": [f"{A},if=scsi,iothread=x", f"{B},if=scsi,iothread=y"]},
+        "--drive a.qcow2 and --drive b.raw are on SCSI bus 0, which has one iothread, not two",
+    ),
+    ({"drive": [f"{A},iothread=x"], "machine": "microvm"}, "a drive under TCG has no iothread of its own"),
     ({"drive": ["/d/x,if=virtio"]}, "the format of /d/x is not known"),
     ({"drive": [f"{A},if=virtio,format=qcow3"]}, "reads no format 'qcow3'"),
     ({"drive": [f"{A},if=floppy"]}, "is not a floppy"),

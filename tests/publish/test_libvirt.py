@@ -69,6 +69,7 @@ PROFILES = {
         [[drive]]
         file = "FOLDER/scsi.qcow2"
         if = "scsi"
+        iothread = "io1"
         cache = "none"
         aio = "native"
         discard = "unmap"
@@ -97,6 +98,7 @@ PROFILES = {
         [[drive]]
         file = "FOLDER/second.qcow2"
         if = "virtio"
+        iothread = "io2"
         snapshot = true
         addr = "a"
         copy-on-read = true

@@ -44,6 +44,7 @@ def check_drives(context: Context) -> Problems:
         if item.drive.throttling is not None:
             yield from _throttle(item, item.drive.throttling)
     yield from _pairs_of(context)
+    yield from _threads(context)
     yield from _flash(context)
 
 
@@ -131,6 +132,7 @@ def _properties(item: Placed) -> Problems:
             _WITH_BOOTINDEX,
             "firmware starts from if=virtio, ide, scsi, nvme, usb, floppy",
         ),
+        ("iothread", drive.iothread, ("scsi", "virtio"), "if=virtio and if=scsi drives can have one"),
         ("trans", drive.trans, ("ide",), "the BIOS translates the geometry of if=ide disks only"),
     ):
         if value is not None and interface not in where:
@@ -237,6 +239,32 @@ def _pairs_of(context: Context) -> Problems:
                 f"{writing[0].source} writes {printable(path)}, which {other.source} has too",
                 hint="two drives may share an image that neither writes: readonly=on or snapshot=on for both",
                 path=path,
+            )
+
+
+def _threads(context: Context) -> Problems:
+    of_bus: dict[int, Placed] = {}
+    for item in context.drives:
+        thread = item.drive.iothread
+        if thread is None:
+            continue
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", thread):
+            yield ConfigError(
+                f"{item.source}: iothread={printable(thread)} is not a name for a thread",
+                hint="such as iothread=io0, the same for drives that are to share it",
+            )
+        if context.board.virtio == "-device" and context.host.accelerator == "tcg":
+            yield ConfigError(
+                f"{item.source}: without PCI, a drive under TCG has no iothread of its own",
+                hint=f"--machine {context.board.name},pcie=on has PCI" if context.board.family == "microvm" else None,
+            )
+        if item.interface != "scsi":
+            continue
+        other = of_bus.setdefault(item.bus, item)
+        if other.drive.iothread != thread:
+            yield ConfigError(
+                f"{other.source} and {item.source} are on SCSI bus {item.bus}, which has one iothread, not two",
+                hint="bus=1 is another bus",
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from imgtool.machine.board import Board
@@ -21,6 +22,10 @@ def add_drives(parts: Parts, machine: Machine, kind: Board, host: Host, placed: 
     """All drives of the machine."""
     groups: set[str] = set()
     controllers: set[str] = set()
+    for thread in dict.fromkeys(item.drive.iothread for item in placed):
+        if thread is not None:
+            parts.object({"qom-type": "iothread", "id": _thread(thread)})
+    threads = {item.bus: item.drive.iothread for item in placed if item.interface == "scsi" and item.drive.iothread}
     for item in placed:
         if item.interface in ON_BOARD and kind.family == "other":
             parts.add("-drive", _legacy(item, host))
@@ -30,7 +35,7 @@ def add_drives(parts: Parts, machine: Machine, kind: Board, host: Host, placed: 
             assert node is not None
             parts.machine[f"pflash{item.unit}"] = node
         elif item.interface != "none":
-            _add_controller(parts, kind, item, controllers)
+            _add_controller(parts, kind, item, controllers, threads)
             parts.device(compact(_device(item, kind, node)))
             if item.interface == "floppy" and item.drive.bootindex is not None:
                 # The property is the controller's, which on most machines is made by the board.
@@ -55,8 +60,11 @@ def _add_nodes(parts: Parts, machine: Machine, host: Host, item: Placed, groups:
     return made.top
 
 
-def _add_controller(parts: Parts, kind: Board, item: Placed, controllers: set[str]) -> None:
-    """The controller that `item` hangs on, once; what is on the board already needs none."""
+def _add_controller(
+    parts: Parts, kind: Board, item: Placed, controllers: set[str], threads: Mapping[int, str | None]
+) -> None:
+    """The controller that `item` hangs on, once; what is on the board already needs none. `threads` are those of SCSI
+    buses."""
     name = {"scsi": f"scsi{item.bus}", "usb": "usb", "sd": f"sd{item.unit}", "floppy": "fdc0"}.get(item.interface)
     if _through_usb_bot(item):
         parts.usb()
@@ -66,7 +74,8 @@ def _add_controller(parts: Parts, kind: Board, item: Placed, controllers: set[st
         return
     controllers.add(name)
     if item.interface == "scsi":
-        parts.device({"driver": f"virtio-scsi{kind.virtio}", "id": name})
+        value = {"driver": f"virtio-scsi{kind.virtio}", "id": name, "iothread": _thread(threads.get(item.bus))}
+        parts.device(compact(value))
     elif item.interface == "usb":
         parts.usb()
     elif item.interface == "sd":
@@ -101,9 +110,15 @@ def _device(item: Placed, kind: Board, node: str | None) -> dict[str, Any]:
         value |= {"cyls": drive.cyls, "heads": drive.heads, "secs": drive.secs}
     if item.interface == "ide" and not item.cdrom:
         value["bios-chs-trans"] = drive.trans
-    if item.interface == "virtio" and kind.virtio == "-pci":
-        value["addr"] = drive.addr
+    if item.interface == "virtio":
+        value["iothread"] = _thread(drive.iothread)
+        value["addr"] = drive.addr if kind.virtio == "-pci" else None
     return value
+
+
+def _thread(name: str | None) -> str | None:
+    """The object's id."""
+    return None if name is None else f"iothread-{name}"
 
 
 def _through_usb_bot(item: Placed) -> bool:

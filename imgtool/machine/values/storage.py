@@ -112,5 +112,8 @@ class Drive(Config, frozen=True, kw_only=True):
     """Whether what is read from the backing file is kept in the image."""
     throttling: Throttle | None = None
     """Limits; None is none."""
+    iothread: str | None = None
+    """virtio and scsi: the thread that moves its data, which drives that name the same one share; None is QEMU's
+    main one. All drives of a SCSI bus have that of the bus."""
     bootindex: Index | None = None
     """Its place in the firmware's order: the lowest is tried first."""

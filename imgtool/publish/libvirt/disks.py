@@ -26,6 +26,7 @@ LIMITS = {
 _KNOWN = (
     *("file", "format", "interface", "id", "bus", "unit", "media", "snapshot", "cache", "aio", "discard"),
     *("detect_zeroes", "serial", "werror", "rerror", "readonly", "copy_on_read", "throttling", "bootindex"),
+    "iothread",
 )
 _NOWHERE = {
     "pflash": "say what firmware it is: firmware.uefi",
@@ -46,8 +47,8 @@ class Disks:
         self.notes = notes
         self.arguments: list[str] = []
         """For `<qemu:commandline>`."""
-        self.controllers: list[int] = []
-        """Of virtio-scsi."""
+        self.controllers: dict[int, str | None] = {}
+        """The number of the iothread of each virtio-scsi bus."""
         self.usb = False
         self._virtio = self._sd = 0
 
@@ -84,7 +85,7 @@ class Disks:
             links, follow = (known := disk_of(drive, self.host)).chain, known.follow
         block = bool(links) and links[0].protocol != "file"
         disk = put(self.parent, "disk", type="block" if block else "file", device=device)
-        self._add_driver(disk, drive, links)
+        self._add_driver(disk, drive, links, drive.iothread if interface == "virtio" else None)
         if links:
             _add_source(disk, links[0])
             _add_backing(disk, links[1:], follow)
@@ -111,7 +112,7 @@ class Disks:
         self.notes.rest(drive, setting, known_)
 
     @staticmethod
-    def _add_driver(disk: Element, drive: Drive, links: Sequence[Link]) -> None:
+    def _add_driver(disk: Element, drive: Drive, links: Sequence[Link], iothread: str | None) -> None:
         put(
             disk,
             "driver",
@@ -124,6 +125,7 @@ class Disks:
             discard=drive.discard,
             detect_zeroes=drive.detect_zeroes,
             copy_on_read=switch(drive.copy_on_read),
+            iothread=_number(iothread),
         )
 
     def _target(self, item: Placed) -> tuple[str, str]:
@@ -143,8 +145,7 @@ class Disks:
     def _add_address(self, disk: Element, item: Placed) -> list[str]:
         """Where the guest sees it. Returns the settings that are said by it."""
         if item.interface == "scsi":
-            if item.bus not in self.controllers:
-                self.controllers.append(item.bus)
+            self.controllers[item.bus] = self.controllers.get(item.bus) or _number(item.drive.iothread)
             put(disk, "address", type="drive", controller=item.bus, bus=0, target=item.unit, unit=0)
         elif item.interface in ("ide", "floppy"):
             bus, unit = (0, item.bus) if self.kind.ide[1] == 1 and item.interface == "ide" else (item.bus, item.unit)
@@ -152,6 +153,11 @@ class Disks:
         elif item.drive.addr is not None and item.interface == "virtio" and put_pci(disk, item.drive.addr):
             return ["addr"]
         return []
+
+
+def _number(iothread: str | None) -> str | None:
+    """Of `io1`, which `settled` has made of any name."""
+    return None if iothread is None else iothread.removeprefix("io")
 
 
 def _add_source(parent: Element, link: Link) -> None:

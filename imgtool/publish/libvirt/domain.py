@@ -61,8 +61,13 @@ def domain(wanted: Settled, host: Host, firmware: Found | None, *, partial: bool
         put(devices, "emulator", host.qemu)
     disks = Disks(devices, machine, wanted.kind, host, notes)
     disks.add(wanted.placed)
-    for bus in disks.controllers:
-        put(devices, "controller", type="scsi", index=bus, model="virtio-scsi")
+    for bus, iothread in disks.controllers.items():
+        controller = put(devices, "controller", type="scsi", index=bus, model="virtio-scsi")
+        if iothread is not None:
+            put(controller, "driver", iothread=iothread)
+    threads = {item.drive.iothread for item in wanted.placed} - {None}
+    if threads:
+        put(root, "iothreads", len(threads))
     usb = disks.usb or bool(machine.tablet) or bool(machine.display.usb_redir)
     usb |= machine.audio is not None and machine.audio.model == "usb"
     put(devices, "controller", type="usb", index=0, model="qemu-xhci" if usb else "none")

@@ -71,6 +71,7 @@ def _drive(disk: Element, place: int, found: Found) -> Drive | None:
         throttling=_limits(disk),
         bootindex=None if order is None else number(order, "order"),
         addr=pci_address(disk, found) if bus == "virtio" else None,
+        iothread=_iothread(disk, bus, found.root),
         **_place(disk, bus),
         **options,
     )
@@ -86,6 +87,18 @@ def _options(driver: Element) -> dict[str, Any]:
         "rerror": _ERRORS.get(driver.get("rerror_policy", "")),
         "copy_on_read": True if driver.get("copy_on_read") == "on" else None,
     }
+
+
+def _iothread(disk: Element, bus: str, root: Element) -> str | None:
+    """A SCSI disk's is that of its controller."""
+    path = "driver"
+    if bus == "scsi":
+        address = disk.find("address[@type='drive']")
+        controller = 0 if address is None else number(address, "controller") or 0
+        path, disk = f"devices/controller[@type='scsi'][@index='{controller}']/driver", root
+    driver = disk.find(path)
+    thread = None if driver is None else number(driver, "iothread")
+    return None if thread is None else f"io{thread}"
 
 
 def _place(disk: Element, bus: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def settled(machine: Machine, host: Host, *, name: str, versioned: bool = True) 
         machine, placed = with_bootindex(machine, placed)
     cards = [_card(card, place, name) for place, card in enumerate(networks(machine))]
     drives = [_drive(machine, item, host) for item in placed]
-    drives, cards = _from_one(drives, cards)
+    drives, cards = _from_one(_numbered(drives), cards)
     whole = topology(machine.smp)
     model = machine.cpu.model or ("max" if host.accelerator == "tcg" else "host")
     said = replace(
@@ -123,6 +123,13 @@ def _from_one(drives: list[Drive], cards: list[Network]) -> tuple[list[Drive], l
         [replace(one, bootindex=one.bootindex + 1) if one.bootindex is not None else one for one in drives],
         [replace(one, bootindex=one.bootindex + 1) if one.bootindex is not None else one for one in cards],
     )
+
+
+def _numbered(drives: list[Drive]) -> list[Drive]:
+    """libvirt's iothreads have numbers for names."""
+    names = dict.fromkeys(one.iothread for one in drives if one.iothread is not None)
+    numbers = {name: f"io{place}" for place, name in enumerate(names, 1)}
+    return [replace(one, iothread=numbers[one.iothread]) if one.iothread is not None else one for one in drives]
 
 
 def _boot(machine: Machine, drives: list[Drive], cards: list[Network]) -> Boot:
