@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from imgtool.errors import ImageInUseError
 from imgtool.image.names import printable
@@ -16,18 +16,13 @@ _PATIENCE = 60.0
 
 
 @contextlib.contextmanager
-def alone_in(directories: list[str]) -> Iterator[None]:
+def alone_in(directories: Iterable[str]) -> Iterator[None]:
     """Within, no other imgtool puts a change into one of `directories`: else two that looked at the same time would
     each take away what the other relied on. ImageInUseError when one takes too long. Without effect where the file
     system has no such locks."""
     deadline = time.monotonic() + _PATIENCE
     with contextlib.ExitStack() as stack:
-        for directory in directories:
-            try:
-                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            stack.callback(os.close, fd)
+        for fd, directory in _opened(stack, directories):
             while not _locked(fd):
                 if time.monotonic() > deadline:
                     raise ImageInUseError(
@@ -39,18 +34,35 @@ def alone_in(directories: list[str]) -> Iterator[None]:
         yield
 
 
+def _opened(stack: contextlib.ExitStack, directories: Iterable[str]) -> list[tuple[int, str]]:
+    """Each directory once, whatever its names (a bind mount is one more), and in an order that is everybody's: two
+    that wait for each other would wait for ever."""
+    found: dict[tuple[int, int], tuple[int, str]] = {}
+    for directory in directories:
+        fd = _open(directory)
+        if fd is not None:
+            stack.callback(os.close, fd)
+            status = os.fstat(fd)
+            found.setdefault((status.st_dev, status.st_ino), (fd, directory))
+    return [found[identity] for identity in sorted(found)]
+
+
 @contextlib.contextmanager
 def if_alone_in(directory: str) -> Iterator[bool]:
     """Whether no other imgtool is putting a change into `directory` just now; within, none does."""
+    fd = _open(directory)
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        yield False
-        return
-    try:
-        yield _locked(fd)
+        yield fd is not None and _locked(fd)
     finally:
-        os.close(fd)
+        if fd is not None:
+            os.close(fd)
+
+
+def _open(directory: str) -> int | None:
+    try:
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def _locked(fd: int) -> bool:

@@ -10,55 +10,22 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import fcntl
 import json
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from imgtool.errors import ImageError
-from imgtool.image.locks import lock_state
-from imgtool.operations.syncing import sync
-
-_SECTOR = 512
+from imgtool.image.names import printable
+from imgtool.operations.alone import alone_in
+from imgtool.operations.steps import Step, StoppedError, do_all
 
 PREFIX, SUFFIX = ".imgtool-", ".journal"
 _TRIAL = ".trial"
 _DONE = ".done"
 """The suffix of a journal whose steps are done, while something that was staged is still to be taken away."""
-
-Verb = Literal["replace", "place", "link", "remove", "patch"]
-
-
-class Step(NamedTuple):
-    """One change of one name. Doing it a second time does nothing.
-
-    replace: the file `source`, of inode `inode`, takes the name `target`, if that is still what it `was`.
-    place: the same, where nothing has that name yet.
-    link: `target` becomes a further name of `source`, of inode `inode`.
-    remove: the name `target` goes, if it is still what it `was`.
-    patch: `data` is written at the beginning of `target`, of inode `inode`, if that still begins with `old`; its time
-    of last change becomes `mtime_ns`, since overlays of it remember that and a guest reads the same through them.
-    """
-
-    verb: Verb
-    source: str
-    target: str
-    inode: int = 0
-    was: tuple[int, ...] = ()
-    """`identity` of the target."""
-    data: bytes = b""
-    old: bytes = b""
-    """As long as `data`."""
-    mtime_ns: int = 0
-
-
-def identity(status: os.stat_result) -> tuple[int, ...]:
-    """Which file it is, and in which state."""
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def journals(directory: str) -> list[str]:
@@ -81,7 +48,7 @@ def recover(directory: str) -> list[str]:
                 steps, staged = _read(journal)
                 if journal.endswith(_DONE):
                     clear(journal, staged)
-                elif finish(journal, steps, staged):
+                elif _finish(journal, steps, staged):
                     finished += [step.target for step in steps]
     return finished
 
@@ -218,67 +185,43 @@ def _read(journal: str) -> tuple[list[Step], list[str]]:
     return steps, staged
 
 
-def finish(journal: str, steps: list[Step], staged: list[str]) -> bool:
+def _finish(journal: str, steps: list[Step], staged: list[str]) -> bool:
     """Does the remaining steps, then removes the leftovers and the journal, in this order.
 
-    False when a step could not be done any more, because somebody has moved or written the files meanwhile, or is
-    about to: a machine was started on one of them. The steps end there then; between any two of them every image
-    reads right, and nothing that was written since is lost.
+    False when a step could not be done any more: because somebody has moved or written the files meanwhile, or is
+    about to (a machine was started on one of them), or because the file system does not let us, and all could be
+    taken back. The steps end there then; between any two of them every image reads right, and nothing that was
+    written since is lost.
     """
     whole = True
     try:
-        do_all(steps)
-    except (OvertakenError, FileExistsError):
+        with alone_in(sorted({os.path.dirname(step.target) for step in steps})):
+            do_all(steps)
+    except StoppedError as stopped:
         whole = False
-    except OSError as error:
-        raise unfinished(error, steps) from error
+        if not stopped.overtaken and not _taken_back(stopped):
+            raise unfinished(stopped) from stopped.cause
     clear(journal, staged, done=bool(steps))
     return whole
 
 
-def unfinished(error: OSError, steps: Sequence[Step]) -> ImageError:
-    """The error for a change that was decided, and stopped at one of its steps."""
+def _taken_back(stopped: StoppedError) -> bool:
+    try:
+        return isinstance(stopped.cause, OSError) and stopped.take_back()
+    except OSError:
+        return False
+
+
+def unfinished(stopped: StoppedError) -> BaseException:
+    """The error for a change that was decided and is still to be finished."""
+    if not isinstance(stopped.cause, OSError):
+        return stopped.cause
+    path = stopped.steps[-1].target
     return ImageError(
-        f"the change was decided but not finished: {error.strerror}",
+        f"the change was decided but not finished: {printable(path)}: {stopped.cause.strerror}",
         hint="the next imgtool command that changes an image here finishes it",
-        path=steps[0].target,
+        path=path,
     )
-
-
-def adds_only(steps: Sequence[Step]) -> bool:
-    """Whether all that the steps do is to give new files their names, in whatever order."""
-    return all(step.verb == "place" for step in steps)
-
-
-def do_all(steps: Sequence[Step]) -> None:
-    """Does the steps not done yet, and brings each to the disk before the next, or all at once where their order does
-    not matter. FileExistsError when somebody else has taken a new name."""
-    patches = [(number, step.inode, step.data) for number, step in enumerate(steps) if step.verb == "patch"]
-    at_once = adds_only(steps)
-    for number, step in enumerate(steps):
-        _do(step, [data for later, inode, data in patches if later > number and inode == step.inode])
-        if not at_once:
-            _sync_names([step])
-    if at_once:
-        _sync_names(steps)
-
-
-def withdraw(steps: Sequence[Step]) -> None:
-    """Removes the names that the steps, which only add names, have given."""
-    for step in reversed(steps):
-        if _inode(step.target) != step.inode:
-            continue
-        if _inode(step.source) == step.inode:
-            os.unlink(step.target)
-        else:
-            os.rename(step.target, step.source)
-    _sync_names(steps)
-
-
-def _sync_names(steps: Iterable[Step]) -> None:
-    for directory in sorted({os.path.dirname(step.target) for step in steps}):
-        with contextlib.suppress(FileNotFoundError):  # a folder that went with its last file
-            sync(directory)
 
 
 def clear(journal: str, staged: list[str], *, done: bool = False) -> None:
@@ -308,89 +251,3 @@ def _noted(journal: str) -> bool:
     except OSError:
         return False
     return True
-
-
-class OvertakenError(Exception):
-    """The files are not what they were when the change was decided: another program has changed them."""
-
-
-def _do(step: Step, later: list[bytes]) -> None:
-    """Does a step; `later` is what patches after it write to the same file."""
-    if step.verb == "remove":
-        if _inode(step.target) == step.was[0]:
-            _check_untouched(step)
-            os.unlink(step.target)
-    elif step.verb == "patch":
-        _patch(step, later)
-    elif _inode(step.source) == step.inode:
-        if step.verb == "replace":
-            _check_untouched(step)
-            os.rename(step.source, step.target)
-        else:
-            _link(step)
-    elif _inode(step.target) != step.inode:
-        raise OvertakenError
-
-
-def _check_untouched(step: Step) -> None:
-    """OvertakenError when the target is not what it was, or a program is writing it."""
-    status = os.lstat(step.target)
-    if identity(status) != step.was:
-        raise OvertakenError
-    if stat.S_ISREG(status.st_mode):
-        fd = os.open(step.target, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            if lock_state(fd) == "write":
-                raise OvertakenError
-        finally:
-            os.close(fd)
-
-
-def _link(step: Step) -> None:
-    """`link` and `place`: unlike rename(2), link(2) never replaces what another process has created."""
-    if _inode(step.target) != step.inode:
-        os.makedirs(os.path.dirname(step.target), exist_ok=True)  # the interrupted run may have removed it
-        try:
-            os.link(step.source, step.target, follow_symlinks=False)
-        except OSError as error:
-            no_links = error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-            if step.verb == "link" or not no_links or os.path.lexists(step.target):
-                raise
-            os.rename(step.source, step.target)
-            return
-    if step.verb == "place":
-        os.unlink(step.source)
-
-
-def _patch(step: Step, later: list[bytes]) -> None:
-    try:
-        fd = os.open(step.target, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return  # moved on by a later step, which the earlier run did
-    try:
-        if os.fstat(fd).st_ino != step.inode:
-            return
-        now = os.pread(fd, len(step.data), 0).ljust(len(step.data), b"\0")
-        if now != step.old and any(now[: len(data)] == data[: len(now)] for data in later):
-            return  # the earlier run got further
-        if lock_state(fd) == "write" or not _between(step.old, now, step.data):
-            raise OvertakenError
-        if os.pwrite(fd, step.data, 0) != len(step.data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.utime(fd, ns=(os.fstat(fd).st_atime_ns, step.mtime_ns))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _between(old: bytes, now: bytes, new: bytes) -> bool:
-    """Whether `now` is `old`, of which perhaps some sectors were overwritten with `new`: power may fail half-way."""
-    sectors = (slice(at, at + _SECTOR) for at in range(0, len(now), _SECTOR))
-    return all(now[sector] in (old[sector], new[sector]) for sector in sectors)
-
-
-def _inode(path: str) -> int | None:
-    try:
-        return os.lstat(path).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None

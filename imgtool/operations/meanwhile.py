@@ -22,6 +22,15 @@ def gone(path: str) -> ImageNotFoundError:
     )
 
 
+def stopped_at(path: str) -> ImageInUseError:
+    """It is not what it was, and the change had begun."""
+    return ImageInUseError(
+        f"the change stopped half-way: {printable(path)} was changed by another program in the meantime",
+        hint="every image reads as before it or as after; run the command again",
+        path=path,
+    )
+
+
 def stood_on(path: str) -> ImageInUseError:
     """Something stands on it that did not."""
     return ImageInUseError(f"another program made an overlay of {printable(path)} meanwhile", hint=_AGAIN, path=path)

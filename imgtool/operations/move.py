@@ -46,6 +46,7 @@ from imgtool.operations.relink import (
     rename_backing,
 )
 from imgtool.operations.replaceable import check_removable
+from imgtool.operations.syncing import make_folder
 from imgtool.operations.transaction import Transaction
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Verbatim
@@ -281,8 +282,7 @@ class MoveRequest:
         """As late as possible: until here a run that dies leaves nothing visible."""
         for old, new in self.renamed.directories.items():
             try:
-                os.mkdir(new)
-                made.append(new)
+                make_folder(new, made.append)
                 shutil.copystat(old, new)
             except OSError as error:
                 raise ImageError(f"{printable(new)} cannot be made: {error.strerror}", path=new) from error

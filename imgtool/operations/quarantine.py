@@ -22,6 +22,7 @@ from imgtool.image.users import users_of
 from imgtool.operations.alone import if_alone_in
 from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
+from imgtool.operations.syncing import make_folder
 from imgtool.operations.transaction import Transaction
 
 MANIFEST = "manifest.json"
@@ -235,11 +236,17 @@ def _clear_box(box: str) -> None:
 
 
 def rename_all(change: Transaction, places: dict[str, str], order: Sequence[str]) -> None:
-    """Every file gets its new name before any loses its old one, and loses it before the file it stands on does."""
+    """Every file gets its new name before any loses its old one, and loses it before the file it stands on does.
+    Where a file cannot have two names it goes from the one to the other, what stands on it before."""
+    linked = {old for old in order if change.can_link(old)}
     for old in reversed(order):
-        change.link(old, places[old])
+        if old in linked:
+            change.link(old, places[old])
     for old in order:
-        change.remove(old)
+        if old in linked:
+            change.remove(old)
+        else:
+            change.place(places[old], old)
 
 
 def directory_at(path: PathLike) -> str:
@@ -250,18 +257,12 @@ def directory_at(path: PathLike) -> str:
 
 
 def make_folders(folders: Iterable[str], made: list[str]) -> None:
+    """Makes the `folders`, and notes in `made` what was not there."""
     for folder in folders:
-        missing = []
-        above = folder
-        while not os.path.isdir(above):
-            missing.append(above)
-            above = os.path.dirname(above)
-        for one in reversed(missing):
-            try:
-                os.mkdir(one)
-            except OSError as error:
-                raise ImageError(f"{printable(one)} cannot be made: {error.strerror}", path=one) from error
-            made.append(one)
+        try:
+            make_folder(folder, made.append)
+        except OSError as error:
+            raise ImageError(f"{printable(folder)} cannot be made: {error.strerror}", path=folder) from error
 
 
 def remove_empty(folders: Iterable[str]) -> None:

@@ -45,6 +45,7 @@ def take_attributes(staged: str, target: str) -> None:
     with contextlib.suppress(PermissionError):
         os.chown(staged, status.st_uid, status.st_gid)
     os.chmod(staged, stat.S_IMODE(status.st_mode))
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a file system without attributes
         for name in os.listxattr(target):
-            os.setxattr(staged, name, os.getxattr(target, name))
+            with contextlib.suppress(OSError):  # one that this user may not set
+                os.setxattr(staged, name, os.getxattr(target, name))

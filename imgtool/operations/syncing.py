@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 _FEW = 16
 """Up to so many files are brought to the disk one by one."""
@@ -17,6 +17,19 @@ def sync(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(path: str, made: Callable[[str], object] = lambda path: None) -> None:
+    """Makes the directory `path` and what is missing above it; `made` is told each. Their names are on disk then: a
+    file in one, whose other name is removed, would go with a name that is not."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        os.mkdir(folder)
+        made(folder)
+        sync(os.path.dirname(folder))
 
 
 def sync_all(paths: Collection[str]) -> None:

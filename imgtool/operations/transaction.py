@@ -33,21 +33,15 @@ from imgtool.operations.copying import copy_file
 from imgtool.operations.journal import (
     PREFIX,
     SUFFIX,
-    OvertakenError,
-    Step,
-    adds_only,
     clear,
-    do_all,
-    finish,
     first_line,
-    identity,
     relative_to,
     steps_record,
     unfinished,
-    withdraw,
 )
-from imgtool.operations.meanwhile import changed, gone
+from imgtool.operations.meanwhile import changed, gone, stopped_at
 from imgtool.operations.replaceable import check_removable, check_replaceable, take_attributes
+from imgtool.operations.steps import OvertakenError, Step, StoppedError, do_all, identity
 from imgtool.operations.syncing import sync, sync_all
 from imgtool.qemu.img_base import rename_in
 
@@ -79,6 +73,8 @@ class Transaction:
         self._staged: list[str] = []
         self._shown: dict[str, str] = {}
         self._steps: list[Step] = []
+        self._linking: dict[int, bool] = {}
+        """Device → whether its files may have several names."""
         self._decided = False
 
     def __enter__(self) -> Self:
@@ -154,6 +150,25 @@ class Transaction:
         self._shown.update(zip(staged, targets, strict=True))
         return staged
 
+    def can_link(self, path: str) -> bool:
+        """Whether the file `path` may have a second name: not on every file system, and (protected_hardlinks in
+        proc(5)) only for those who own it or may write it."""
+        status = os.lstat(path)
+        if status.st_uid != os.geteuid() and not os.access(path, os.R_OK | os.W_OK):
+            return False
+        if status.st_dev not in self._linking:
+            self._linking[status.st_dev] = self._try_link(path)
+        return self._linking[status.st_dev]
+
+    def _try_link(self, beside: str) -> bool:
+        staged = self.stage(beside)
+        (other,) = self.stage_all([beside])
+        try:
+            os.link(staged, other)
+        except OSError:
+            return False
+        return True
+
     @staticmethod
     def _create(staged: str, copy_of: str | None) -> None:
         fd = os.open(staged, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
@@ -220,8 +235,8 @@ class Transaction:
         """Puts everything in place. After this returns it is on disk.
 
         `confirm` is called when no other imgtool can change these directories any more; what it raises stops all.
-        Raises before anything changed when a held image is not what it was; ImageError with the way to finish when a
-        step fails."""
+        Raises before anything changed when a held image is not what it was, or the first step fails; ImageError with
+        the way to finish when a later one does, ImageInUseError when another program came between two of them."""
         try:
             for step in self._steps:
                 if step.verb == "replace":
@@ -231,33 +246,36 @@ class Transaction:
             raise _os_error(error, self.directory, "cannot be written to") from error
         with self.alone(confirm):
             undecided = self._decide()
-            if adds_only(self._steps):
-                self._add(undecided)
-            else:
-                finish(self.journal, self._steps, self._staged)
-
-    def _add(self, undecided: int) -> None:
-        """Does the steps, which only add names. When that fails none is left: unlike what replaces or removes, it can
-        be taken back. `undecided` is how long the journal was before they were decided."""
-        try:
-            do_all(self._steps)
-        except BaseException as error:
             try:
-                withdraw(self._steps)
-                os.ftruncate(self._journal_fd, undecided)
-            except OSError as worse:
-                raise unfinished(worse, self._steps) from error
-            self._decided = False
-            if isinstance(error, (OvertakenError, FileExistsError)):
-                raise self._taken() from error
-            if isinstance(error, OSError):
-                raise _os_error(error, self._steps[0].target, "cannot be made") from error
-            raise
-        clear(self.journal, self._staged, done=True)
+                do_all(self._steps)
+            except StoppedError as stopped:
+                raise self._stopped(stopped, undecided) from stopped.cause
+            clear(self.journal, self._staged, done=True)
 
-    def _taken(self) -> ImageExistsError:
-        taken = next((step.target for step in self._steps if os.path.lexists(step.target)), self.directory)
-        return ImageExistsError(f"{printable(taken)} was created by another program", path=taken)
+    def _stopped(self, stopped: StoppedError, undecided: int) -> BaseException:
+        """The error for a change that stopped at a step. While names were only added that is taken back, and all is
+        as before it was decided, when the journal was `undecided` bytes long; what replaced or removed something
+        stays, and the journal with it if the steps that are left can still be done."""
+        path = stopped.steps[-1].target
+        try:
+            if stopped.take_back():
+                os.ftruncate(self._journal_fd, undecided)
+                self._decided = False
+                return self._undone(stopped.cause, path)
+        except OSError as worse:
+            return unfinished(StoppedError(stopped.steps, worse))
+        if not stopped.overtaken:
+            return unfinished(stopped)
+        clear(self.journal, self._staged, done=True)
+        return stopped_at(path)
+
+    @staticmethod
+    def _undone(cause: BaseException, path: str) -> BaseException:
+        if isinstance(cause, FileExistsError):
+            return ImageExistsError(f"{printable(path)} was created by another program", path=path)
+        if isinstance(cause, OvertakenError):
+            return changed(path)
+        return _os_error(cause, path, "cannot be put in place") if isinstance(cause, OSError) else cause
 
     @contextlib.contextmanager
     def alone(self, confirm: Callable[[], None] | None = None) -> Iterator[None]:

@@ -314,13 +314,13 @@ def test_what_only_qemu_sees(images: Images) -> None:
 
 DYING = """
 import os, sys
-from imgtool.operations import journal
+from imgtool.operations import steps
 from imgtool.operations.transaction import Transaction
 path = os.path.abspath(sys.argv[1])
 with Transaction(path) as change:
     change.replace(path, change.stage(path, copy_of=path))
     if sys.argv[2] == "decided":
-        journal._do = lambda step: os._exit(9)
+        steps._do = lambda step, later: os._exit(9)
         change.commit()
     os._exit(9)
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -67,6 +68,22 @@ def test_what_the_kept_images_do_not_stand_on_is_put_away_and_comes_back(images:
     assert names(images) == before
     assert {name: digest_of(images / name) for name in contents} == contents
     assert not (images / KEPT).exists()
+
+
+def test_where_files_cannot_have_two_names_they_are_renamed(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On FAT, on some network shares, and those of another user."""
+
+    def forbidden(*paths: str, **options: bool) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    family(images)
+    before = names(images)
+    monkeypatch.setattr(os, "link", forbidden)
+    collect(images.directory, keep=[images / "web.qcow2"])
+    assert names(images) == KEPT_BY_WEB
+    undo(images.directory)
+    assert names(images) == before
+    assert verify(images.directory).errors == 0
 
 
 def test_purge_deletes_and_only_what_was_put_away(images: Images) -> None:

@@ -364,9 +364,9 @@ def test_the_plan_changes_nothing_and_names_all(images: Images) -> None:
 
 UNDECIDED = """
 import os, sys
-from imgtool.operations import journal
+from imgtool.operations import steps
 from imgtool.operations.move import move
-journal._do = lambda step, later: os._exit(9)
+steps._do = lambda step, later: os._exit(9)
 move([sys.argv[1]], sys.argv[2])
 """
 

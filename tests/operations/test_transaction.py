@@ -7,11 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, RefusedError
+from imgtool.operations import steps
+from imgtool.operations.alone import alone_in, if_alone_in
 from imgtool.operations.journal import journals, recover
 from imgtool.operations.transaction import Transaction
 from tests.files import as_nobody
@@ -117,13 +120,13 @@ def test_where_one_new_name_was_taken_at_the_last_moment_none_is_given(tmp_path:
 
 ADDING = """
 import os
-from imgtool.operations import journal, transaction
-real = journal._do
+from imgtool.operations import steps, transaction
+real = steps._do
 def stopping(step, later):
     if step.target.endswith("b"):
         os._exit(9)
     real(step, later)
-journal._do = stopping
+steps._do = stopping
 paths = [os.path.abspath(name) for name in "abc"]
 with transaction.Transaction(paths[0]) as change:
     for path in paths:
@@ -248,17 +251,17 @@ def test_why_a_directory_has_to_be_writable_is_said(tmp_path: Path) -> None:
 
 STOPPED = """
 import os, sys
-from imgtool.operations import journal, transaction
+from imgtool.operations import steps, transaction
 store = os.getcwd()
 after = int(sys.argv[1])
-real = journal._do
+real = steps._do
 def stopping(step, later):
     global after
     if after == 0:
         os._exit(9)
     after -= 1
     real(step, later)
-journal._do = stopping
+steps._do = stopping
 with transaction.Transaction(os.path.join(store, "a")) as change:
     for name in "ab":
         path = os.path.join(store, name)
@@ -405,6 +408,99 @@ def test_what_confirm_finds_stops_the_change(tmp_path: Path) -> None:
             change.commit(no)
     assert Path(a).read_text() == "before"
     assert hidden(tmp_path) == []
+
+
+def replace(change: Transaction, store: Path, names: str) -> None:
+    for name in names:
+        path = str(store / name)
+        write(path, f"{name} before")
+        staged = change.stage(path)
+        write(staged, f"{name} after")
+        change.replace(path, staged)
+
+
+@pytest.mark.parametrize(("when", "said"), [("a", "nothing was changed here"), ("b", "before it or as after")])
+def test_what_came_between_the_steps_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, said: str
+) -> None:
+    """Somebody writes a file after it was seen to be as it was: the change does not end as if it were done."""
+    do = steps._do
+
+    def written(step: steps.Step, later: list[bytes]) -> None:
+        if step.target.endswith(when):
+            write(step.target, "theirs")
+        do(step, later)
+
+    with Transaction(str(tmp_path / "a")) as change:
+        replace(change, tmp_path, "ab")
+        monkeypatch.setattr(steps, "_do", written)
+        with pytest.raises(ImageInUseError) as refused:
+            change.commit()
+    assert refused.value.path == str(tmp_path / when)
+    assert said in (refused.value.hint or "")
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == ({"a": "theirs", "b": "b before"} if when == "a" else {"a": "a after", "b": "theirs"})
+
+
+def forbidden(*paths: str, **options: bool) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def place_and_rename(change: Transaction, store: Path, names: str = "b") -> None:
+    """A new file, and a new name for the one there is."""
+    change.place(str(store / "a"), change.stage(str(store / "a")))
+    path = str(store / names)
+    write(path, f"{names} before")
+    change.link(path, str(store / "c"))
+    change.remove(path)
+
+
+@pytest.mark.parametrize(("call", "steps_of", "names"), [("rename", replace, "ab"), ("link", place_and_rename, "b")])
+def test_what_the_system_does_not_let_us_do_is_taken_back(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    steps_of: Callable[[Transaction, Path, str], None],
+    names: str,
+) -> None:
+    """A file may be a mount point, or its file system have no hard links: no journal stays that nobody can finish."""
+    with Transaction(str(tmp_path / "a")) as change:
+        steps_of(change, tmp_path, names)
+        monkeypatch.setattr(os, call, forbidden)
+        with pytest.raises(ImageError, match="cannot be put in place: Operation not permitted"):
+            change.commit()
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {name: f"{name} before" for name in names}
+
+
+RENAMING = """
+import os
+from imgtool.operations import steps, transaction
+a, b, c = (os.path.abspath(name) for name in "abc")
+real = steps._do
+steps._do = lambda step, later: os._exit(9) if step.target == c else real(step, later)
+with transaction.Transaction(a) as change:
+    change.place(a, change.stage(a))
+    change.link(b, c)
+    change.remove(b)
+    change.commit()
+"""
+
+
+def test_a_change_that_broke_off_and_cannot_go_on_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(str(tmp_path / "b"), "b before")
+    assert subprocess.run([sys.executable, "-c", RENAMING], cwd=tmp_path, check=False).returncode == 9
+    assert journals(str(tmp_path))
+    monkeypatch.setattr(os, "link", forbidden)
+    assert recover(str(tmp_path)) == []
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "b before"}
+
+
+def test_a_directory_of_two_names_is_one(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "again").symlink_to("store")
+    with alone_in([str(tmp_path / "store"), str(tmp_path / "again")]), if_alone_in(str(tmp_path / "again")) as alone:
+        assert not alone
 
 
 def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
