@@ -69,8 +69,8 @@ def tree(graph: Graph, *, style: Style = BOXES, start: str = "") -> Iterator[Lin
             drawn.add(image.path)
             indent = here.indent + {"": "", style.branch: style.through, style.last: style.blank}[here.mark]
             below = [] if here.role else [(by_path[child], "") for child in image.children if child in by_path]
-            if image.path in data_files and not here.role:
-                below.insert(0, (data_files[image.path], "data-file"))
+            if not here.role:
+                below[:0] = [(file, "data-file") for file in data_files.get(image.path, ())]
             hidden = image.other_children or 0
             beside = start if _lies_below(image.path, start) else os.path.dirname(image.path)
             side = indent + (style.through if below or hidden else style.blank)
@@ -166,8 +166,13 @@ def _data_edges(graph: Graph, ids: Mapping[str, str]) -> Iterator[tuple[str, str
                 yield owner, image.path
 
 
-def _data_files(graph: Graph, by_path: Mapping[str, Image]) -> dict[str, Image]:
-    return {owner: image for image in graph.images for owner in image.data_file_of or () if owner in by_path}
+def _data_files(graph: Graph, by_path: Mapping[str, Image]) -> dict[str, list[Image]]:
+    found: dict[str, list[Image]] = {}
+    for image in graph.images:
+        for owner in image.data_file_of or ():
+            if owner in by_path:
+                found.setdefault(owner, []).append(image)
+    return found
 
 
 def _dot(lines: list[str]) -> str:

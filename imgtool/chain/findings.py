@@ -56,8 +56,10 @@ KINDS: dict[str, Kind] = {
     "anchor-stale": Kind("warning", "the image was put on another backing file without remembering what that is"),
     "remote-parent": Kind("info", "the backing file is reached by a protocol and was not looked at"),
     "remote-unusable": Kind("error", "the backing file is reached by a protocol, and could not be opened"),
-    "options-parent": Kind("info", "the backing file is a json: tree of several files and was not looked at"),
-    "data-file-missing": Kind("error", "the external data file does not exist"),
+    "options-parent": Kind(
+        "info", "the backing file is a json: tree of several files, or named with options, and was not looked at"
+    ),
+    "data-file-missing": Kind("error", "the external data file, or an extent, does not exist"),
     "data-file-unusable": Kind("error", "the external data file cannot be opened, or is no file"),
     "data-file-shared": Kind("error", "the file is the external data file of more than one image"),
     "data-file-misused": Kind("error", "the file is an external data file and something else besides"),

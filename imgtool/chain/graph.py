@@ -31,6 +31,8 @@ class Backing(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
     """Where the file is: absolute, None when the reference leads to no plain file on this host."""
     relative: bool | msgspec.UnsetType = msgspec.UNSET
     """There only when true: QEMU looks for it in its own current directory, and imgtool in the image's."""
+    files: Sequence[str] | msgspec.UnsetType = msgspec.UNSET
+    """There only for a tree of several files, or of one with options that change what is read of it: those files."""
 
 
 class DataFile(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
@@ -62,7 +64,8 @@ class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
     parent: str | None = None
     """The path of the node this image stands on; None at a base."""
     children: Sequence[str] = ()
-    """The paths of the nodes that stand on this one, sorted; those of this graph only (see `other_children`)."""
+    """The paths of the nodes that stand on this one, by whatever reference, sorted; those of this graph only (see
+    `other_children`)."""
     depth: int | None = 0
     """How many images lie beneath: 0 at a base, None on a cycle and above one."""
     backing: Backing | None = None
@@ -70,7 +73,9 @@ class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
     data_file: DataFile | msgspec.UnsetType = msgspec.UNSET
     """There only when the image has one."""
     data_file_of: Sequence[str] | msgspec.UnsetType = msgspec.UNSET
-    """The images whose external data file this is; there only when it is one."""
+    """The images whose external data file, or one of whose extents, this is; there only when it is one."""
+    extents: Sequence[str] | msgspec.UnsetType = msgspec.UNSET
+    """The files that hold the disk's bytes in its stead; there only when it is a VMDK that names some."""
     other_names: Sequence[str] | msgspec.UnsetType = msgspec.UNSET
     """Further names of the same file, by hard link or symlink; there only when there are any."""
     other_children: int | msgspec.UnsetType = msgspec.UNSET

@@ -69,6 +69,11 @@ def _join(nodes: list[Image], node_of: NodeOf) -> tuple[dict[str, str | None], d
             parent.children = siblings
         siblings.append(path)
         _judge(image, parent)
+        for file in backing.files or ():
+            below = node_of(file, file)
+            below.children = others = children.setdefault(below.path, [])
+            if others[-1:] != [path]:
+                others.append(path)
     return parents, children
 
 
@@ -81,7 +86,8 @@ def _judge(image: Image, parent: Image) -> None:
         image.add(finding("missing-parent", f"the backing file {name} does not exist"))
     elif backing.path is None and not image.has("reference-malformed"):
         if backing.kind == "json":
-            image.add(finding("options-parent", "the backing file is a tree of block nodes and was not looked at"))
+            what = "a tree of block nodes" if len(backing.files or ()) != 1 else "named with options"
+            image.add(finding("options-parent", f"the backing file is {what} and was not looked at"))
         else:
             image.add(finding("remote-parent", f"the backing file {name} was not looked at"))
     named, real = backing.format, parent.format
@@ -104,8 +110,9 @@ def _judge(image: Image, parent: Image) -> None:
 
 
 def _join_data_files(nodes: list[Image], node_of: NodeOf) -> dict[str, list[str]]:
-    """Ties qcow2 images to their external data files. Returns data file → the images that it belongs to."""
-    owners: dict[str, list[str]] = {}
+    """Ties qcow2 images to their external data files. Returns data file (or extent: the scan has told whose those
+    are) → the images that it belongs to."""
+    owners = {image.path: list(image.data_file_of) for image in nodes if image.data_file_of}
     held: dict[str, Image] = {}
     for image in nodes:
         if not image.data_file or image.data_file.path is None:
@@ -119,8 +126,8 @@ def _join_data_files(nodes: list[Image], node_of: NodeOf) -> dict[str, list[str]
             image.add(finding("data-file-missing", f"the data file {name} does not exist"))
         elif file.format is None and any(file.has(code) for code in ("unreadable", "not-a-file")):
             image.add(finding("data-file-unusable", f"the data file {name} cannot be opened, or is no file"))
-    for path, images in owners.items():
-        file = held[path]
+    for path, file in held.items():
+        images = owners[path]
         if len(images) > 1:
             file.add(finding("data-file-shared", f"it holds the data of {_listed(images)}"))
         if file.children or file.backing is not None or path in images or file.format not in (None, "raw"):
@@ -204,8 +211,8 @@ def _roots(nodes: list[Image], rings: list[list[str]], owners: dict[str, list[st
 
 
 def _data_file(image: Image, owners: dict[str, list[str]]) -> list[str]:
-    """The node of the image's data file, by the path that the node goes by."""
-    if not image.data_file:
+    """The nodes of the image's data file or extents, by the paths that the nodes go by."""
+    if not image.data_file and not image.extents:
         return []
     return [file for file, images in owners.items() if image.path in images]
 

@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -127,6 +127,8 @@ class Looker:
             _note_data_file(image, header.data_file, directory)
         elif isinstance(header.details, Qcow2Details) and header.details.external_data:
             image.add(finding("data-file-missing", "it has an external data file, but does not name it"))
+        elif extents := getattr(header.details, "extents", ()):
+            image.extents = tuple(tidy(os.path.join(directory, os.fsdecode(extent.name))) for extent in extents)
         if header.snapshots:
             try:
                 image.snapshots = read_snapshots(fd, header)
@@ -172,15 +174,24 @@ class Looker:
 
 def _backing(reference: Reference, format: str | None) -> Backing:
     path = reference.path
-    if path is not None and reference.protocol not in LOCAL_PROTOCOLS:
+    if reference.altered or reference.protocol not in LOCAL_PROTOCOLS:
         path = None
+    files = tuple(files_of(reference)) if path is None else ()
     return Backing(
         reference=reference.text,
         format=format or reference.format,
         kind=reference.kind,
         path=None if path is None else tidy(path),
         relative=reference.relative or msgspec.UNSET,
+        files=files or msgspec.UNSET,
     )
+
+
+def files_of(reference: Reference) -> Iterator[str]:
+    """The images on this host that opening `reference` opens."""
+    for leaf in reference.leaves:
+        if leaf.path is not None and leaf.protocol in LOCAL_PROTOCOLS and not leaf.role.endswith("config"):
+            yield tidy(leaf.path)
 
 
 def _note_data_file(image: Image, name: bytes, directory: str) -> None:

@@ -144,6 +144,13 @@ def _check_children(use: Use) -> None:
         return
     image = scan([use.path]).by_path().get(use.path)
     children = list(image.children) if image is not None else []
+    if image is not None and image.data_file_of:
+        raise RefusedError(
+            f"{printable(use.path)} holds the data of {printable(image.data_file_of[0])}: a guest that writes it "
+            "corrupts that one",
+            path=use.path,
+            hint="boot that one; --force writes to it anyway",
+        )
     if not children:
         return
     named = ", ".join(printable(child) for child in children[:_SHOWN_CHILDREN])

@@ -97,8 +97,8 @@ class Around:
         parent = self._by_path.get(self.image.parent)
         if parent is None or not _local(parent):
             raise RefusedError(
-                f"the backing file of {printable(self.image.path)} is no file on this host",
-                hint="imgtool changes local images only",
+                f"the backing file of {printable(self.image.path)} is no plain file on this host",
+                hint="imgtool changes images only that are local, and named without further options",
                 path=self.image.path,
             )
         return parent
@@ -173,31 +173,49 @@ def refuse_not_replaceable(image: Image) -> None:
     that the image is."""
     shown = printable(image.path)
     check_replaceable(image.path)
-    header = header_of(image)
-    details = header.details
+    details = header_of(image).details
     if isinstance(details, Qcow2Details) and details.external_data:
         raise RefusedError(
             f"{shown} keeps its data in another file: it cannot be changed whole or not at all",
             hint="`imgtool convert` or `imgtool chain flatten --to` makes one image of it",
             path=image.path,
         )
-    if getattr(details, "extents", ()):
+    if image.extents:
         raise RefusedError(
             f"{shown} consists of several files: it cannot be changed whole or not at all",
             hint="`imgtool convert -O qcow2` makes one of them",
             path=image.path,
         )
-    if image.data_file_of:
-        raise RefusedError(
-            f"{shown} is the external data file of {printable(image.data_file_of[0])}: what that one reads would "
-            "change",
-            path=image.path,
-        )
+    refuse_part(image)
     if image.has("backing-ambiguous"):
         found = next(found for found in image.findings if found.code == "backing-ambiguous")
         raise RefusedError(
             f"which file {shown} stands on depends on the name it is opened by: {found.message}",
             hint="`imgtool rebase -u` with an absolute name of the backing file makes it one",
+            path=image.path,
+        )
+
+
+def refuse_part(image: Image) -> None:
+    """RefusedError when the file at `image` holds the data of another image, which would read something else."""
+    if image.data_file_of:
+        raise RefusedError(
+            f"{printable(image.path)} holds the data of {listed(image.data_file_of)}, which would change",
+            hint=f"`imgtool chain show {pasted(image.path)}` shows it",
+            path=image.path,
+        )
+
+
+def refuse_known_by_number(image: Image, above: Iterable[Image]) -> None:
+    """RefusedError when one of the images `above`, which stand on `image`, could not be read any more once that is
+    written: a VMDK knows its backing file by a number, which QEMU changes then (block/vmdk.c, vmdk_is_cid_valid)."""
+    numbered = [one for one in above if one.format == image.format == "vmdk"]
+    if numbered:
+        raise RefusedError(
+            f"{names(numbered)} could not be read any more: a VMDK knows its backing file by a number, which changes "
+            f"when {printable(image.path)} is written",
+            hint=f"`imgtool convert -O qcow2 {pasted(numbered[0].path)} NEW.qcow2` makes an image of it that does "
+            "not; --force goes on all the same",
             path=image.path,
         )
 

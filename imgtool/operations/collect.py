@@ -15,7 +15,8 @@ import msgspec
 from imgtool.chain.graph import Graph, Image
 from imgtool.chain.hidden import KEPT
 from imgtool.chain.link import link
-from imgtool.chain.scan import Store, absolute
+from imgtool.chain.scan import absolute
+from imgtool.chain.store import Store
 from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.names import PathLike, Paths, paths_of, printable
 from imgtool.operations.journal import recover
@@ -118,6 +119,10 @@ class CollectRequest:
 
     def _needed(self, graph: Graph, kept: Iterable[Image]) -> set[str]:
         by_path = graph.by_path()
+        holding: dict[str, list[str]] = {}
+        for file in graph.images:
+            for owner in file.data_file_of or ():
+                holding.setdefault(owner, []).append(file.path)
         waiting = [image.path for image in kept]
         waiting += [image.path for image in graph.images if image.in_use is not None]
         waiting += [
@@ -132,9 +137,8 @@ class CollectRequest:
                 continue
             needed.add(image.path)
             waiting += [image.parent] if image.parent is not None else []
-            if image.data_file is not msgspec.UNSET and image.data_file.path is not None:
-                waiting.append(image.data_file.path)
-            waiting += image.data_file_of or ()
+            waiting += (image.backing and image.backing.files) or ()
+            waiting += [*holding.get(image.path, ()), *(image.data_file_of or ())]
         return needed
 
     def _is_inside(self, image: Image) -> bool:

@@ -24,6 +24,7 @@ from imgtool.operations.around import (
     header_of,
     names,
     refuse_in_use,
+    refuse_known_by_number,
     refuse_not_replaceable,
     refuse_sealed,
 )
@@ -87,7 +88,7 @@ class CommitRequest:
         self._look_at_files()
         self._look_at_snapshots()
         hurt = self._others()
-        if hurt and preserve_siblings and all(image.path in self.base.children for image in hurt):
+        if hurt and preserve_siblings and all(image.parent == self.base.path for image in hurt):
             refuse_in_use(hurt, why="it cannot be given what it would lose")
             for image in hurt:
                 refuse_not_replaceable(image)
@@ -108,8 +109,15 @@ class CommitRequest:
             refuse_sealed(self.overlay)
             refuse_not_replaceable(self.overlay)
         refuse_not_replaceable(self.base)
+        if not self.force:
+            refuse_known_by_number(self.base, [self._nearest])
         refuse_encrypted([self.overlay, *self.around.chain_below()])
         refuse_in_use([self.overlay, *self.below], why="committing would change a disk under a running machine")
+
+    @property
+    def _nearest(self) -> Image:
+        """Of the overlay and the images between, the one that stands on the base itself."""
+        return self.below[-2] if len(self.below) > 1 else self.overlay
 
     def _look_at_snapshots(self) -> None:
         """RefusedError when an internal snapshot of the overlay, or of an image between, reads from the base."""
@@ -152,11 +160,6 @@ class CommitRequest:
             hurt += self.around.children(image, but=[above])
         way = {image.path for image in self.below} | {above}
         return [image for image in hurt if image.path not in way]
-
-    @property
-    def _nearest(self) -> Image:
-        """The image on the way down that stands on the base."""
-        return self.below[-2] if len(self.below) > 1 else self.overlay
 
     def _followers(self) -> list[Image]:
         found = [one for image in self.siblings for one in followers(image, self.around.children(image))]

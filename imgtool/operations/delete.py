@@ -53,8 +53,8 @@ class DeleteRequest:
             )
         if image.data_file_of:
             raise RefusedError(
-                f"{shown} is the external data file of {listed(list(image.data_file_of))}",
-                hint="delete that one: its data file goes with it",
+                f"{shown} holds the data of {listed(image.data_file_of)}",
+                hint="delete that one instead",
                 path=image.path,
             )
         if not force:
@@ -84,6 +84,8 @@ class DeleteRequest:
     def _data_file(self) -> list[str]:
         """Its external data file, if that is certain to be nothing else. A header may name any file of the host."""
         found = self.image.data_file
+        if self.image.extents:
+            self.notes.append(f"the files that hold its data are left: {listed(self.image.extents)}")
         if not found or found.path is None or not os.path.isfile(found.path):
             return []
         data = self.around.find(found.path)

@@ -19,7 +19,9 @@ from imgtool.operations.around import (
     Around,
     header_of,
     refuse_in_use,
+    refuse_known_by_number,
     refuse_not_replaceable,
+    refuse_part,
     refuse_sealed,
 )
 from imgtool.operations.journal import recover
@@ -84,14 +86,16 @@ class FlattenRequest:
         self.notes = around.refuse_changed(force=force)
         self.children = around.children(self.image, but=[self.image.path])
         self.followers: list[Image] = []
+        self.replaced: Around | None = None
+        """What is there where the new file is to be."""
         if self.to is None:
-            self._look_in_place()
+            self._look_in_place(force)
         else:
             if settle:
                 recover(os.path.dirname(os.path.realpath(self.to)))
-            self._look_at_target(self.to)
+            self._look_at_target(self.to, store)
 
-    def _look_in_place(self) -> None:
+    def _look_in_place(self, force: bool) -> None:
         if not self.around.chain[0].backing:
             raise RefusedError(
                 f"{printable(self.image.path)} stands on nothing already",
@@ -108,10 +112,12 @@ class FlattenRequest:
         refuse_not_replaceable(self.image)
         if self.image.format in MOVABLE:
             refuse_not_movable(self.image)
+        elif not force:
+            refuse_known_by_number(self.image, self.children)
         refuse_in_use(self.children, why=f"it stands on {printable(self.image.path)}")
         self.followers = followers(self.image, self.children)
 
-    def _look_at_target(self, to: str) -> None:
+    def _look_at_target(self, to: str, store: Paths) -> None:
         folder = os.path.dirname(to)
         if not os.path.isdir(folder):
             raise ImageNotFoundError(
@@ -127,7 +133,7 @@ class FlattenRequest:
                     )
             if not self.overwrite:
                 raise exists_already(to, os.lstat(to))
-            self._refuse_base(to)
+            self.replaced = self._look_at_replaced(to, store)
         if self.image.snapshots:
             count = len(self.image.snapshots)
             self.notes.append(
@@ -135,16 +141,20 @@ class FlattenRequest:
                 f"{'snapshot' if count == 1 else 'snapshots'}; flattening in place keeps them"
             )
 
-    def _refuse_base(self, to: str) -> None:
-        check_replaceable(os.path.realpath(to))
-        there = Around(to, settle=False, whole=False)
+    @staticmethod
+    def _look_at_replaced(to: str, store: Paths) -> Around:
+        there = Around(to, store=store, settle=False, whole=False)
         refuse_in_use([there.image], why="it cannot be replaced", even_reading=True)
+        refuse_sealed(there.image)
+        check_replaceable(there.image.path)
+        refuse_part(there.image)
         if there.image.children:
             raise RefusedError(
                 f"{printable(to)} is the backing file of {printable(there.image.children[0])}",
                 hint="choose another name",
                 path=to,
             )
+        return there
 
     @property
     def _bitmaps(self) -> bool:
@@ -238,11 +248,13 @@ class FlattenRequest:
                 progress=progress,
             )
             self._prove(qemu_img, staged, to)
-            if os.path.lexists(to):
+            if self.replaced is not None:
+                change.hold(self.replaced.image.path)
                 change.replace(to, staged)
+                change.commit(self.replaced.confirm)
             else:
                 change.place(to, staged)
-            change.commit()
+                change.commit()
         return (to,)
 
     def _by_convert(self, qemu_img: QemuImg, to: str, progress: Progress | None) -> tuple[str, ...]:
@@ -257,13 +269,16 @@ class FlattenRequest:
                 output_format=self.output_format,
                 options=self.options,
                 compressed=self.compressed,
-                overwrite=self.overwrite,
+                overwrite=self.replaced is not None,
                 progress=progress,
                 finish=lambda hidden: self._prove(qemu_img, hidden, to),
             )
         return made.written
 
     def _prove(self, qemu_img: QemuImg, made: str, to: str) -> None:
+        """The new file holds the disk, and what it replaces is what it was."""
+        if self.replaced is not None:
+            self.replaced.confirm()
         if not same(qemu_img, made, self.image.path, formats=(self.output_format, self.image.format)):
             raise ProofError(f"{printable(to)} would not hold the same disk; it was not made", path=to)
 

@@ -18,7 +18,7 @@ from imgtool.errors import RefusedError
 from imgtool.image.header import Qcow2Details
 from imgtool.image.names import PathLike, printable
 from imgtool.operations.anchoring import followers, following, take_place
-from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_sealed
+from imgtool.operations.around import Around, header_of, refuse_in_use, refuse_part, refuse_sealed
 from imgtool.operations.journal import recover
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.proof import prove_sound
@@ -61,6 +61,7 @@ class CopyRequest:
         self.around = Around(image, format=format, whole=False, settle=False)
         self.image = top = self.around.image
         refuse_sealed(top)
+        refuse_part(top)
         refuse_in_use([top], why="it cannot be changed", even_reading=not same_content)
         self.in_place = in_place(top)
         follow = same_content and not self.in_place
@@ -107,5 +108,5 @@ def in_place(image: Image) -> bool:
         or not stat.S_ISREG(status.st_mode)
         or status.st_nlink > 1
         or (isinstance(details, Qcow2Details) and details.external_data)
-        or bool(getattr(details, "extents", ()))
+        or bool(image.extents)
     )

@@ -20,7 +20,7 @@ from imgtool.errors import ImageError, RefusedError
 from imgtool.image.names import PathLike, Paths, paths_of, printable
 from imgtool.image.policy import current
 from imgtool.image.remembered import remember
-from imgtool.operations.around import header_of, refuse_in_use, refuse_sealed
+from imgtool.operations.around import refuse_in_use, refuse_sealed
 from imgtool.operations.copying import copy_file
 from imgtool.operations.journal import can_be_linked, recover
 from imgtool.operations.meanwhile import changed
@@ -167,6 +167,13 @@ class MoveRequest:
                     hint="remove it first, and create it again afterwards",
                     path=image.path,
                 )
+        for owner in image.data_file_of or ():
+            if self.by_path[owner].extents and not self.names.moves(owner):
+                raise RefusedError(
+                    f"{printable(image.path)} is a part of {printable(owner)}, which names it",
+                    hint="move both, or their directory",
+                    path=image.path,
+                )
         if image.format is None:
             return
         if image.has("data-file-missing") and image.has("depends-on-cwd"):
@@ -176,9 +183,8 @@ class MoveRequest:
                 hint="move the data file into the image's directory first",
                 path=image.path,
             )
-        folder = os.path.dirname(image.path)
-        for extent in getattr(header_of(image).details, "extents", ()):
-            if not self.names.moves(os.path.join(folder, os.fsdecode(extent.name))):
+        for extent in image.extents or ():
+            if not self.names.moves(extent):
                 raise RefusedError(
                     f"{printable(image.path)} consists of several files, of which not all are moved",
                     hint="move all of them, or their directory",

@@ -13,7 +13,8 @@ from msgspec import UNSET
 
 from imgtool.chain.graph import Graph, Image
 from imgtool.chain.link import link
-from imgtool.chain.scan import Store, absolute
+from imgtool.chain.scan import absolute
+from imgtool.chain.store import Store
 from imgtool.errors import ImageExistsError, ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.names import PathLike, Paths, pasted, paths_of, printable
 from imgtool.operations.overlay import reference_to
@@ -195,6 +196,7 @@ class Names:
     def reference(self, image: Image, parent: Image | None) -> Reference | None:
         """What the header of `image` has to say after the move, None where it says it already. RefusedError where it
         cannot be made to."""
+        self._refuse_tree(image)
         backing = self._backing(image, parent)
         data_file = self._data_file(image)
         if backing is None and data_file is None:
@@ -204,6 +206,20 @@ class Names:
             on_the_way = Link(image.backing.path, backing.format)
         kept = image.data_file.path if data_file is not None and image.data_file is not UNSET else None
         return Reference(image, backing, data_file, on_the_way, kept)
+
+    def _refuse_tree(self, image: Image) -> None:
+        """A tree of several files, or one with options, is named as it is, or not at all."""
+        backing = image.backing
+        if backing is None or not backing.files:
+            return
+        goes = backing.relative is True and place_of(image.path) != place_of(self.after(image.path))
+        if goes or any(self.moves(file) for file in backing.files):
+            raise RefusedError(
+                f"{printable(image.path)} names its backing file by a tree of options, in which the new name would "
+                f"have to stand: {printable(backing.reference)}",
+                hint=f"`imgtool chain flatten {pasted(image.path)}` makes it independent",
+                path=image.path,
+            )
 
     def _backing(self, image: Image, parent: Image | None) -> Link | None:
         backing = image.backing

@@ -178,7 +178,8 @@ class RebaseRequest:
         for leaf in (found, *found.leaves):
             if leaf.path is not None and leaf.protocol in LOCAL_PROTOCOLS:
                 self._refuse_circle(leaf.path, walk(leaf.path))
-        if found.path is not None and found.protocol in LOCAL_PROTOCOLS and not (self.unsafe and self.force):
+        plain = found.path is not None and found.protocol in LOCAL_PROTOCOLS and not found.altered
+        if found.path is not None and plain and not (self.unsafe and self.force):
             chain = guard(found.path, format=format if format in FORMATS else None, max_depth=MAX_DEPTH - 1)
             return _Onto(text, format or chain[0].format or "raw", chain)
         return _Onto(text, _named(format), [])

@@ -239,6 +239,54 @@ def test_json_references_lead_to_their_file(images: Images) -> None:
     assert node(graph, base).children == [str(top)]
 
 
+def tree_of(*files: Path) -> str:
+    """A `json:` reference to several images."""
+    leaves = [f'{{"driver":"qcow2","file":{{"driver":"file","filename":"{file}"}}}}' for file in files]
+    return f'json:{{"driver":"quorum","vote-threshold":1,"children":[{",".join(leaves)}]}}'
+
+
+def test_an_image_stands_on_every_file_of_a_tree(images: Images) -> None:
+    base, other = images.base("base.qcow2"), images.base("far/other.qcow2")
+    middle = images.overlay("far/middle.qcow2", "other.qcow2")
+    reference = tree_of(base, middle)
+    top = images.overlay("top.qcow2", reference, format="raw", size="1M")
+    graph = scan([top])
+    backing = node(graph, top).backing
+    assert backing is not None
+    assert (backing.path, backing.files) == (None, (str(base), str(middle)))
+    assert node(graph, top).parent == reference
+    for path in (base, middle, other):
+        graph = scan([path], store=[images.directory])
+        assert str(top) in {child for image in graph.images for child in image.children}
+    assert node(scan([images.directory]), middle).children == [str(top)]
+
+
+def test_with_options_a_file_is_not_the_disk_that_is_read(images: Images) -> None:
+    base = images.base("base.img", "2M", format="raw")
+    reference = f'json:{{"driver":"raw","offset":1048576,"file":{{"driver":"file","filename":"{base}"}}}}'
+    top = images.overlay("top.qcow2", reference, format="raw")
+    graph = scan([top])
+    assert node(graph, top).parent == reference
+    assert codes(node(graph, top)) == ["options-parent"]
+    assert node(scan([base]), base).children == [str(top)]
+
+
+@pytest.mark.parametrize("subformat", ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "monolithicFlat"])
+def test_the_extents_of_a_vmdk_are_no_images(images: Images, subformat: str) -> None:
+    disk = images / "disk.vmdk"
+    images.qemu_img("create", "-q", "-f", "vmdk", "-o", f"subformat={subformat}", disk, "3G")
+    graph = scan([images.directory])
+    assert graph.roots == [str(disk)]
+    assert [image.findings for image in graph.images] == [()] * len(graph.images)
+    extents = node(graph, disk).extents or ()
+    assert len(extents) == (1 if subformat == "monolithicFlat" else 2)
+    for extent in extents:
+        found = node(scan([extent]), extent)
+        assert (found.format, found.data_file_of) == ("raw", [str(disk)])
+    os.unlink(extents[0])
+    assert "data-file-missing" in codes(node(scan([disk]), disk))
+
+
 @pytest.mark.parametrize(
     ("reference", "kind", "code"),
     [

@@ -208,6 +208,14 @@ def test_a_chain_in_a_circle_is_refused_before_qemu_sees_it(machines: Machines, 
     assert "never ends" in done.stderr
 
 
+def test_a_file_that_holds_the_data_of_another_image_is_not_written(machines: Machines, tmp_path: Path) -> None:
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=data.img", "disk.qcow2", "1M"]
+    subprocess.run(argv, cwd=tmp_path, check=True)
+    done = machines("boot", tmp_path / "data.img", "--dry-run", check=False)
+    assert done.returncode == 1
+    assert f"holds the data of {tmp_path / 'disk.qcow2'}" in done.stderr
+
+
 def test_a_missing_parent_is_one_clear_error(machines: Machines, image: Path) -> None:
     top = image.with_name("top.qcow2")
     machines("overlay", "new", image, top)

@@ -71,6 +71,14 @@ def test_a_backing_file_keeps_its_size_unless_forced(images: Images, imgtool: Im
     assert imgtool("resize", images / "top.qcow2", "2M").status == 0
 
 
+def test_a_file_that_holds_the_data_of_another_image_keeps_its_size(images: Images, imgtool: Imgtool) -> None:
+    images.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=data.img", "disk.qcow2", "1M")
+    done = imgtool("resize", "--shrink", "--force", images / "data.img", "512K")
+    assert done.status == 1
+    assert f"holds the data of {images / 'disk.qcow2'}" in done.stderr
+    assert (images / "data.img").stat().st_size == 1 << 20
+
+
 def test_a_dry_run_says_from_what_to_what(images: Images, imgtool: Imgtool) -> None:
     path = images.base("disk.qcow2", "1M")
     before = path.read_bytes()

@@ -115,6 +115,29 @@ def test_a_json_tree_of_one_leaf_is_that_leaf(tree: str, expected: dict[str, Any
 
 
 @pytest.mark.parametrize(
+    ("name", "altered"),
+    [
+        ("/a", False),
+        ("file:/a", False),
+        ("blkdebug::/a", True),
+        ('json:{"driver":"qcow2","file":{"driver":"file","filename":"/a"}}', False),
+        (
+            'json:{"driver":"qcow2","file.driver":"raw","file.file.filename":"/a","file.file.cache.direct":true}',
+            False,
+        ),
+        ('json:{"driver":"qcow2","l2-cache-size":65536,"file":{"driver":"host_device","filename":"/dev/a"}}', False),
+        ('json:{"driver":"raw","offset":512,"file":{"driver":"file","filename":"/a"}}', True),
+        ('json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"/a"}}', True),
+        ('json:{"driver":"raw","file":{"driver":"qcow2","file":{"driver":"file","filename":"/a"}}}', True),
+        ('json:{"driver":"throttle","file":{"driver":"file","filename":"/a"}}', True),
+        ('json:{"driver":"luks","key-secret":"s","file":{"driver":"file","filename":"/a"}}', True),
+    ],
+)
+def test_options_may_let_something_else_be_read_than_the_files_own_disk(name: str, altered: bool) -> None:
+    assert parse(os.fsencode(name), directory="/images").altered == altered
+
+
+@pytest.mark.parametrize(
     ("name", "leaves"),
     [
         ("blkdebug:/c:/i", [("image", "/i"), ("config", "/c")]),

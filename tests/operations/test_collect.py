@@ -137,6 +137,17 @@ def test_a_data_file_goes_and_stays_with_its_image(images: Images) -> None:
     assert names(images) == {"kept.qcow2", "kept.raw"}
 
 
+def test_what_a_tree_of_options_or_a_vmdk_names_is_needed(images: Images) -> None:
+    base = images.base("base.qcow2")
+    reference = f'json:{{"driver":"qcow2","backing":null,"file":{{"driver":"file","filename":"{base}"}}}}'
+    images.overlay("top.qcow2", reference)
+    for name in ("disk.vmdk", "old.vmdk"):
+        images.qemu_img("create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", images / name, "3G")
+    done = collect(images.directory, keep=[images / "top.qcow2", images / "disk.vmdk"])
+    assert {os.path.basename(file.path) for file in done.files} == {"old.vmdk", "old-s001.vmdk", "old-s002.vmdk"}
+    assert names(images) == {"base.qcow2", "top.qcow2", "disk.vmdk", "disk-s001.vmdk", "disk-s002.vmdk"}
+
+
 def test_broken_images_are_garbage_like_others(images: Images) -> None:
     kept = images.base("kept.qcow2")
     images.overlay("orphan.qcow2", "gone.qcow2", size="1M")

@@ -239,6 +239,35 @@ def test_the_overlay_may_be_of_any_format_with_backing_files(store: Store, forma
     assert store.by_qemu("top", format) == before == store.by_qemu("base.qcow2")
 
 
+def test_a_vmdk_on_a_vmdk_could_not_be_read_any_more(store: Store) -> None:
+    """It knows its backing file by a number, which changes when that is written."""
+    store.base("base.vmdk", 1, 2, format="vmdk")
+    store.images.qemu_img("create", "-q", "-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", "mid.vmdk")
+    store.images.qemu_img("create", "-q", "-f", "qcow2", "-b", "mid.vmdk", "-F", "vmdk", "top.qcow2")
+    store.write(store / "mid.vmdk", (1, 3), format="vmdk")
+    store.write(store / "top.qcow2", (2, 4))
+    for how in ({"overlay": store / "mid.vmdk"}, {"overlay": store / "top.qcow2", "base": store / "base.vmdk"}):
+        with pytest.raises(RefusedError, match="number"):
+            CommitRequest(**how, keep=True)  # type: ignore[arg-type]
+    before = store.by_qemu("top.qcow2")
+    commit(store / "top.qcow2")
+    assert store.by_qemu("top.qcow2") == store.by_qemu("mid.vmdk", "vmdk") == before
+
+
+@pytest.mark.parametrize(
+    "options", ['"driver":"raw","offset":65536', '"driver":"raw","size":65536', '"driver":"throttle","limits.x":1']
+)
+def test_a_base_that_is_named_with_options_is_not_written(store: Store, options: str) -> None:
+    """What lies where in the file is not known."""
+    base = store.base("base.img", 1, 2, format="raw")
+    file = f'"file":{{"driver":"file","filename":"{base}"}}'
+    store.images.overlay("top.qcow2", f"json:{{{options},{file}}}", format="raw", size="64k")
+    store.overlay("sibling.qcow2", "base.img")
+    assert "no plain file" in refused(store, RefusedError, "top.qcow2").message
+    for how in ({}, {"preserve_siblings": True}):
+        assert "top.qcow2 also stands on" in refused(store, RefusedError, "sibling.qcow2", **how).message
+
+
 def test_the_name_and_mode_of_the_base_stay(store: Store) -> None:
     chain(store)
     (store / "mid.qcow2").chmod(0o640)
@@ -312,7 +341,7 @@ def test_an_image_that_keeps_its_data_elsewhere_is_refused(store: Store, img: Qe
     assert "another file" in refused(store, RefusedError, "top.qcow2").message
     assert "another file" in refused(store, RefusedError, "mid.qcow2").message
     store.images.overlay("top2.qcow2", "mid.data", format="raw", size="1M")
-    assert "data file of" in refused(store, RefusedError, "top2.qcow2").message
+    assert "holds the data of" in refused(store, RefusedError, "top2.qcow2").message
 
 
 def test_the_plan_names_commands_images_and_bytes(store: Store) -> None:

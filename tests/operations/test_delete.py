@@ -88,7 +88,7 @@ def test_its_data_file_goes_with_it(store: Store, img: QemuImg) -> None:
         store / "top.qcow2", format="qcow2", backing="base.qcow2", backing_format="qcow2",
         data_file=store / "top.data",
     )  # fmt: skip
-    assert "data file of" in refused(store, RefusedError, "top.data", force=True).message
+    assert "holds the data of" in refused(store, RefusedError, "top.data", force=True).message
     done = delete(store / "top.qcow2")
     assert [os.path.basename(file) for file in done.files] == ["top.qcow2", "top.data"]
     assert names(store) == {"base.qcow2"}

@@ -152,6 +152,59 @@ def test_an_image_of_the_chain_or_with_overlays_is_never_the_target(store: Store
         refused(store, RefusedError, "top.qcow2", to=store / name, overwrite=True)
 
 
+def test_overlays_of_the_target_are_looked_for_in_the_store_too(store: Store) -> None:
+    chain(store)
+    store.base("other.qcow2", 9)
+    (store / "elsewhere").mkdir()
+    words = ("-f", "qcow2", "-b", "../other.qcow2", "-F", "qcow2")
+    store.images.qemu_img("create", "-q", *words, "elsewhere/on-other.qcow2")
+    with pytest.raises(RefusedError, match=r"on-other\.qcow2"):
+        flatten(store / "top.qcow2", to=store / "other.qcow2", overwrite=True, store=[store / "elsewhere"])
+
+
+@pytest.mark.parametrize("format", ["qcow2", "vmdk"])
+def test_what_was_done_to_the_target_meanwhile_stops_it(store: Store, img: QemuImg, format: str) -> None:
+    chain(store)
+    store.base("other", 9, format=format)
+
+    def ask() -> FlattenRequest:
+        return FlattenRequest(store / "top.qcow2", to=store / "other", output_format=format, overwrite=True)
+
+    request = ask()
+    store.overlay("on-other.qcow2", "other")
+    before = store.by_qemu("on-other.qcow2")
+    with pytest.raises(ImageInUseError, match="made an overlay of"):
+        request.make(img)
+    assert store.by_qemu("on-other.qcow2") == before
+    (store / "on-other.qcow2").unlink()
+    request = ask()
+    with store.images.opened(store / "other", format=format), pytest.raises(ImageInUseError):
+        request.make(img)
+    ask().make(img)
+    assert store.by_qemu("other", format) == store.by_qemu("top.qcow2")
+
+
+def test_a_sealed_image_and_one_that_holds_the_data_of_another_are_never_the_target(store: Store) -> None:
+    chain(store)
+    store.base("sealed.qcow2", 9).chmod(0o444)
+    store.images.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=data.img", "with-data.qcow2", "1M")
+    store.images.qemu_img("create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", "disk.vmdk", "1M")
+    for name in ("sealed.qcow2", "data.img", "disk-flat.vmdk"):
+        refused(store, RefusedError, "top.qcow2", to=store / name, overwrite=True)
+
+
+def test_a_vmdk_that_stands_on_a_vmdk_could_not_be_read_any_more(store: Store) -> None:
+    """It knows its backing file by a number, which changes with it."""
+    store.base("base.vmdk", 1, 2, format="vmdk")
+    for name, below in (("mid.vmdk", "base.vmdk"), ("top.vmdk", "mid.vmdk")):
+        store.images.qemu_img("create", "-q", "-f", "vmdk", "-b", below, "-F", "vmdk", name)
+    before = store.by_qemu("top.vmdk", "vmdk")
+    assert "number" in refused(store, RefusedError, "mid.vmdk").message
+    assert store.by_qemu("top.vmdk", "vmdk") == before
+    flatten(store / "top.vmdk")
+    assert store.by_qemu("top.vmdk", "vmdk") == before
+
+
 def test_what_cannot_be_flattened(store: Store) -> None:
     chain(store)
     assert "nothing already" in refused(store, RefusedError, "base.qcow2").message

@@ -341,6 +341,24 @@ def test_an_image_of_several_files_goes_with_its_directory_only(images: Images) 
     assert digest_of(images / "moved/disk.vmdk") == before
 
 
+def test_a_part_of_an_image_is_not_moved_alone(images: Images) -> None:
+    image = images / "disk.vmdk"
+    images.qemu_img("create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", image, "8M")
+    assert "is a part of" in refused(images, RefusedError, images / "disk-flat.vmdk", images / "data.vmdk")
+    (images / "elsewhere").mkdir()
+    move([image, images / "disk-flat.vmdk"], images / "elsewhere")
+    images.run_io(images / "elsewhere/disk.vmdk", "read 0 8M", format="vmdk")
+
+
+def test_a_tree_of_options_does_not_follow(images: Images) -> None:
+    base = images.base("base.img", "2M", format="raw")
+    file = f'"file":{{"driver":"file","filename":"{base}"}}'
+    top = images.overlay("top.qcow2", f'json:{{"driver":"raw","offset":1048576,{file}}}', format="raw")
+    assert "tree of options" in str(refused(images, RefusedError, base, images / "new.img"))
+    move([top], images / "new.qcow2")
+    images.run_io(images / "new.qcow2", "read 0 1M")
+
+
 def test_another_name_by_hard_link_stays(images: Images) -> None:
     base = images.base("base.qcow2", "8M")
     os.link(base, images / "other.qcow2")

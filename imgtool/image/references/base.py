@@ -45,6 +45,9 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     relative: bool = False
     """Whether `path` or `socket` was relative where QEMU joins no directory to it: QEMU looks for it in the current
     directory of whoever opens the image, imgtool (which starts QEMU there) in the image's own."""
+    altered: bool = False
+    """For a tree of one leaf: whether its options may let something else be read than the file's own disk, such as a
+    part of it, or its disk on another backing file."""
     children: tuple[Reference, ...] = ()
     """The leaves below a tree of more than one."""
 

@@ -34,6 +34,15 @@ _SETTINGS = frozenset(
     ("server", "encrypt", "cache", "overlap-check", "limits", "inject-error", "set-state", "take-child-perms")
 )
 """Options that have options of their own but are no nodes."""
+_HARMLESS = frozenset(
+    (
+        *("driver", "filename", "file", "node-name", "read-only", "auto-read-only", "force-share", "locking"),
+        *("aio", "cache", "discard", "detect-zeroes", "lazy-refcounts", "overlap-check", "discard-no-unref"),
+        *("pass-discard-request", "pass-discard-snapshot", "pass-discard-other"),
+        *("cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval"),
+    )
+)
+"""Options that change nothing of what is read."""
 _NAMES = {"x-image": "image", "x-raw": "raw"}
 """Where QEMU itself puts the file names it took out of `blkdebug:` and `blkverify:`; `json:` can reach them."""
 _MAX_DEPTH = 64
@@ -67,7 +76,7 @@ def _parse_blkdebug(text: str, depth: int) -> Reference:
     leaves = [_as_role(leaf, "image") for leaf in parse_any(image, depth=depth + 1).leaves]
     if config:
         leaves.append(_configuration(config))
-    return _joined(text, "protocol", "blkdebug", None, leaves)
+    return msgspec.structs.replace(_joined(text, "protocol", "blkdebug", None, leaves), altered=True)
 
 
 def _parse_blkverify(text: str, depth: int) -> Reference:
@@ -85,7 +94,18 @@ def parse_json(text: str, *, depth: int = 0) -> Reference:
     `{"file": {"driver": "nbd"}}`. Strings that name a node of a running QEMU lead nowhere and are refused."""
     node = _nested(text, _decode(text))
     leaves, format = _walk(text, node, depth)
-    return _joined(text, "json", str(node.get("driver") or "") or None, format, leaves)
+    joined = _joined(text, "json", str(node.get("driver") or "") or None, format, leaves)
+    return msgspec.structs.replace(joined, altered=_alters(node))
+
+
+def _alters(node: _Node) -> bool:
+    """Whether more is said than a format, or none, and a file below it."""
+    inner = node.get("file")
+    if not node.keys() <= _HARMLESS or node.get("driver") in FILTERS:
+        return True
+    if not isinstance(inner, dict):
+        return False
+    return inner.get("driver") in FORMATS - {"raw"} or _alters(inner)
 
 
 def flat_options(text: str) -> dict[str, str | int | bool | None]:
