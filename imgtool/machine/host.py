@@ -174,6 +174,8 @@ class Helper(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What it is called in the VM's directory and log."""
     argv: tuple[str, ...]
     """The program and its words."""
+    otherwise: tuple[str, ...] = ()
+    """What to start where that ends at once; empty is nothing."""
     socket: str
     """The unix socket by which QEMU reaches it."""
     directory: str | None = None

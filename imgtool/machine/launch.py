@@ -6,12 +6,12 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from imgtool.errors import ImgtoolError, MachineError
+from imgtool.errors import CommandError, ImgtoolError, MachineError
 from imgtool.image.policy import current, in_force
 from imgtool.machine.argv import compile_argv
 from imgtool.machine.console import restored
@@ -221,17 +221,28 @@ def _start_helper(vm: Vm, helper: Helper, *, detached: bool, tied: bool) -> None
         os.makedirs(helper.directory, mode=0o700, exist_ok=True)
     name = os.path.basename(helper.socket).removesuffix(".sock")
     log, record = vm.file(f"{name}.log"), vm.file(f"{name}.pid")
-    process = start(helper.argv, detached=detached, tied=tied, stderr=log, record=record)
+
+    def begin(argv: Sequence[str]) -> None:
+        process = start(argv, detached=detached, tied=tied, stderr=log, record=record)
+        with contextlib.closing(process):
+            _await_socket(helper, process)
+
     try:
-        deadline = time.monotonic() + _HELPER_SECONDS
-        while not os.path.exists(helper.socket):
-            if process.wait(_POLL) is not None:
-                raise process.failure()
-            if time.monotonic() > deadline:
-                process.end()
-                raise MachineError(f"{helper.name} did not make its socket within {_HELPER_SECONDS:g} s")
-    finally:
-        process.close()
+        begin(helper.argv)
+    except CommandError:
+        if not helper.otherwise:
+            raise
+        begin(helper.otherwise)
+
+
+def _await_socket(helper: Helper, process: Process) -> None:
+    deadline = time.monotonic() + _HELPER_SECONDS
+    while not os.path.exists(helper.socket):
+        if process.wait(_POLL) is not None:
+            raise process.failure()
+        if time.monotonic() > deadline:
+            process.end()
+            raise MachineError(f"{helper.name} did not make its socket within {_HELPER_SECONDS:g} s")
 
 
 def _await_monitor(plan: Plan, process: Process) -> None:

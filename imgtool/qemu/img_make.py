@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from imgtool.errors import CommandError, ImgtoolError, RefusedError, UsageError
+from imgtool.errors import CommandError, ImageExistsError, ImgtoolError, RefusedError, UsageError
 from imgtool.image.names import PathLike, absolute, printable
 from imgtool.image.remembered import remember
 from imgtool.qemu import img_argv
@@ -282,7 +282,8 @@ class _Making:
             with contextlib.ExitStack() as stack:
                 options = dict(self.options)
                 if self.data_file is not None:
-                    data = self.data_file if _is_device(self.data_file) else stack.enter_context(_new(self.data_file))
+                    kept = _is_device(self.data_file) or options.get("keep_data_file") in (True, "on")
+                    data = self.data_file if kept else stack.enter_context(_new(self.data_file))
                     hidden[data] = self.data_file
                     options["data_file"] = data
                 if several:
@@ -322,6 +323,12 @@ def _is_device(target: Source) -> bool:
 
 def _new(path: str) -> contextlib.AbstractContextManager[str]:
     """`replacing` without ever replacing: an older image may rest on a data file that is there."""
+    if os.path.lexists(path):
+        raise ImageExistsError(
+            f"{printable(path)} already exists, and a data file is not replaced",
+            hint="choose another name for it; QEMU 10.2 and later take it as it is with -o keep_data_file=on",
+            path=path,
+        )
     return replacing(path)
 
 

@@ -45,6 +45,7 @@ CREATED: dict[str, Options] = {
         "encrypt.format": ("luks", "aes"),
         **_encrypt(_LUKS),
         "extended_l2": _SWITCH,
+        "keep_data_file": _SWITCH,
         "lazy_refcounts": _SWITCH,
         "refcount_bits": ("1", "2", "4", "8", "16", "32", "64"),
         **_FILE,

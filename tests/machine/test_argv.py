@@ -819,6 +819,12 @@ def test_passt_stands_behind_a_stream(make_host: MakeHost) -> None:
     )
 
 
+def test_passt_started_by_root_may_stay_root_where_it_cannot_do_without(make_host: MakeHost) -> None:
+    (helper,) = compiled({"network": ["passt"]}, make_host(passt="/p", root=True)).helpers
+    assert helper.argv == ("/p", "--foreground", "--quiet", "--one-off", "--socket", "/run/vm/net0.sock")
+    assert helper.otherwise == (*helper.argv, "--runas", "0")
+
+
 NIC = '{"driver":"virtio-net-pci","id":"nic0","netdev":"net0","mac":"52:54:00:00:00:01"'
 
 

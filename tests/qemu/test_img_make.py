@@ -15,6 +15,7 @@ from imgtool.errors import (
     UsageError,
 )
 from imgtool.qemu.img_argv import OptionValue
+from imgtool.qemu.img_help import option_help
 from imgtool.qemu.qemu_img import ImageOpts, QemuImg
 from tests.qemu.disks import MIB, content, disk, patiently, write
 
@@ -139,7 +140,20 @@ def test_a_data_file_arrives_with_its_image(img: QemuImg, raw: Path, tmp_path: P
     with pytest.raises(ImageExistsError) as caught:
         img.create(tmp_path / "d" / "b.qcow2", MIB, format="qcow2", options={"data_file": str(data)}, overwrite=True)
     assert caught.value.path == str(data)
+    assert "keep_data_file" in (caught.value.hint or "")
     assert set(os.listdir(target.parent)) == {target.name, data.name}
+
+
+def test_a_data_file_that_is_there_is_taken_as_it_is_where_qemu_can(img: QemuImg, raw: Path, tmp_path: Path) -> None:
+    target, disk = tmp_path / "a.qcow2", raw.read_bytes()
+    options: dict[str, OptionValue] = {"data_file": str(raw), "data_file_raw": True, "keep_data_file": True}
+    if "keep_data_file" in option_help(img.programs, "qcow2"):
+        img.create(target, len(disk), format="qcow2", options=options)
+        assert content(img, target, tmp_path) == disk
+    else:
+        with pytest.raises(CommandError, match="keep_data_file"):
+            img.create(target, len(disk), format="qcow2", options=options)
+    assert raw.read_bytes() == disk
 
 
 def test_luks_is_made_and_read_with_its_key(img: QemuImg, raw: Path, tmp_path: Path) -> None:

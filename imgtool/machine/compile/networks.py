@@ -226,9 +226,6 @@ def _descriptors(key: str, numbers: tuple[int, ...]) -> dict[str, str]:
 def _passt(parts: Parts, network: Passt, name: str, host: Host) -> dict[str, Any]:
     socket = parts.runtime(f"{name}.sock")
     argv = [host.passt or "passt", "--foreground", "--quiet", "--one-off", "--socket", socket]
-    if host.root:
-        # else it becomes nobody, who cannot reach a socket in root's runtime directory
-        argv += ["--runas", "0"]
     for only, wanted in (("--ipv6-only", network.ipv4), ("--ipv4-only", network.ipv6)):
         if wanted is False:
             argv.append(only)
@@ -236,7 +233,10 @@ def _passt(parts: Parts, network: Passt, name: str, host: Host) -> dict[str, Any
         protocol, address_, port, guest = split_forward(rule)
         ports = f"{address_ or '127.0.0.1'}/{port}:{guest.rpartition(':')[2]}"
         argv += ["--udp-ports" if protocol == "udp" else "--tcp-ports", ports]
-    parts.helpers.append(Helper(name=f"passt-{name}", argv=tuple(argv), socket=socket))
+    # Started by root, passt becomes nobody. Those of 2023 and before do so first, and then cannot make a socket in
+    # root's runtime directory; those of 2026 cannot stay root.
+    otherwise = (*argv, "--runas", "0") if host.root else ()
+    parts.helpers.append(Helper(name=f"passt-{name}", argv=tuple(argv), otherwise=otherwise, socket=socket))
     return {"server": False, "addr": {"type": "unix", "path": socket}}
 
 

@@ -75,9 +75,14 @@ def test_a_machine_gets_a_lease_reaches_what_is_behind_the_gateway_and_is_reache
     assert f"in use by {member['name']}" in refused.stderr
     # QEMU alone holds the tap: it dies, and the tap is gone.
     lan("pkill", "-9", "-x", "qemu-system-x86")
-    lan("sh", "-c", "while ip link show | grep -q it-; do sleep 0.05; done")
+    await_no_tap(lan)
     assert lan.imgtool("net", "delete", "lab").status == 0
     assert lan.changes(before) == []
+
+
+def await_no_tap(lan: Lab) -> None:
+    """The kernel closes what a QEMU with io_uring (10.2 and later) had open some time after its end."""
+    lan("sh", "-c", "while ip link show | grep -q it-; do sleep 0.05; done")
 
 
 @pytest.mark.guest
@@ -93,7 +98,7 @@ def test_a_machine_on_a_bridge_over_a_nic_is_on_the_lan(lan: Lab, folder: Path, 
     assert "spawn=deny" in argv
     env = {"XDG_RUNTIME_DIR": str(folder)}
     assert lan.imgtool("vm", "kill", "guest", **env).status == 0
-    assert json.loads(lan("ip", "-json", "link", "show", "type", "tun")) == []
+    await_no_tap(lan)
 
 
 @pytest.mark.matrix
