@@ -119,8 +119,8 @@ HEAVY = {
 
 
 def imported(*words: str, **env: str) -> set[str]:
-    """The modules that a run of imgtool imports. It knows of no images that other tests made: names that are not UTF-8
-    need more."""
+    """The modules that a run of imgtool imports. It knows of no images that other tests made: names that are not
+    UTF-8 need more."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "imgtool", *words],
         capture_output=True,
