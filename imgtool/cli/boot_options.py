@@ -43,7 +43,11 @@ _REPEATED: tuple[tuple[str, str, str], ...] = (
         "TYPE[,…]",
         "A network: user (hostfwd=tcp::2222-:22), bridge, tap, nat, passt, socket, …, none. May be repeated.",
     ),
-    ("numa", "node,…", "A NUMA node (cpus=,mem=) or a distance (dist,src=,dst=,val=). May be repeated."),
+    (
+        "numa",
+        "node,…",
+        "A NUMA node (cpus=,mem=), a distance (dist,src=,dst=,val=), cpu, hmat-lb or hmat-cache. May be repeated.",
+    ),
     ("serial", "PORT", "A serial port: stdio, pty, file, unix, tcp, null, none. May be repeated."),
     ("parallel", "PORT", "A parallel port. May be repeated."),
     ("share", "PATH[,…]", "A host folder in the guest: tag=, type=9p|virtiofs, readonly=on. May be repeated."),

@@ -12,6 +12,7 @@ from imgtool.errors import ConfigError, MachineError, ProgramError
 from imgtool.image.names import pasted, printable
 from imgtool.machine.accelerator import Choice, choose
 from imgtool.machine.checks.network import SMBD
+from imgtool.machine.compile.memory import host_nodes
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Host, HugepageMount, HugepagePool, Uefi
 from imgtool.machine.values.devices import DisplayType
@@ -162,6 +163,11 @@ def check_files(machine: Machine) -> None:
         for port in ports:
             if port.type in ("file", "unix") and port.path is not None:
                 _check_folder(f"{option} {port.type}", port.path)
+    for number in {number for node in machine.numa.nodes for number in host_nodes(node)} if _LINUX else ():
+        if not os.path.exists(f"/sys/devices/system/node/node{number}"):
+            raise ConfigError(
+                f"--numa host-nodes: this host has no NUMA node {number}", hint="`numactl --hardware` lists them"
+            )
     if machine.safety.run_as is not None:
         _check_user(machine.safety.run_as)
 

@@ -14,7 +14,7 @@ import msgspec
 from imgtool.errors import ConfigError
 from imgtool.machine.argv import compile_argv
 from imgtool.machine.board import board
-from imgtool.machine.checks import devices, memory, network, processor, slots, start, storage
+from imgtool.machine.checks import devices, memory, network, numa, processor, slots, start, storage
 from imgtool.machine.checks.context import Context, Problems, attempt
 from imgtool.machine.compile.display import display_type
 from imgtool.machine.compile.memory import memory_size
@@ -31,7 +31,7 @@ CHECKS: tuple[Callable[[Context], Problems], ...] = (
     processor.check_smp,
     memory.check_memory,
     memory.check_hugepages,
-    memory.check_numa,
+    numa.check_numa,
     storage.check_drives,
     slots.check_slots,
     start.check_firmware,

@@ -158,6 +158,41 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
         ),
     ),
     (
+        "numa: what memory is like",
+        {
+            "smp": "2,sockets=2",
+            "numa": [
+                "node,mem=256M",
+                "node,mem=0,initiator=0",
+                "node,mem=0,initiator=0",
+                "dist,src=0,dst=1,val=30",
+                "dist,src=1,dst=0,val=40",
+                "cpu,node-id=0,socket-id=1",
+                "hmat-lb,initiator=0,target=0,hierarchy=memory,data-type=access-latency,latency=5",
+                "hmat-lb,initiator=0,target=0,hierarchy=memory,data-type=access-bandwidth,bandwidth=200M",
+                "hmat-cache,node-id=0,size=10k,level=1,associativity=direct,policy=write-back,line=8",
+            ],
+        },
+        line(
+            identity=["-machine", "pc,hmat=on", "-accel", "tcg"],
+            cpu=["-cpu", "max", "-smp", "cpus=2,maxcpus=2,sockets=2,cores=1,threads=1"],
+            memory=[
+                *("-m", "size=256M", "-object"),
+                '{"qom-type":"memory-backend-ram","id":"ram-node0","size":268435456}',
+                *("-numa", "node,nodeid=0,memdev=ram-node0", "-numa", "node,nodeid=1,initiator=0"),
+                *("-numa", "node,nodeid=2,initiator=0", "-numa", "dist,src=0,dst=1,val=30"),
+                *("-numa", "dist,src=1,dst=0,val=40", "-numa", "dist,src=0,dst=2,val=20"),
+                *("-numa", "dist,src=2,dst=0,val=20", "-numa", "dist,src=1,dst=2,val=20"),
+                *("-numa", "dist,src=2,dst=1,val=20", "-numa", "cpu,node-id=0,socket-id=1", "-numa"),
+                "hmat-lb,initiator=0,target=0,hierarchy=memory,data-type=access-latency,latency=5",
+                "-numa",
+                "hmat-lb,initiator=0,target=0,hierarchy=memory,data-type=access-bandwidth,bandwidth=209715200",
+                "-numa",
+                "hmat-cache,node-id=0,size=10240,level=1,associativity=direct,policy=write-back,line=8",
+            ],
+        ),
+    ),
+    (
         "a kernel",
         {
             "kernel": "/boot/k",

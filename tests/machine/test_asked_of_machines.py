@@ -162,6 +162,32 @@ def test_places_in_the_topology_belong_to_nodes_and_a_node_has_an_initiator(type
     assert vm.get("/machine", "hmat") is True
 
 
+def test_distances_that_are_left_out_and_a_node_without_memory(typed: Typed) -> None:
+    """QEMU wants all of them once there is one, and both ways once one is longer than the other."""
+    nodes = "--machine q35 --memory 64M --smp 3,sockets=3 --numa node,mem=64M --numa node,mem=0 --numa node,mem=0 "
+    vm = typed(f"{nodes} --numa dist,src=2,dst=1,val=31")
+    assert [backend["id"] for backend in vm.ask("query-memdev")] == ["ram-node0"]
+    assert "node 2 size: 0 MB" in vm.told("info numa")
+    vm = typed(
+        f"{nodes} --numa dist,src=0,dst=1,val=31 --numa dist,src=1,dst=0,val=41 --numa dist,src=2,dst=1,val=51"
+    )
+    assert "3 nodes" in vm.told("info numa")
+    assert "this host has no NUMA node 1000" in typed.run(f"{nodes} --numa node,host-nodes=1000,mem=0")[1]
+
+
+def test_latencies_bandwidths_and_caches_of_memory(typed: Typed) -> None:
+    """The example of QEMU's documentation. No query tells of HMAT, only the guest's firmware tables."""
+    lb = "--numa hmat-lb,initiator=0,hierarchy=memory"
+    vm = typed(
+        "--machine q35 --memory 128M --smp 2 --numa node,mem=64M,cpus=0-1 --numa node,mem=64M,initiator=0 "
+        f"{lb},target=0,data-type=access-latency,latency=5 {lb},target=0,data-type=access-bandwidth,bandwidth=200M "
+        f"{lb},target=1,data-type=access-latency,latency=10 {lb},target=1,data-type=access-bandwidth,bandwidth=100M "
+        "--numa hmat-cache,node-id=1,size=10k,level=1,associativity=direct,policy=write-back,line=8"
+    )
+    assert vm.get("/machine", "hmat") is True
+    assert "node 1 cpus:\r\n" in vm.told("info numa")
+
+
 def test_hugepages(typed: Typed, tmp_path: Path) -> None:
     """In a mount namespace of its own; where no pages can be reserved, the command that does it is named."""
     command = [sys.executable, "-m", "imgtool", "boot", "-d", "--accel", "tcg", "--memory", "64M", "--name", "huge"]

@@ -35,7 +35,18 @@ from imgtool.machine.values.devices import (
     Watchdog,
 )
 from imgtool.machine.values.network import Address, Bridge, Dgram, Nat, Passt, Socket, Stream, Tap, User, VhostUser
-from imgtool.machine.values.processor import Cpu, Hugepages, Memory, Numa, NumaCpu, NumaDistance, NumaNode, Smp
+from imgtool.machine.values.processor import (
+    Cpu,
+    Hugepages,
+    Memory,
+    Numa,
+    NumaCpu,
+    NumaDistance,
+    NumaHmatCache,
+    NumaHmatLb,
+    NumaNode,
+    Smp,
+)
 from imgtool.machine.values.storage import Drive, Throttle
 
 MakeHost = Callable[..., Host]
@@ -192,6 +203,22 @@ CASES: list[tuple[Callable[[str], Any], str, Any]] = [
 @pytest.mark.parametrize(("parse", "text", "expected"), CASES, ids=[text or "empty" for _, text, _ in CASES])
 def test_an_option_string_becomes_its_struct(parse: Callable[[str], Any], text: str, expected: Any) -> None:
     assert parse(text) == expected
+
+
+def test_what_numa_tells_of_memory() -> None:
+    found = processor.parse_numa(
+        [
+            "node,cpus=0",
+            "hmat-lb,initiator=0,target=1,hierarchy=first-level,data-type=read-bandwidth,bandwidth=200M",
+            "hmat-cache,node-id=1,size=10k,level=2,associativity=complex,policy=write-through,line=64",
+        ]
+    )
+    assert found.hmat_lb == (
+        NumaHmatLb(initiator=0, target=1, hierarchy="first-level", data_type="read-bandwidth", bandwidth=200 << 20),
+    )
+    assert found.hmat_cache == (
+        NumaHmatCache(node_id=1, size=10240, level=2, associativity="complex", policy="write-through", line=64),
+    )
 
 
 def test_numa_options_are_read_together() -> None:

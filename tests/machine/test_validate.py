@@ -20,6 +20,10 @@ MakeHost = Callable[..., Host]
 A, B, F = "/d/a.qcow2", "/d/b.raw", "/d/f.img"
 MIB = 1 << 20
 
+LATENCY = "hmat-lb,initiator=0,target=0,hierarchy=memory,data-type=access-latency,latency=5"
+BANDWIDTH = "hmat-lb,initiator=0,target=0,hierarchy=memory,data-type=access-bandwidth,bandwidth=200M"
+CACHE = "hmat-cache,node-id=0,size=10k,level=1,associativity=direct,policy=write-back,line=8"
+
 NONSENSE: list[tuple[dict[str, Any], str]] = [
     # identity, machine, CPU
     ({"uuid": "12"}, "--uuid 12 is not a UUID"),
@@ -80,6 +84,30 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"numa": ["node", "node", "dist,src=0,dst=0,val=20"]}, "distance to itself is 10"),
     ({"numa": ["node", "node", "dist,src=0,dst=7,val=20"]}, "node 7, which is not there"),
     ({"numa": ["node,policy=bind"]}, "policy=bind needs host-nodes="),
+    ({"numa": ["node", "node", "dist,src=0,dst=1,val=11", "dist,src=0,dst=1,val=12"]}, "node 0 to node 1 is there 2"),
+    ({"numa": ["hmat-cache,node-id=0,size=1M,level=1,associativity=none,policy=none,line=8"]}, "there is none"),
+    ({"numa": ["node", "cpu,node-id=1,socket-id=0"]}, "--numa cpu speaks of node 1, which is not there"),
+    ({"numa": ["node", "cpu,node-id=0,socket-id=1"]}, "socket-id=1, and there is 1 socket"),
+    (
+        {"smp": "2,sockets=2", "numa": ["node", "node", "cpu,node-id=0,socket-id=1", "cpu,node-id=1,socket-id=1"]},
+        "puts the same CPUs into node 0 and node 1",
+    ),
+    ({"numa": ["node", "node,initiator=0"]}, "are about nodes with CPUs, and none names some"),
+    ({"numa": ["node,cpus=0", "node,initiator=1"]}, "NUMA node 1: initiator=1 is no node with CPUs"),
+    ({"numa": ["node,cpus=0", "node", "node,initiator=0"]}, "NUMA node 1 has no CPUs, and no initiator"),
+    ({"smp": 2, "numa": ["node,cpus=0", "node,cpus=1,initiator=0"]}, "NUMA node 1 has CPUs, and so is its own"),
+    (
+        {"numa": ["node,cpus=0", LATENCY.replace("latency=5", "bandwidth=5M")]},
+        "data-type=access-latency needs latency=",
+    ),
+    ({"numa": ["node,cpus=0", LATENCY.replace("target=0", "target=1")]}, "speaks of node 1, which is not there"),
+    (
+        {"numa": ["node,cpus=0", "node,initiator=0", LATENCY.replace("initiator=0", "initiator=1")]},
+        "--numa hmat-lb: initiator=1 is no node with CPUs",
+    ),
+    ({"numa": ["node,cpus=0", BANDWIDTH.replace("200M", "200k")]}, "a bandwidth is a whole number of MiB"),
+    ({"numa": ["node,cpus=0", LATENCY, CACHE]}, "latency and bandwidth of node 0's memory are not told"),
+    ({"numa": ["node,cpus=0", LATENCY, CACHE.replace("level=1", "level=4")]}, "level is at most 3"),
     ({"numa": ["node"], "machine": "microvm"}, "machine microvm has no NUMA"),
     ({"numa": ["nod,cpus=1"]}, "--numa has no 'nod'"),
     ({"numa": ["node,memdev=ram"]}, "memdev names a memory backend"),
@@ -377,6 +405,7 @@ GOOD: list[dict[str, Any]] = [
     {"drive": [f"{A},if=virtio", f"{A},if=virtio"], "ephemeral": True},
     {"network": ["user,hostfwd=tcp::2222-:22,hostfwd=udp::2222-:22", "user,hostfwd=tcp:10.0.0.1:2222-:22"]},
     {"network": "user,guestfwd=tcp:10.0.2.100:80-cmd:cat,guestfwd=:10.0.2.100:81-null"},
+    {"numa": ["node,cpus=0", LATENCY, BANDWIDTH, CACHE]},
     {"smp": "cpus=2,maxcpus=8", "numa": ["node,cpus=0-3", "node,cpus=4-7"]},
     {"memory": "8G", "hugepages": "prealloc=off"},
     {"cpu": "max,+hv-relaxed,+x-odd,-vmx,+sse4.1,pmu=on"},

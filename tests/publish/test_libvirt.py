@@ -532,6 +532,9 @@ LOST = {
     '[[network]]\ntype = "dgram"\nlocal = { type = "unix", path = "/a" }': "network[0]",
     '[[drive]]\nif = "pflash"': "drive[0].if",
     '[[drive]]\nif = "none"': "drive[0].if",
+    'numa = ["node,cpus=0", "hmat-lb,initiator=0,target=0,hierarchy=memory,data-type=read-latency,latency=5"]': (
+        "numa.hmat-lb"
+    ),
     'display = { type = "gtk" }': "display.type",
     'display = { type = "vnc", password = false, tls-creds = "/pki" }': "display.tls-creds",
     'display = { type = "vnc" }': "display.password",

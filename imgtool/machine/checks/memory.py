@@ -1,15 +1,12 @@
-"""Memory, hugepages, NUMA."""
+"""Memory and hugepages."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 from imgtool.errors import ConfigError
 from imgtool.image.names import pasted, printable
 from imgtool.machine.checks.context import Context, Problems, attempt
-from imgtool.machine.compile.memory import cpu_range, host_nodes, memory_size, node_sizes
+from imgtool.machine.compile.memory import memory_size, node_sizes
 from imgtool.machine.host import HugepagePool
-from imgtool.machine.smp import topology
 from imgtool.machine.values.processor import Hugepages
 from imgtool.sizes import format_size
 
@@ -133,86 +130,3 @@ def _parts(context: Context) -> list[int]:
     if not context.machine.numa.nodes:
         return [memory_size(context.machine)]
     return attempt(lambda: node_sizes(context.machine), []) or []
-
-
-def check_numa(context: Context) -> Problems:
-    numa = context.machine.numa
-    if not numa.nodes:
-        if numa.distances or numa.cpus:
-            yield ConfigError(
-                "--numa dist and cpu speak of nodes, but there is none", hint="add --numa node,cpus=…,mem=…"
-            )
-        return
-    if not context.board.numa:
-        yield ConfigError(f"machine {context.board.name} has no NUMA", hint="take --machine q35")
-    problems: list[ConfigError] = []
-    attempt(lambda: node_sizes(context.machine), problems)
-    yield from problems
-    numbers = [at if node.nodeid is None else node.nodeid for at, node in enumerate(numa.nodes)]
-    twice = [number for number, times in Counter(numbers).items() if times > 1]
-    if twice:
-        yield ConfigError(f"NUMA node {twice[0]} is there twice", hint="give each a nodeid= of its own")
-    elif sorted(numbers) != list(range(len(numbers))):
-        yield ConfigError(f"NUMA nodes are numbered from 0 without gaps, not {sorted(numbers)}")
-    yield from _cpus(context)
-    yield from _policies(context)
-    yield from _distances(context, set(numbers))
-
-
-def _cpus(context: Context) -> Problems:
-    found = attempt(lambda: topology(context.machine.smp), [])
-    nodes = context.machine.numa.nodes
-    if found is None or not any(node.cpus for node in nodes) or context.machine.numa.cpus:
-        return
-    owner: dict[int, int] = {}
-    for at, node in enumerate(nodes):
-        for text in node.cpus:
-            problems: list[ConfigError] = []
-            numbers = attempt(lambda text=text: cpu_range(text), problems)  # type: ignore[misc]
-            yield from problems
-            if numbers is None:
-                return
-            if numbers[-1] >= found.maxcpus:
-                yield ConfigError(
-                    f"NUMA node {at} has CPU {numbers[-1]}, but the machine's CPUs are 0 to {found.maxcpus - 1}",
-                    hint="raise --smp, or mend cpus=",
-                )
-                return
-            for number in numbers:
-                if owner.setdefault(number, at) != at:
-                    yield ConfigError(f"CPU {number} is in NUMA node {owner[number]} and in node {at}")
-                    return
-    left = [number for number in range(found.maxcpus) if number not in owner]
-    if left:
-        yield ConfigError(
-            f"CPU {left[0]} is in no NUMA node" + (f" (nor are {len(left) - 1} more)" if len(left) > 1 else ""),
-            hint="every CPU up to maxcpus belongs to a node",
-        )
-
-
-def _policies(context: Context) -> Problems:
-    for at, node in enumerate(context.machine.numa.nodes):
-        if node.policy not in (None, "default") and not node.host_nodes:
-            yield ConfigError(f"NUMA node {at}: policy={node.policy} needs host-nodes=", hint="such as host-nodes=0")
-        if node.policy == "default" and node.host_nodes:
-            yield ConfigError(f"NUMA node {at}: policy=default takes no host-nodes", hint="policy=bind does")
-        problems: list[ConfigError] = []
-        attempt(lambda node=node: host_nodes(node), problems)  # type: ignore[misc]
-        yield from problems
-
-
-def _distances(context: Context, numbers: set[int]) -> Problems:
-    for item in context.machine.numa.distances:
-        missing = {item.src, item.dst} - numbers
-        if missing:
-            yield ConfigError(f"--numa dist speaks of node {min(missing)}, which is not there")
-        elif item.src == item.dst and item.val != 10:
-            yield ConfigError(f"a NUMA node's distance to itself is 10, not {item.val}")
-        elif item.src != item.dst and not 10 < item.val <= 255:
-            yield ConfigError(
-                f"--numa dist val={item.val}: the distance of two nodes is 11 to 255",
-                hint="20 is twice as far as a node's own memory, 255 is out of reach",
-            )
-    for place in context.machine.numa.cpus:
-        if place.node_id not in numbers:
-            yield ConfigError(f"--numa cpu speaks of node {place.node_id}, which is not there")

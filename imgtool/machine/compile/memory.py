@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
+
+import msgspec
 
 from imgtool.errors import ConfigError
 from imgtool.machine.board import Board
-from imgtool.machine.compile.encode import compact, word
+from imgtool.machine.compile.encode import compact, keyed, word
 from imgtool.machine.compile.parts import Parts
 from imgtool.machine.config import DEFAULT_MEMORY, Machine
 from imgtool.machine.host import Host
@@ -48,7 +51,7 @@ def memory_size(machine: Machine) -> int:
     if machine.memory.size is not None:
         return machine.memory.size
     named = [node.mem for node in machine.numa.nodes]
-    if named and all(named):
+    if any(named) and None not in named:
         return sum(mem for mem in named if mem is not None)
     return DEFAULT_MEMORY
 
@@ -96,22 +99,59 @@ def add_memory(parts: Parts, machine: Machine, host: Host) -> None:
     elif machine.hugepages is not None or shares_memory(machine):
         parts.object(_backend("ram0", size, machine, host, None))
         parts.machine["memory-backend"] = "ram0"
-    for distance in machine.numa.distances:
-        parts.add("-numa", f"dist,src={distance.src},dst={distance.dst},val={distance.val}")
+    for (src, dst), far in distances(machine).items():
+        parts.add("-numa", f"dist,src={src},dst={dst},val={far}")
     for place in machine.numa.cpus:
-        ids = {name: getattr(place, f"{name}_id") for name in ("node", "socket", "die", "cluster", "core", "thread")}
-        parts.add("-numa", ",".join(["cpu", *(f"{name}-id={at}" for name, at in ids.items() if at is not None)]))
+        parts.add("-numa", keyed("cpu", msgspec.to_builtins(place)))
+    _add_hmat(parts, machine)
+
+
+def _add_hmat(parts: Parts, machine: Machine) -> None:
+    """The heterogeneous memory attribute table. QEMU takes a latency only for CPUs that have their node already."""
+    if has_hmat(machine):
+        parts.machine["hmat"] = True
+    for kind, items in (("hmat-lb", machine.numa.hmat_lb), ("hmat-cache", machine.numa.hmat_cache)):
+        for item in items:
+            parts.add("-numa", keyed(kind, msgspec.to_builtins(item)))
+
+
+def has_hmat(machine: Machine) -> bool:
+    numa = machine.numa
+    return bool(numa.hmat_lb or numa.hmat_cache) or any(node.initiator is not None for node in numa.nodes)
+
+
+def node_numbers(machine: Machine) -> list[int]:
+    return [place if node.nodeid is None else node.nodeid for place, node in enumerate(machine.numa.nodes)]
+
+
+_USUAL_DISTANCE = 20
+
+
+def distances(machine: Machine) -> dict[tuple[int, int], int]:
+    """From node to node: those that the machine names, and those that QEMU wants to hear beside them: all of them
+    once there is one, and both ways once a way is longer than the one back."""
+    found = {(one.src, one.dst): one.val for one in machine.numa.distances}
+    if not found:
+        return found
+    both_ways = any(found.get((dst, src), value) != value for (src, dst), value in found.items())
+    for src, dst in combinations(sorted(node_numbers(machine)), 2):
+        there, back = found.get((src, dst)), found.get((dst, src))
+        if there is None and (back is None or both_ways):
+            there = found[src, dst] = _USUAL_DISTANCE if back is None else back
+        if back is None and both_ways and there is not None:
+            found[dst, src] = there
+    return found
 
 
 def _add_nodes(parts: Parts, machine: Machine, host: Host) -> None:
     sizes = node_sizes(machine)
-    for place, (node, size) in enumerate(zip(machine.numa.nodes, sizes, strict=True)):
-        nodeid = place if node.nodeid is None else node.nodeid
-        # `mem=` is gone from newer machine types; a backend for each node works with all.
-        parts.object(_backend(f"ram-node{nodeid}", size, machine, host, node))
-        words = [f"node,nodeid={nodeid}", *(f"cpus={item}" for item in node.cpus), f"memdev=ram-node{nodeid}"]
+    for nodeid, node, size in zip(node_numbers(machine), machine.numa.nodes, sizes, strict=True):
+        words = [f"node,nodeid={nodeid}", *(f"cpus={item}" for item in node.cpus)]
+        if size:
+            # `mem=` is gone from newer machine types; a backend for each node works with all.
+            parts.object(_backend(f"ram-node{nodeid}", size, machine, host, node))
+            words.append(f"memdev=ram-node{nodeid}")
         if node.initiator is not None:
-            parts.machine["hmat"] = True
             words.append(f"initiator={node.initiator}")
         parts.add("-numa", ",".join(words))
 

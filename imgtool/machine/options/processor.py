@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import get_args
+from typing import Any, get_args
+
+import msgspec
 
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
@@ -19,6 +21,8 @@ from imgtool.machine.values.processor import (
     Numa,
     NumaCpu,
     NumaDistance,
+    NumaHmatCache,
+    NumaHmatLb,
     NumaNode,
     Smp,
 )
@@ -119,29 +123,40 @@ def parse_hugepages(text: str) -> Hugepages:
 
 
 def parse_numa(texts: Iterable[str]) -> Numa:
-    """All `--numa` options: `node,cpus=0-1,mem=1G`, `dist,src=0,dst=1,val=20`, `cpu,node-id=0,socket-id=1`."""
+    """All `--numa` options: `node,cpus=0-1,mem=1G`, `dist,src=0,dst=1,val=20`, `cpu,node-id=0,socket-id=1`,
+    `hmat-lb,…`, `hmat-cache,…`."""
     nodes: list[NumaNode] = []
-    distances: list[NumaDistance] = []
-    cpus: list[NumaCpu] = []
+    others: dict[str, list[Any]] = {kind: [] for kind in _NUMA}
     for text in texts:
         kind, _, rest = text.partition(",")
         kind = kind.removeprefix("type=")
         option = f"--numa {kind}"
         if kind == "node":
             nodes.append(_node(option, rest))
-        elif kind == "dist":
-            distances.append(
-                build(option, NumaDistance, once(option, pairs(option, rest, first=None, keys=scalars(NumaDistance))))
-            )
-        elif kind == "cpu":
-            cpus.append(build(option, NumaCpu, once(option, pairs(option, rest, first=None, keys=scalars(NumaCpu)))))
+        elif kind in _NUMA:
+            struct = _NUMA[kind]
+            words = once(option, pairs(option, rest, first=None, keys=scalars(struct)))
+            others[kind].append(build(option, struct, words))
         else:
-            close = nearest(kind, ["node", "dist", "cpu"])
-            raise UsageError(
-                f"--numa has no {printable(kind)!r}",
-                hint=f"did you mean {close}?" if close else "it begins with node, dist or cpu",
-            )
-    return Numa(nodes=tuple(nodes), distances=tuple(distances), cpus=tuple(cpus))
+            close = nearest(kind, ["node", *_NUMA])
+            begins = f"it begins with node, {', '.join(_NUMA)}"
+            raise UsageError(f"--numa has no {printable(kind)!r}", hint=f"did you mean {close}?" if close else begins)
+    return Numa(
+        nodes=tuple(nodes),
+        distances=tuple(others["dist"]),
+        cpus=tuple(others["cpu"]),
+        hmat_lb=tuple(others["hmat-lb"]),
+        hmat_cache=tuple(others["hmat-cache"]),
+    )
+
+
+_NUMA: dict[str, type[msgspec.Struct]] = {
+    "dist": NumaDistance,
+    "cpu": NumaCpu,
+    "hmat-lb": NumaHmatLb,
+    "hmat-cache": NumaHmatCache,
+}
+"""What --numa tells beside nodes."""
 
 
 def _node(option: str, text: str) -> NumaNode:

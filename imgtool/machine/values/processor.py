@@ -1,6 +1,6 @@
 """CPU, topology, memory, NUMA."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -72,7 +72,7 @@ class NumaNode(Config, frozen=True, kw_only=True):
     cpus: tuple[str, ...] = ()
     """Ranges of CPU indexes: `0-1`, `4`."""
     mem: Size | None = None
-    """None is an equal share of what the other nodes leave."""
+    """None is an equal share of what the other nodes leave; 0 is a node that has none at the start."""
     initiator: Index | None = None
     """The node whose CPUs are nearest, for a node without CPUs."""
     host_nodes: tuple[str, ...] = ()
@@ -109,6 +109,45 @@ class NumaCpu(Config, frozen=True, kw_only=True):
     """Of the core, counted from 0."""
 
 
+HmatData = Literal[
+    "access-latency", "read-latency", "write-latency", "access-bandwidth", "read-bandwidth", "write-bandwidth"
+]
+
+
+class NumaHmatLb(Config, frozen=True, kw_only=True):
+    """`--numa hmat-lb,…`: how fast a node's CPUs reach a node's memory. QAPI: NumaHmatLBOptions."""
+
+    initiator: Index
+    """The node whose CPUs reach for it."""
+    target: Index
+    """The node whose memory it is."""
+    hierarchy: Literal["memory", "first-level", "second-level", "third-level"]
+    """The memory itself, or a cache in front of it."""
+    data_type: HmatData
+    """What is told of it."""
+    latency: Count | None = None
+    """Nanoseconds."""
+    bandwidth: Size | None = None
+    """Bytes a second, in whole MiB."""
+
+
+class NumaHmatCache(Config, frozen=True, kw_only=True):
+    """`--numa hmat-cache,…`: a cache in front of a node's memory. QAPI: NumaHmatCacheOptions."""
+
+    node_id: Index
+    """The node whose memory it is."""
+    size: Size
+    """Bytes."""
+    level: Annotated[int, msgspec.Meta(ge=1, le=3)]
+    """1 is the nearest to the CPUs."""
+    associativity: Literal["none", "direct", "complex"]
+    """Where in it a line of memory may be."""
+    policy: Literal["none", "write-back", "write-through"]
+    """When it writes to the memory."""
+    line: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    """Bytes of a line."""
+
+
 class Numa(Config, frozen=True, kw_only=True):
     """All `--numa` options together."""
 
@@ -118,3 +157,7 @@ class Numa(Config, frozen=True, kw_only=True):
     """Between two nodes; what is left out is 20."""
     cpus: tuple[NumaCpu, ...] = msgspec.field(name="cpu", default=())
     """CPUs by their place in the topology."""
+    hmat_lb: tuple[NumaHmatLb, ...] = ()
+    """Latencies and bandwidths, for the guest's ACPI table HMAT."""
+    hmat_cache: tuple[NumaHmatCache, ...] = ()
+    """Caches of memory, for the same table."""

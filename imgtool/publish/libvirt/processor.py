@@ -100,6 +100,7 @@ def add_cpu(root: Element, features: Element, machine: Machine, notes: Notes) ->
 def _add_nodes(cpu: Element, machine: Machine, notes: Notes) -> None:
     for place, _ in enumerate(machine.numa.cpus):
         notes.add(f"numa.cpu[{place}]", "libvirt names a node's CPUs by their numbers")
+    notes.rest(machine.numa, "numa", ["nodes", "distances", "cpus"], "imgtool has no words of libvirt's for it")
     if not machine.numa.nodes:
         return
     numa = put(cpu, "numa")
