@@ -82,7 +82,8 @@ KINDS: dict[str, Kind] = {
     "unreadable-files": Kind("info", "files that cannot be read were left out; whether they are images is unknown"),
 }
 """Code → severity and meaning. Those of a store as a whole stand last, and in `Graph.findings`; all others at the
-image they concern. `chain show` tells what concerns the graph, `chain verify` all of it."""
+image they concern. `chain show` tells what concerns the graph and the damage that an image shows of itself, `chain
+verify` all of it."""
 
 
 def finding(code: str, message: str) -> Finding:

@@ -1,4 +1,4 @@
-"""What a qcow2 tells about its own state, gathered while a scan has it open: damage marks, a missing end, anchors."""
+"""What a qcow2 tells about its own state and its parent's, gathered while a scan has it open."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import os
 from typing import NamedTuple
 
 from imgtool.chain.anchors import AnchorState, state_of
-from imgtool.chain.findings import finding
+from imgtool.chain.damage import tell_damage
 from imgtool.chain.graph import Image
-from imgtool.chain.truncation import is_truncated
 from imgtool.image.anchor import Anchor, read_anchor
-from imgtool.image.header import Header, Qcow2Details
-from imgtool.image.names import printable
-from imgtool.image.source import size_of
+from imgtool.image.header import Header
 
 
 class Anchored(NamedTuple):
@@ -31,14 +28,7 @@ class Health:
         self._stats: dict[str, os.stat_result | None] = {}
 
     def notice(self, image: Image, fd: int, header: Header, status: os.stat_result) -> None:
-        details = header.details
-        if not isinstance(details, Qcow2Details):
-            return
-        if details.incompatible:
-            _tell_marks(image, details)
-        size = size_of(fd, status)
-        if is_truncated(fd, details, size):
-            image.add(finding("truncated", f"it ends after {size} bytes, and uses clusters beyond"))
+        tell_damage(image, fd, header, status)
         if header.backing is not None:
             anchor = read_anchor(fd, header)
             if anchor is not None:
@@ -67,21 +57,3 @@ class Health:
         if key not in self._states:
             self._states[key] = state_of(anchor, one.reference, parent, parent_format=one.parent_format)
         return self._states[key]
-
-
-def _tell_marks(image: Image, details: Qcow2Details) -> None:
-    if details.corrupt:
-        image.add(finding("corrupt", "it is marked as damaged"))
-    if details.dirty:
-        image.add(finding("dirty", "it was not closed: its reference counts may be wrong"))
-    if details.unknown_incompatible:
-        names = [name for name in details.features if name not in _KNOWN]
-        image.add(finding("unknown-feature", f"it needs {', '.join(map(printable, names))}, unknown to QEMU"))
-
-
-_KNOWN = frozenset(
-    (
-        *("dirty", "corrupt", "data-file", "compression-type", "extended-l2"),
-        *("lazy-refcounts", "bitmaps", "data-file-raw"),
-    )
-)

@@ -6,6 +6,7 @@ import os
 
 from msgspec import Struct
 
+from imgtool.chain.damage import tell_damage
 from imgtool.chain.graph import Graph, Image
 from imgtool.chain.link import link
 from imgtool.chain.look import Notice, tidy
@@ -41,7 +42,7 @@ def scan(paths: Paths, *, store: Paths = (), format: str | None = None) -> Graph
     one of `paths` or a backing file, is a node without format and sizes, whose findings say so (`missing`,
     `malformed`, `unreadable`, …). UsageError for a `format` that QEMU does not have.
     """
-    return survey(paths, store=store, format=format).graph
+    return survey(paths, store=store, format=format, notice=tell_damage).graph
 
 
 def check_format(format: str | None) -> None:

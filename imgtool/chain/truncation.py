@@ -55,21 +55,21 @@ def _ends_early(path: str) -> bool:
 def _may_be_truncated(fd: int, details: Qcow2Details, size: int) -> bool:
     """Whether clusters behind the end of the file are counted as used. They may be leaked ones."""
     cluster = details.cluster_size
-    if details.l1_offset + 8 * details.l1_entries > size and details.l1_entries:
+    entries = details.l1_entries
+    if entries and details.l1_offset + 8 * entries > size:
         return True
     bits = details.refcount_bits
-    per_block = cluster * 8 // bits
-    block, entry = divmod(-(-size // cluster), per_block)
+    block, entry = divmod(-(-size // cluster), cluster * 8 // bits)
     if block >= details.refcount_table_clusters * cluster // 8:
         return False
     where = os.pread(fd, 8, details.refcount_table_offset + 8 * block)
     offset = int.from_bytes(where) & _OFFSET
-    if len(where) < 8 or offset >= size:
+    if offset >= size or len(where) < 8:
         return True
     if not offset:
         return False
     at = entry * bits // 8
-    return bool(os.pread(fd, min(_LOOKED_AT, cluster - at), offset + at).strip(b"\0"))
+    return os.pread(fd, min(_LOOKED_AT, cluster - at), offset + at).strip(b"\0") != b""
 
 
 def _lacks_tables(fd: int, details: Qcow2Details, size: int) -> bool:

@@ -87,10 +87,11 @@ def show(context: Context, images: tuple[str, ...], stores: tuple[str, ...], for
     --store. Headers are read without starting QEMU; nothing is locked or changed. Defects are shown beside the images
     they concern, and do not change the exit status.
     """
+    from imgtool.chain.damage import tell_damage
     from imgtool.chain.scan import check_asked, survey
     from imgtool.image.policy import current
 
-    found = survey(images, store=stores, format=format_, policy=current())
+    found = survey(images, store=stores, format=format_, notice=tell_damage, policy=current())
     check_asked(found)
     answer(context, found)
 

@@ -121,11 +121,10 @@ class Source:
         return b"".join(parts)
 
 
-def size_of(fd: int, status: os.stat_result | None = None) -> int:
-    """Bytes in the regular file or block device open at `fd`, of which fstat says `status`. ImageFormatError for what
-    has no size."""
+def size_of(fd: int) -> int:
+    """Bytes in the regular file or block device open at `fd`. ImageFormatError for what has no size."""
     try:
-        status = status or os.fstat(fd)
+        status = os.fstat(fd)
         if stat.S_ISREG(status.st_mode):
             return status.st_size
         if stat.S_ISBLK(status.st_mode):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgtool.chain.findings import KINDS
+from imgtool.chain.scan import scan
 from imgtool.chain.verify import Defect, verify
 from imgtool.errors import ImageNotFoundError
 from imgtool.image.policy import Policy, in_force
@@ -194,6 +195,20 @@ def test_marks_in_the_header(images: Images) -> None:
     assert corrupt.repair == ("imgtool", "check", "-r", "all", "-f", "qcow2", str(images / "corrupt.qcow2"))
     assert not corrupt.automatic
     assert only(found, "dirty").automatic
+    told = {image.path: [one.code for one in image.findings] for image in scan([images.directory]).images}
+    assert told == {
+        str(images / "corrupt.qcow2"): ["corrupt"],
+        str(images / "dirty.qcow2"): ["dirty"],
+        str(images / "future.qcow2"): ["unknown-feature"],
+    }
+
+
+def test_an_image_that_is_written_is_not_closed_yet(images: Images) -> None:
+    path = images.base("disk.qcow2")
+    with images.opened(path):
+        set_feature(path, INCOMPATIBLE, 1)
+        assert codes(defects(images)) == ["in-use"]
+        assert [image.findings for image in scan([path]).images] == [()]
 
 
 @pytest.mark.parametrize("cluster", ["512", "64k", "2M"])

@@ -46,6 +46,16 @@ def test_what_would_read_zeros_is_refused(store: Path, imgtool: Imgtool, words: 
     assert {path.name: path.read_bytes() for path in store.iterdir()} == before
 
 
+def test_it_is_shown_where_it_belongs(store: Path, imgtool: Imgtool) -> None:
+    size = (store / "base.qcow2").stat().st_size
+    for shown in (".", "top.qcow2", "base.qcow2"):
+        done = imgtool("chain", "show", shown, cwd=store)
+        base, error, top = done.stdout.splitlines()
+        assert base.startswith("base.qcow2")
+        assert error.endswith(f"    error: it ends after {size} bytes, and uses clusters beyond [truncated]")
+        assert top.startswith("└─ top.qcow2")
+
+
 def test_a_block_device_has_no_file_size_and_all_its_bytes(images: Images, imgtool: Imgtool, tmp_path: Path) -> None:
     base = images.base("base.qcow2", "8M")
     images.run_io(base, "write -P 7 0 2M")
