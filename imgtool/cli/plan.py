@@ -23,6 +23,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield f"{image.action:<7} {printable(image.path)}{to}{amount}"
     for command in plan.commands:
         yield f"run     {shell(command)}"
+    if plan.total is not None:
+        yield f"total   {size(plan.total)}"
     for note in plan.notes:
         yield f"note    {note}"
     if not (plan.images or plan.commands or plan.notes):

@@ -172,10 +172,8 @@ class CollectRequest:
                 )
                 for file in self.files()
             ),
-            notes=(
-                f"needed, and staying: {self.kept}",
-                f"quarantined: {sum(file.bytes for file in self.files())} bytes",
-            ),
+            notes=(f"needed, and staying: {self.kept}",),
+            total=sum(file.bytes for file in self.files()),
         )
 
     def make(self) -> Collected:

@@ -35,6 +35,7 @@ from imgtool.operations.transaction import Transaction
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Cache, ImageOpts
 from imgtool.qemu.qemu_img import QemuImg
+from imgtool.sizes import format_size
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -200,7 +201,8 @@ class CommitRequest:
         ]
         notes = ["the commands work on copies beside the images, which then take the images' places", *self.notes]
         if (overlay.virtual_size or 0) > (base.virtual_size or 0):
-            notes.append(f"{printable(base.path)} grows from {base.virtual_size} to {overlay.virtual_size} bytes")
+            before, after = (format_size(image.virtual_size or 0) for image in (base, overlay))
+            notes.append(f"{printable(base.path)} grows from {before} to {after}")
         if len(self.below) > 1:
             notes.append(f"{names(self.below[:-1])} will read the committed data as well")
         return Plan(commands=tuple(map(tuple, commands)), images=tuple(images), notes=(*notes, *also.notes))

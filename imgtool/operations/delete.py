@@ -103,9 +103,7 @@ class DeleteRequest:
 
     def plan(self) -> Plan:
         images = (Touched(path=file, action="delete") for file in self.files)
-        return Plan(
-            commands=(), images=tuple(images), notes=(f"{self._freed()} bytes on disk are freed", *self.notes)
-        )
+        return Plan(commands=(), images=tuple(images), notes=tuple(self.notes), total=self._freed())
 
     def _freed(self) -> int:
         found = [os.lstat(file) for file in self.files]

@@ -32,3 +32,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Every image that is looked at or changed."""
     notes: tuple[str, ...] = ()
     """What is good to know before saying yes."""
+    total: int | None = None
+    """Bytes that are put away, brought back, deleted, lost or sent in all, where the operation is there for that."""

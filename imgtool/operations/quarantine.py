@@ -105,7 +105,7 @@ class UndoRequest:
 
     def plan(self) -> Plan:
         images = tuple(Touched(path=old, action="rename", to=new) for old, new in self.places.items())
-        return Plan(commands=(), images=images)
+        return Plan(commands=(), images=images, total=self.batch.bytes)
 
     def make(self) -> Quarantined:
         """Brings it back, all or nothing: what the images stand on first."""
@@ -138,11 +138,11 @@ class PurgeRequest:
 
     def plan(self) -> Plan:
         images = [
-            Touched(path=os.path.join(box, os.path.relpath(file.path, batch.directory)), action="delete", bytes=0)
+            Touched(path=os.path.join(box, os.path.relpath(file.path, batch.directory)), action="delete")
             for box, batch in self.batches
             for file in batch.files
         ]
-        return Plan(commands=(), images=tuple(images))
+        return Plan(commands=(), images=tuple(images), total=sum(batch.bytes for _, batch in self.batches))
 
     def make(self) -> list[Quarantined]:
         """Deletes them. The manifest goes last, so that an interrupted run can be repeated."""

@@ -100,11 +100,12 @@ class ResetRequest:
             options=creation_options(header_of(image)),
         )
         notes = ["the command makes a file beside the image, which then takes its place", *self.notes]
-        notes.append(f"{image.actual_size} bytes on disk are lost")
+        notes.append("what was written to it is lost")
         return Plan(
             commands=(tuple(argv),),
             images=(Touched(path=image.path, action="replace"), Touched(path=self.parent.path, action="read")),
             notes=tuple(notes),
+            total=image.actual_size,
         )
 
     @property

@@ -22,6 +22,8 @@ def test_away_back_and_gone(images: Images, imgtool: Imgtool) -> None:
     plan = imgtool("chain", "collect", ".", "--keep", "web.qcow2", "--dry-run", cwd=images.directory)
     assert plan.status == 0
     assert plan.stdout.startswith(f"rename  {images / 'old.qcow2'} to ")
+    size = (images / "old.qcow2").stat().st_blocks * 512
+    assert f"\ntotal   {size // 1024} KiB ({size} bytes)\nnote    needed, and staying: 2\n" in plan.stdout
     assert (images / "old.qcow2").exists()
     done = imgtool("chain", "collect", ".", "--keep", "web.qcow2", cwd=images.directory)
     assert done.status == 0
@@ -32,6 +34,9 @@ def test_away_back_and_gone(images: Images, imgtool: Imgtool) -> None:
     assert imgtool("chain", "collect", ".", "--undo", cwd=images.directory).stdout.startswith("brought back: old")
     assert (images / "old.qcow2").exists()
     away = imgtool("chain", "collect", ".", "-k", "web.qcow2", "--output", "json", cwd=images.directory).document
+    for words in (["--undo"], ["--purge"]):
+        planned = imgtool("chain", "collect", ".", *words, "--dry-run", "--output", "json", cwd=images.directory)
+        assert planned.document["total"] == size
     assert [file["path"] for file in away["files"]] == [str(images / "old.qcow2")]
     gone = imgtool("chain", "collect", ".", "--purge", "--id", away["id"], cwd=images.directory)
     assert gone.stdout.startswith("deleted: old.qcow2")

@@ -202,7 +202,7 @@ def test_a_larger_overlay_makes_the_base_grow_and_it_is_said(store: Store) -> No
     store.overlay("top.qcow2", "base.img", {20: 3}, size=2 << 20)
     before = store.content("top.qcow2")
     request = CommitRequest(store / "top.qcow2")
-    assert any("grows from 1048576 to 2097152 bytes" in note for note in request.plan("qemu-img").notes)
+    assert any("grows from 1M to 2M" in note for note in request.plan("qemu-img").notes)
     done = request.make(QemuImg())
     assert (done.base_size_before, done.base_size_after) == (1 << 20, 2 << 20)
     assert store.content("top.qcow2", "base.img") == {**before, "base.img": before["top.qcow2"]}

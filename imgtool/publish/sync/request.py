@@ -130,8 +130,8 @@ class SyncRequest:
             sent = sum(image.bytes or 0 for image in images)
         where = f"{self.place.host}:{self.place.folder}"
         lacking = sum(1 for image in images if image.bytes is not None)
-        notes = (*self.notes, f"{printable(where)} lacks {lacking} of {len(images)} images, {sent} bytes")
-        return Plan(commands=(), images=tuple(images), notes=notes)
+        notes = (*self.notes, f"{printable(where)} lacks {lacking} of {len(images)} images")
+        return Plan(commands=(), images=tuple(images), notes=notes, total=sent)
 
     def _looked(self, stack: contextlib.ExitStack) -> list[tuple[Replica, Seen, bool]]:
         """Each image, what is at its place there, and whether that is it. RefusedError when it is another."""
