@@ -10,6 +10,8 @@ import click
 from imgtool.cli.context import Context, pass_context
 from imgtool.cli.output import to_json
 from imgtool.cli.schema_words import describe
+from imgtool.errors import UsageError
+from imgtool.image.names import printable
 
 DOCUMENTS = {
     "amend": "imgtool.qemu.results:Changed",
@@ -108,16 +110,40 @@ DOCUMENTS = {
 """Document name → `module:Type` of the struct that is its shape."""
 
 
-@click.command(epilog="\b\nExample:\n  imgtool schema chain > chain.schema.json")
-@click.argument("name", type=click.Choice(sorted(DOCUMENTS)), metavar="NAME")
+class _DocumentName(click.Choice[str]):
+    """Completed as a choice is; its many values are not listed in an error."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in DOCUMENTS:
+            return str(value)
+        import difflib
+
+        near = [name for name in DOCUMENTS if value in name.split("-")]
+        near = near or difflib.get_close_matches(str(value), DOCUMENTS, n=1)
+        meant = f"did you mean {' or '.join(map(repr, near[:3]))}? " if near else ""
+        raise UsageError(
+            f"there is no document '{printable(str(value))}'", hint=f"{meant}`imgtool schema` lists them"
+        )
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  imgtool schema                            # the names of the documents\n"
+    "  imgtool schema chain > chain.schema.json"
+)
+@click.argument("name", type=_DocumentName(sorted(DOCUMENTS)), metavar="[NAME]", required=False)
 @pass_context
-def schema(_: Context, name: str) -> None:
+def schema(_: Context, name: str | None) -> None:
     """Print the JSON Schema of the document NAME: what a command writes with --output json, under the command's name
     (`chain-show`), `plan` for what it writes with --dry-run, `error` for what it writes to stderr when it fails; or
-    what imgtool reads (`profile`, also called `machine`, and `recipe`).
+    what imgtool reads (`profile`, also called `machine`, and `recipe`). Without NAME, list the documents.
 
     The schema of `info`, `inspect` and `overlay-new` is that of one image: of several, they write an array.
     """
+    if name is None:
+        for document in sorted(DOCUMENTS):
+            click.echo(document)
+        return
     click.echo(to_json(schema_of(name)))
 
 

@@ -178,10 +178,21 @@ def test_a_profile_is_called_profile_and_machine(imgtool: Imgtool) -> None:
     assert imgtool("schema", "profile").stdout == imgtool("schema", "machine").stdout
 
 
-def test_a_name_that_is_none_lists_them(imgtool: Imgtool) -> None:
-    for words in ([], ["verify"]):
-        done = imgtool("schema", *words)
-        assert done.status == 2
-        assert "chain-verify" in done.stderr
-        assert "\\t" not in done.stderr
-        assert len(done.stderr.splitlines()) == 2
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("verify", "'verify'\nhint: did you mean 'chain-verify' or 'layers-verify'? `imgtool schema` lists them\n"),
+        ("chain-shov", "'chain-shov'\nhint: did you mean 'chain-show'? `imgtool schema` lists them\n"),
+        ("no\tpe", "'no\\tpe'\nhint: `imgtool schema` lists them\n"),
+    ],
+)
+def test_a_name_that_is_none_says_what_was_meant_and_where_they_are_listed(
+    imgtool: Imgtool, name: str, said: str
+) -> None:
+    done = imgtool("schema", name)
+    assert (done.status, done.stdout) == (2, "")
+    assert done.stderr == f"imgtool: error: there is no document {said}"
+
+
+def test_without_a_name_they_are_listed(imgtool: Imgtool) -> None:
+    assert imgtool("schema").stdout.splitlines() == sorted(DOCUMENTS)
