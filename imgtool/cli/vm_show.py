@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 @pass_context
 def list_(context: Context, /) -> None:
     """List running VMs, including those of other terminals."""
-    from imgtool.cli.output import emit
+    from imgtool.cli.output import emit, warn
     from imgtool.machine.control import status
-    from imgtool.machine.runtime import vms
+    from imgtool.machine.runtime import not_understood, unknown_vms, vms
 
     found = [status(one, state) for one, state in vms()]
+    for one in unknown_vms():
+        error = not_understood(one)
+        warn(context, f"{error.message}; {error.hint}")
     emit(context, found, _table(found))
 
 

@@ -22,13 +22,14 @@ class ProcessId(msgspec.Struct, frozen=True, rename="kebab"):
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
-        """The process that has `pid` now; None when it is gone, a zombie included."""
+        """The process that has `pid` now; None when it is gone, a zombie included. OSError when that cannot be
+        known, for want of a free descriptor: who takes a VM for ended clears its files away."""
         if not sys.platform.startswith("linux"):
             return cls(pid, None) if _exists(pid) else None
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 return parse_stat(file.read())
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last is another user's
             return None
 
     @property
@@ -124,11 +125,12 @@ def _kill(pid: int, number: signal.Signals) -> bool:
 
 
 def read_pid_file(path: str) -> ProcessId | None:
-    """What `imgtool.qemu.system.start` records: /proc/PID/stat, or the bare pid where there is no /proc."""
+    """What `imgtool.qemu.system.start` records: /proc/PID/stat, or the bare pid where there is no /proc. None where
+    nothing is recorded."""
     try:
         with open(path, "rb") as file:
             content = file.read()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return ProcessId(int(content), None) if content.strip().isdigit() else parse_stat(content)
 

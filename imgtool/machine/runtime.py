@@ -28,7 +28,7 @@ from imgtool.image.names import printable
 from imgtool.image.userdirs import temporary_dir
 from imgtool.machine.config import Machine
 from imgtool.machine.process import ProcessId, boot_identity, end_process, read_pid_file
-from imgtool.machine.vm import PID_FILE, HeldImage, State, Vm
+from imgtool.machine.vm import PID_FILE, STATE_FILE, HeldImage, State, Vm
 
 LONGEST_NAME = 48
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
@@ -138,8 +138,10 @@ def _place(
     """Where a new VM beside `others` may have its directory."""
     taken = {vm.name for vm, _ in others}
     if name is None:
-        name = _free_name(name_from(like), taken)
-    elif check_name(name) in taken:
+        name = _free_name(name_from(like), taken | {vm.name for vm in unknown_vms(root)})
+    elif Vm(root, check_name(name)).unknown:
+        raise not_understood(Vm(root, name))
+    elif name in taken:
         raise MachineError(
             f"a VM named {name} is running", hint=f"`imgtool vm stop {name}` ends it; --name takes another name"
         )
@@ -184,6 +186,8 @@ def find(name: str, root: str | None = None) -> tuple[Vm, State]:
     for vm, state in running:
         if vm.name == name:
             return vm, state
+    if re.fullmatch(_NAME, name) and Vm(root or runtime_root(), name).unknown:
+        raise not_understood(Vm(root or runtime_root(), name))
     names = [vm.name for vm, _ in running]
     import difflib
 
@@ -196,6 +200,23 @@ def find(name: str, root: str | None = None) -> tuple[Vm, State]:
         else f"did you mean {near[0]}?"
         if near
         else "`imgtool vm list` shows those that run",
+    )
+
+
+def unknown_vms(root: str | None = None) -> list[Vm]:
+    """Those that run without this imgtool knowing what they are. They are in nobody's way but that of their name."""
+    root = root or runtime_root()
+    there = [Vm(root, name) for name in sorted(os.listdir(root)) if not name.startswith(".")]
+    return [vm for vm in there if vm.unknown]
+
+
+def not_understood(vm: Vm) -> MachineError:
+    """What is said of an unknown one."""
+    qemu = vm.qemu()
+    return MachineError(
+        f"the VM {vm.name} runs, but what was noted of it cannot be understood",
+        hint="the imgtool that started it can end it" + (f", or `kill {qemu.pid}`" if qemu is not None else ""),
+        path=vm.file(STATE_FILE),
     )
 
 
@@ -238,7 +259,7 @@ def _locked(root: str) -> Iterator[None]:
 
 
 def _sweep(root: str) -> list[tuple[Vm, State]]:
-    """The VMs that live, after clearing the others. Called with the lock held."""
+    """The VMs that live, after clearing those that have ended. Called with the lock held."""
     alive: list[tuple[Vm, State]] = []
     ended: list[tuple[float, Vm]] = []
     for name in sorted(os.listdir(root)):
@@ -250,6 +271,8 @@ def _sweep(root: str) -> list[tuple[Vm, State]]:
             vm.created = state.created
             alive.append((vm, state))
             continue
+        if state is None and vm.unknown:
+            continue  # its guest's work is not ours to throw away
         _clear(vm, state)
         if os.path.isdir(vm.path):
             ended.append((os.stat(vm.path).st_mtime, vm))

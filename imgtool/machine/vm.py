@@ -92,7 +92,7 @@ class Vm:
         return self.file("serial0.log")
 
     def state(self) -> State | None:
-        """None when there is none, or none that can be read: it belongs to a VM that has ended."""
+        """None when there is none, or none that this imgtool can read."""
         found = self._read()
         return found if found is not None and self.created in (None, found.created) else None
 
@@ -112,6 +112,13 @@ class Vm:
     def qemu(self) -> ProcessId | None:
         """QEMU's process, alive or not."""
         return read_pid_file(self.file(PID_FILE))
+
+    @property
+    def unknown(self) -> bool:
+        """Whether QEMU runs and nothing that this imgtool understands says what it runs: it was started by another
+        version, or somebody has cleared up in the runtime directory."""
+        qemu = self.qemu()
+        return qemu is not None and qemu.alive and self._read() is None
 
     @property
     def running(self) -> bool:

@@ -130,12 +130,27 @@ def test_what_an_earlier_boot_of_the_host_left_is_cleared_without_signals(root: 
     assert running.processes[0].poll() is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"name": 7}'])
-def test_a_state_that_cannot_be_read_is_cleared(root: str, running: Running, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b'{"name": 7}', None])
+def test_what_is_not_understood_is_cleared_when_it_has_ended_and_left_alone_before(
+    root: str, running: Running, content: bytes | None
+) -> None:
     vm = running("web")
-    Path(vm.file(STATE_FILE)).write_bytes(content)
+    if content is None:
+        os.unlink(vm.file(STATE_FILE))
+    else:
+        Path(vm.file(STATE_FILE)).write_bytes(content)
     assert names(root) == []
-    assert running.processes[0].wait(20) is not None
+    assert [one.name for one in runtime.unknown_vms(root)] == ["web"]
+    assert claim(Machine(), name=None, like="web.qcow2", detached=True, root=root).name == "web-2"
+    for take in (find, lambda name, root: claim(Machine(), name=name, detached=True, root=root)):
+        with pytest.raises(MachineError, match="the VM web runs, but what was noted of it") as caught:
+            take("web", root)
+        pid = running.processes[0].pid
+        assert caught.value.hint == f"the imgtool that started it can end it, or `kill {pid}`"
+    assert running.processes[0].poll() is None
+    running.processes[0].end()
+    assert names(root) == ["web-2"]
+    assert not os.path.exists(vm.path)
 
 
 def test_release_clears_and_may_come_twice(root: str, running: Running) -> None:
