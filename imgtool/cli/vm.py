@@ -11,7 +11,7 @@ import click
 
 from imgtool.cli.context import Context, output_option, pass_context, quiet_option
 from imgtool.cli.lazy import Entry, LazyGroup
-from imgtool.cli.options import FILE_NAME, Word
+from imgtool.cli.options import FILE_NAME, Word, force_option
 
 if TYPE_CHECKING:
     from imgtool.machine.control import Steering
@@ -284,16 +284,21 @@ def screenshot(context: Context, /, name: str, target: str) -> None:
     metavar="SECONDS",
     help="How long the guest may take.  [default: 60]",
 )
+@force_option("Even if a disk was deleted that the guest has written to: what is on it is lost then.")
 @quiet_option
 @output_option()
 @pass_context
-def stop(context: Context, /, name: str, timeout: float) -> None:
+def stop(context: Context, /, name: str, timeout: float, force: bool) -> None:
     """Ask the guest of NAME to power off; end the VM if it has not done so after SECONDS."""
     from imgtool.cli.output import emit, warn
     from imgtool.machine.ending import Ended, stop
+    from imgtool.machine.lost import refuse_loss
     from imgtool.machine.runtime import find
 
     one, state = find(name)
+    qemu = one.qemu()
+    if qemu is not None and not force:
+        refuse_loss(name, qemu.pid, state)
     how = stop(one, state, seconds=timeout, on_step=lambda text: warn(context, text))
     emit(context, Ended(name=name, how=how), [f"{name}: {how.replace('-', ' ')}"])
 

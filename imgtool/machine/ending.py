@@ -31,6 +31,10 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 _ASK_AGAIN = 5.0
 """Seconds between two presses of the power button: one during the guest's start goes unheard."""
+_HALTED = ("paused", "io-error")
+"""QAPI's RunState of a machine whose guest hears nothing until it goes on."""
+_DEAF = ("prelaunch", "inmigrate", "postmigrate", "shutdown", "guest-panicked", "internal-error")
+"""RunState of one whose guest has not begun, or will do nothing more."""
 _QUIT_SECONDS = 10.0
 _MONITOR_SECONDS = 5.0
 _AGENT_SECONDS = 2.0
@@ -41,8 +45,9 @@ def stop(vm: Vm, state: State, *, seconds: float, on_step: Callable[[str], None]
     `seconds`, then ends QEMU: `quit`, SIGTERM, SIGKILL. Returns what it took; nothing but logs is left."""
     qemu = _process(vm)
     how: How = "powered-off"
-    if not _power_off(vm, state, qemu, seconds):
-        on_step(f"{vm.name} did not power off within {seconds:g} s; it is ended")
+    obstacle = _power_off(vm, state, qemu, seconds)
+    if obstacle is not None:
+        on_step(f"{vm.name} {obstacle}; it is ended")
         how = end(vm, qemu)
     release(vm)
     return how
@@ -81,21 +86,25 @@ def _process(vm: Vm) -> ProcessId:
     return qemu
 
 
-def _power_off(vm: Vm, state: State, qemu: ProcessId, seconds: float) -> bool:
+def _power_off(vm: Vm, state: State, qemu: ProcessId, seconds: float) -> str | None:
+    """None once QEMU has ended; else why it has not, what it did not do, or what it is."""
     deadline = time.monotonic() + seconds
     if state.machine.agent and seconds > 0:
         _ask_agent(vm, seconds)
     while (left := deadline - time.monotonic()) > 0:
         try:
             with Monitor.connect(vm.qmp_socket, seconds=min(left, _MONITOR_SECONDS)) as monitor:
-                if monitor.execute("query-status")["status"] == "paused":
+                status = monitor.execute("query-status")["status"]
+                if status in _DEAF:
+                    return f"has no guest that could power off ({status})"
+                if status in _HALTED:
                     monitor.execute("cont")
                 monitor.execute("system_powerdown")
-        except QmpUnreachable:
+        except (QmpUnreachable, QmpCommandError):
             pass  # it has just ended, which the wait below sees, or it is stuck, which the deadline ends
         if qemu.wait(min(_ASK_AGAIN, max(0.0, deadline - time.monotonic()))):
-            return True
-    return not qemu.alive
+            return None
+    return f"did not power off within {seconds:g} s" if qemu.alive else None
 
 
 def _ask_agent(vm: Vm, seconds: float) -> None:

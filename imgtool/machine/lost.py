@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from imgtool.errors import RefusedError
 from imgtool.image.names import pasted, printable
 from imgtool.machine.vm import HeldImage, State
 
@@ -44,6 +45,14 @@ def lost_files(name: str, pid: int, state: State) -> tuple[LostFile, ...]:
     open_files = dict(_open_files(pid))
     found = {image.path: open_files.get((image.device, image.inode)) for image in astray}
     return tuple(_lost(name, path, held) for path, held in found.items() if held is not None)
+
+
+def refuse_loss(name: str, pid: int, state: State) -> None:
+    """RefusedError when what the guest has written goes with its VM, since the disk's name is gone."""
+    written = {image.path for image in state.images if image.writable}
+    for file in lost_files(name, pid, state):
+        if file.severity == "error" and file.path in written:
+            raise RefusedError(file.message, hint=f"{file.hint}; --force ends it all the same", path=file.path)
 
 
 def _is_there(image: HeldImage) -> bool:

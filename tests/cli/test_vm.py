@@ -132,7 +132,20 @@ def test_a_disk_that_is_deleted_while_the_vm_runs_is_told_and_can_be_saved(
     machines(*pause.split())
     subprocess.run(copy.split(), check=True)
     machines("check", f"{image}.saved")
-    machines("vm", "kill", empty_vm)
+    refused = machines("vm", "stop", empty_vm, check=False)
+    assert refused.stderr == (
+        f"imgtool: error: {image} was replaced: what the VM has there is lost when it ends\n"
+        f"hint: {lost['hint']}; --force ends it all the same\n"
+    )
+    assert status(machines, empty_vm) == "paused"
+    assert machines("vm", "stop", empty_vm, "--timeout", "0", "--force").stdout == "small: quit\n"
+
+
+def test_a_disk_that_no_guest_writes_to_may_be_gone_when_its_vm_is_stopped(machines: Machines, image: Path) -> None:
+    options = ["--ephemeral", "--accel", "tcg", "--memory", "64M", "--network", "none"]
+    name = machines("boot", "-d", image, *options).stdout.strip()
+    image.unlink()
+    assert machines("vm", "stop", name, "--timeout", "0").stdout == "small: quit\n"
 
 
 def test_that_there_are_no_vms_is_said(imgtool: Imgtool, tmp_path: Path) -> None:
@@ -144,6 +157,14 @@ def test_a_console_without_input_is_left_and_the_vm_runs_on(machines: Machines, 
     done = machines("vm", "console", empty_vm)
     assert "left the console of small: input has ended and the guest is quiet" in done.stderr
     assert status(machines, empty_vm) == "running"
+
+
+def test_a_guest_that_never_began_is_not_waited_for(machines: Machines, image: Path) -> None:
+    options = ["--accel", "tcg", "--memory", "64M", "--network", "none"]
+    name = machines("boot", "-d", image, *options, "--", "-S").stdout.strip()
+    done = machines("vm", "stop", name, "--timeout", "86400")
+    assert done.stdout == "small: quit\n"
+    assert done.stderr == "imgtool: warning: small has no guest that could power off (prelaunch); it is ended\n"
 
 
 def test_stop_of_a_guest_that_does_not_listen_ends_it_all_the_same(machines: Machines, empty_vm: str) -> None:
