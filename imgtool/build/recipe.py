@@ -368,7 +368,7 @@ def _check_variables(env: dict[str, str], place: Place) -> None:
 def _check_duration(place: Place, duration: Duration | None) -> None:
     try:
         seconds = 1.0 if duration is None else seconds_of(duration)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Wrong(
             place, f"{printable(str(duration))!r} is not a duration", "such as 90s, 30m, 12h, 7d, 2w"
         ) from None

@@ -12,6 +12,9 @@ import msgspec
 
 from imgtool.qemu.process import Limits, run
 
+_LONGEST_POLL = 3600.0
+"""Seconds that are waited at once; the system's limit is 24 days."""
+
 
 class ProcessId(msgspec.Struct, frozen=True, rename="kebab"):
     """A process that no other can be taken for, until the host boots again."""
@@ -75,7 +78,7 @@ class ProcessId(msgspec.Struct, frozen=True, rename="kebab"):
         try:
             poll = select.poll()
             poll.register(handle, select.POLLIN)
-            poll.poll(most * 1000)
+            poll.poll(min(most, _LONGEST_POLL) * 1000)
         finally:
             os.close(handle)
 

@@ -32,6 +32,8 @@ _CHUNK = 65536
 _STDERR_KEPT = 1 << 20
 _GRACE = 2.0
 """Seconds a program has between SIGTERM and SIGKILL."""
+_LONGEST_POLL = 3600.0
+"""Seconds that are waited at once; the system's limit is 24 days."""
 
 _MESSAGES = {signal.SIGSEGV: "crashed (SIGSEGV)", signal.SIGABRT: "gave up (SIGABRT)"}
 
@@ -297,7 +299,7 @@ def _collect(child: Child, seconds: float | None, takers: dict[int, Callable[[by
         poll.register(pipe, select.POLLIN)
     while takers:
         patience = left()
-        ready = poll.poll(None if patience is None else math.ceil(1000 * patience))
+        ready = poll.poll(None if patience is None else math.ceil(1000 * min(patience, _LONGEST_POLL)))
         if left() == 0.0:  # whether or not there is output: a program may write for ever
             return False
         for pipe, _ in ready:

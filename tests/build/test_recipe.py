@@ -85,6 +85,7 @@ def test_every_command_knows_its_own_line(tmp_path: Path) -> None:
         ("flatten", "flaten", 35, "unknown key 'flaten'", "did you mean flatten?"),
         ("[output]", "[outputt]", 31, "unknown key 'outputt'", "did you mean output?"),
         ('"7d"', '"7 days"', 17, "'7 days' is not a duration", "7d"),
+        ('"7d"', "9" * 400, 17, f"'{'9' * 400}' is not a duration", "7d"),
         ('"8G"', '"8X"', 4, "'8X' is not a size", "suffix"),
         ('"agent"', '"agnet"', 9, "machine.ready cannot be 'agnet'", "cloud-init"),
         ('"agent"', '"serial:("', 9, "no regular expression", None),

@@ -91,3 +91,11 @@ def test_anything_else_is_no_process(content: bytes) -> None:
 def test_the_host_says_which_boot_this_is() -> None:
     assert boot_identity()
     assert boot_identity() == boot_identity()
+
+
+@pytest.mark.parametrize("seconds", [3e6, 1e20, float("inf")])
+def test_the_end_may_be_waited_for_longer_than_the_system_can_wait(seconds: float) -> None:
+    with subprocess.Popen(["/bin/sleep", "0.05"]) as child:
+        process = ProcessId.of(child.pid)
+        assert process is not None
+        assert process.wait(seconds)

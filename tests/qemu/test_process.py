@@ -127,6 +127,11 @@ def test_a_script_that_runs_the_program_ends_with_it(tmp_path: Path) -> None:
     assert wait_until_gone(int(pid.read_text()))
 
 
+@pytest.mark.parametrize("seconds", [3e6, 1e20, float("inf")])
+def test_a_time_limit_may_be_longer_than_the_system_can_wait(seconds: float) -> None:
+    assert run(["/bin/sh", "-c", "sleep 0.01; exit 3"], limits=Limits(seconds=seconds)).status == 3
+
+
 def test_cpu_time_is_limited() -> None:
     done = run(python("while True: pass"), limits=Limits(cpu_seconds=1))
     assert done.status in (-signal.SIGXCPU, -signal.SIGKILL)
