@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from email.message import Message
 
 _KINDS = {
-    "#cloud-config": "cloud-config",
-    "#!": "x-shellscript",
-    "#include": "x-include-url",
-    "#cloud-boothook": "cloud-boothook",
-    "## template: jinja": "jinja2",
+    b"#cloud-config": "text/cloud-config",
+    b"#!": "text/x-shellscript",
+    b"#include": "text/x-include-url",
+    b"#cloud-boothook": "text/cloud-boothook",
+    b"## template: jinja": "text/jinja2",
+    b"\x1f\x8b": "application/gzip",
 }
-"""How a user-data begins, and the MIME subtype cloud-init has for it."""
+"""How a user-data begins, and the MIME type cloud-init has for it."""
 
 
 _KEY = re.compile(r"(?:^|\s)(?:ssh-|ecdsa-|sk-)[a-z0-9@.-]+ AAAA[A-Za-z0-9+/]*={0,2}(?:\s|$)")
@@ -46,7 +47,10 @@ def login(wanted: CloudInit) -> str:
     """The user that `vm ssh` logs in as: the named one, else the one who runs imgtool, but never root."""
     if wanted.user is not None:
         return wanted.user
-    name = getpass.getuser()
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # no variable says so, and no line of /etc/passwd: a container with any user id
+        return "admin"
     return "admin" if name == "root" else name
 
 
@@ -136,24 +140,32 @@ def _document(config: dict[str, Any]) -> bytes:
 
 def _both(ours: bytes, given: bytes) -> bytes:
     """Two parts that cloud-init merges, what the user wrote last, so that it counts."""
+    from email import message_from_bytes
     from email.mime.multipart import MIMEMultipart
-    from email.mime.text import MIMEText
 
     whole = MIMEMultipart(boundary="==imgtool==")
-    parts: list[Message] = [MIMEText(ours.decode(), "cloud-config", "utf-8")]
-    text = given.decode(errors="surrogateescape")
-    if text.startswith(("Content-Type:", "MIME-Version:")):
-        from email import message_from_bytes
-
+    parts: list[Message] = [_part(ours)]
+    if given.startswith((b"Content-Type:", b"MIME-Version:")):
         parts.append(message_from_bytes(given))
     else:
-        kind = next((kind for start, kind in _KINDS.items() if text.startswith(start)), "cloud-config")
-        parts.append(MIMEText(text, kind, "utf-8"))
+        parts.append(_part(given))
     for part in parts:
         if not part.is_multipart():
             part.add_header("Merge-Type", "list(append)+dict(no_replace,recurse_list)+str()")
         whole.attach(part)
     return whole.as_bytes()
+
+
+def _part(content: bytes) -> Message:
+    """Any bytes, base64 on the way; text is UTF-8 where nothing else is said."""
+    from email.encoders import encode_base64
+    from email.mime.nonmultipart import MIMENonMultipart
+
+    kind = next((kind for start, kind in _KINDS.items() if content.startswith(start)), "text/cloud-config")
+    part = MIMENonMultipart(*kind.split("/"))
+    part.set_payload(content)
+    encode_base64(part)
+    return part
 
 
 def _read(path: str, option: str) -> bytes:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 
 import pycdlib
@@ -60,6 +62,24 @@ def test_the_users_own_data_is_kept_as_it_is_and_comes_last_beside_ours(tmp_path
     assert kinds == ["text/cloud-config", "text/x-shellscript"]
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("#!/bin/sh\necho Grüße\n".encode("latin-1"), "text/x-shellscript"),
+        (gzip.compress(b"#cloud-config\n", mtime=0), "application/gzip"),
+    ],
+    ids=["latin-1", "gzip"],
+)
+def test_the_users_own_data_may_be_other_than_utf_8(tmp_path: Path, key: str, content: bytes, kind: str) -> None:
+    own = tmp_path / "user-data"
+    own.write_bytes(content)
+    both = message_from_bytes(seed(CloudInit(user_data=str(own), ssh_keys=(key,)), "web").user_data)
+    parts = both.get_payload()
+    assert isinstance(parts, list)
+    assert isinstance(parts[1], Message)
+    assert (parts[1].get_content_type(), parts[1].get_payload(decode=True)) == (kind, content)
+
+
 def test_the_instance_changes_with_the_content_and_only_then(key: str) -> None:
     first, again = seed(CloudInit(ssh_keys=(key,)), "web"), seed(CloudInit(ssh_keys=(key,)), "web")
     other = seed(CloudInit(ssh_keys=(key,), hostname="other"), "web")
@@ -81,6 +101,13 @@ def test_root_is_never_the_login_that_is_made_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("getpass.getuser", lambda: "ann")
     assert login(CloudInit()) == "ann"
     assert login(CloudInit(user="bob")) == "bob"
+
+
+def test_a_user_without_a_name_logs_in_as_admin(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    assert login(CloudInit()) == "admin"
 
 
 @pytest.mark.parametrize(

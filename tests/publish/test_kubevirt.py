@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import gzip
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -290,6 +293,16 @@ def test_a_cloud_init_seed_goes_along(tmp_path: Path, strict: Schemas) -> None:
     assert instance(found)["volumes"][-1]["cloudInitNoCloud"] == {"secretRef": {"name": "web-userdata"}}
     (secret,) = of_kind(found, "Secret")
     assert "xxxx" in secret["stringData"]["userdata"]
+    check(found, strict)
+    data.write_bytes(gzip.compress(b"#cloud-config\n"))
+    found = from_profile(text)
+    (told,) = instance(found)["volumes"][-1]["cloudInitNoCloud"].items()
+    assert (told[0], base64.b64decode(told[1])) == ("userDataBase64", data.read_bytes())
+    check(found, strict)
+    data.write_bytes(os.urandom(3000) + b"\xff")
+    found = from_profile(text)
+    (secret,) = of_kind(found, "Secret")
+    assert base64.b64decode(secret["data"]["userdata"]) == data.read_bytes()
     check(found, strict)
 
 

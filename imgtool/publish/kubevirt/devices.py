@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any, NamedTuple
 
 from imgtool.machine.config import Machine
@@ -114,16 +115,15 @@ def cloud_init(machine: Machine, name: str, notes: Notes) -> CloudInit | None:
     content = seed(wanted, name)
     source: dict[str, Any] = {}
     secrets = []
-    texts = {"userData": content.user_data, "networkData": content.network_config}
     for key, reference, data in (
-        ("userData", "secretRef", texts["userData"]),
-        ("networkData", "networkDataSecretRef", texts["networkData"]),
+        ("userData", "secretRef", content.user_data),
+        ("networkData", "networkDataSecretRef", content.network_config),
     ):
         if data is None:
             continue
-        text = data.decode(errors="replace")
+        text, plain = _text_of(data)
         if len(data) <= _INLINE:
-            source[key] = text
+            source[key if plain else f"{key}Base64"] = text
         else:
             secret = f"{name}-{key.lower()}"
             source[reference] = {"name": secret}
@@ -132,10 +132,19 @@ def cloud_init(machine: Machine, name: str, notes: Notes) -> CloudInit | None:
                     "apiVersion": "v1",
                     "kind": "Secret",
                     "metadata": {"name": secret},
-                    "stringData": {key.lower(): text},
+                    "stringData" if plain else "data": {key.lower(): text},
                 }
             )
     if wanted.meta_data is not None:
         notes.add("cloud-init.meta-data", "KubeVirt writes it by itself")
     device = {"name": "cloudinit", "disk": {"bus": "virtio"}}
     return CloudInit({"name": "cloudinit", "cloudInitNoCloud": source}, device, secrets, wanted.hostname)
+
+
+def _text_of(data: bytes) -> tuple[str, bool]:
+    """`data` as a document can have it, and whether it is itself: what is not UTF-8 (cloud-init takes user-data that
+    is compressed) is base64."""
+    try:
+        return data.decode(), True
+    except UnicodeDecodeError:
+        return base64.b64encode(data).decode(), False
