@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,9 @@ from imgtool.cli.options import FILE_NAME, Word, force_option
 if TYPE_CHECKING:
     from imgtool.machine.control import Steering
     from imgtool.machine.serial import Follower
+
+_LONGEST_LINE = 1 << 20
+"""Bytes of the log after which it is taken for one, wherever it ends."""
 
 SECTIONS = {
     "Commands": {
@@ -251,15 +255,30 @@ def log(_: Context, /, name: str, follow: bool, lines: int | None, raw: bool, qe
         time.sleep(0.1)
 
 
-def _new_output(follower: Follower, *, raw: bool, most: int | None, over: bool) -> Sequence[str | bytes]:
+def _new_output(follower: Follower, *, raw: bool, most: int | None, over: bool) -> Iterable[str | bytes]:
     """What has come, its `most` last lines; the line that is being written, too, when it is `over`."""
     if raw:
-        pieces = list(follower.pieces())
-        return pieces if most is None else b"".join(pieces).splitlines(keepends=True)[-most:]
-    texts = [line.text for line in follower.lines() if line.complete]
+        return follower.pieces() if most is None else deque(_raw_lines(follower.pieces()), maxlen=most)
+    texts = _texts(follower, over=over)
+    return texts if most is None else deque((text.rstrip() for text in texts if text.strip()), maxlen=most)
+
+
+def _texts(follower: Follower, *, over: bool) -> Iterator[str]:
+    yield from (line.text for line in follower.lines() if line.complete)
     if over and follower.unfinished:
-        texts.append(follower.unfinished)
-    return texts if most is None else [text.rstrip() for text in texts if text.strip()][-most:]
+        yield follower.unfinished
+
+
+def _raw_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from (line + b"\n" for line in whole)
+        if len(rest) > _LONGEST_LINE:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
 
 
 @click.command(epilog="\b\nExample:\n  imgtool vm screenshot web screen.png")

@@ -175,7 +175,7 @@ def _sshd_answers(vm: Vm, state: State) -> bool:
                     return False
                 greeting += piece
             return any(line.startswith(b"SSH-") for line in greeting.split(b"\n"))
-    except (OSError, ssh.NoWay):
+    except (OSError, ssh.NoWay, QmpUnreachable):
         return False
 
 

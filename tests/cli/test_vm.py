@@ -19,6 +19,7 @@ import pytest
 from imgtool.cli.schema import DOCUMENTS
 from imgtool.image.users import vm_of
 from imgtool.machine.vm import Vm
+from imgtool.qemu.qmp import Monitor
 from tests.cli.conftest import Imgtool
 from tests.guests import PROMPT, Machines, Shell
 
@@ -173,6 +174,15 @@ def test_stop_of_a_guest_that_does_not_listen_ends_it_all_the_same(machines: Mac
     assert json.loads(done.stdout) == {"name": empty_vm, "how": "quit"}
     assert "did not power off within 0.2 s" in done.stderr
     assert not qemu.alive
+
+
+def test_a_monitor_that_is_busy_does_not_end_the_wait_for_a_guest(machines: Machines, image: Path) -> None:
+    name = machines("boot", "-d", image, "--accel", "tcg", "--memory", "64M").stdout.strip()
+    with Monitor.connect(Vm(machines.root, name).qmp_socket):
+        done = machines("vm", "wait", name, "--for", "ssh", "--timeout", "0.5", check=False)
+    machines("vm", "kill", name)
+    assert done.returncode == 1
+    assert "small was not ready (ssh) after 0.5 s" in done.stderr
 
 
 def test_a_qemu_that_is_stuck_is_terminated_and_at_last_killed(machines: Machines, empty_vm: str) -> None:

@@ -35,6 +35,19 @@ def test_lines_are_given_as_they_come_and_a_prompt_before_it_ends(tmp_path: Path
     assert list(follower.lines()) == [Line("two", True), Line("login: ", False)]
 
 
+def test_a_guest_that_writes_faster_than_it_is_read_is_read_by_instalments(tmp_path: Path) -> None:
+    log = tmp_path / "serial0.log"
+    log.write_bytes(b"x\n")
+    follower = Follower(str(log))
+    for _ in range(3):
+        seen = []
+        for line in follower.lines():
+            seen.append(line.text)
+            with log.open("ab") as file:
+                file.write(b"x\n")
+        assert seen == ["x"]
+
+
 def test_an_escape_sequence_that_comes_in_two_pieces_is_one(tmp_path: Path) -> None:
     log = tmp_path / "serial0.log"
     follower = Follower(str(log))
