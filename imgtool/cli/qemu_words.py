@@ -61,7 +61,9 @@ _HERE = {
     "tpmdev": "write --tpm",
     "localtime": "write --rtc localtime",
     "runas": "write --run-as {}",
-    "monitor": "leave it out: Ctrl-A C on the serial console is QEMU's monitor",
+    "monitor": "leave it out: Ctrl-A C on the serial console is QEMU's monitor, and `imgtool vm monitor NAME` that "
+    "of a VM in the background",
+    "qmp": "leave it out: `imgtool vm qmp NAME COMMAND` speaks to every VM; -- -qmp {} makes one more",
     "pidfile": "leave it out: `imgtool vm show NAME` says the process",
 }
 """Words of QEMU and of other launchers that no option of `boot` is made of by a second dash: what does the same."""

@@ -37,6 +37,8 @@ SECTIONS = {
         "pause": Entry("imgtool.cli.vm:pause", "Pause a VM's CPUs."),
         "resume": Entry("imgtool.cli.vm:resume", "Resume a paused VM."),
         "set-cpus": Entry("imgtool.cli.vm:set_cpus", "Hot-plug CPUs."),
+        "monitor": Entry("imgtool.cli.vm_monitor:monitor", "Talk to QEMU's monitor, as Ctrl-A C does."),
+        "qmp": Entry("imgtool.cli.vm_monitor:qmp", "Send a QMP command, and print the answer."),
     },
 }
 
@@ -57,6 +59,8 @@ ELSEWHERE = {
     "logs": "imgtool vm log",
     "attach": "imgtool vm console",
     "setvcpus": "imgtool vm set-cpus",
+    "qemu-monitor-command": "imgtool vm qmp",
+    "hmp": "imgtool vm monitor",
 }
 """What virsh and docker say."""
 

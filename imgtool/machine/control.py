@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -13,7 +15,7 @@ from imgtool.errors import MachineError, RefusedError, UsageError
 from imgtool.image.names import printable
 from imgtool.machine.lost import LostFile, lost_files
 from imgtool.machine.vm import State, Vm
-from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
+from imgtool.qemu.qmp import COMMAND_SECONDS, Monitor, QmpCommandError, QmpUnreachable
 
 Steering = Literal["stop", "cont", "system_reset"]
 """QMP commands that have no arguments and no answer."""
@@ -83,6 +85,28 @@ class CpusSet(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The VM's."""
     cpus: int
     """How many it has now."""
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What QEMU's monitor said."""
+
+    name: str
+    """The VM's."""
+    command: str
+    """What it was told."""
+    said: str
+    """Its answer in words, errors included: this monitor is for people."""
+
+
+class Answered(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What QEMU returned for a QMP command."""
+
+    name: str
+    """The VM's."""
+    command: str
+    """QAPI's."""
+    answer: Any
+    """Of the type that QAPI has for the command."""
 
 
 class Screenshot(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -234,6 +258,34 @@ _LEVELS = ("node-id", "drawer-id", "book-id", "socket-id", "die-id", "cluster-id
 
 def _order(place: dict[str, Any]) -> tuple[int, ...]:
     return tuple(place["props"][level] for level in _LEVELS if level in place["props"])
+
+
+def tell(vm: Vm, command: str, *, seconds: float = COMMAND_SECONDS) -> str:
+    """What QEMU's monitor for people says to `command`, such as `info block`. It has no other way to tell that
+    something was wrong. RefusedError as `query`."""
+    check_spawning(vm, command)
+    with Monitor.connect(vm.qmp_socket) as monitor:
+        said: str = monitor.execute("human-monitor-command", {"command-line": command}, seconds=seconds)
+        return said.replace("\r\n", "\n")
+
+
+def query(vm: Vm, command: str, arguments: Mapping[str, Any], *, seconds: float = COMMAND_SECONDS) -> Any:
+    """What QEMU returns for a QMP command. QmpCommandError when it refuses; RefusedError for one that would have it
+    start a program, which is the end of a QEMU in its sandbox."""
+    check_spawning(vm, f"{command} {' '.join(str(value) for value in arguments.values())}")
+    with Monitor.connect(vm.qmp_socket) as monitor:
+        return monitor.execute(command, arguments, seconds=seconds)
+
+
+def check_spawning(vm: Vm, command: str) -> None:
+    state = vm.state()
+    if state is None or not any("spawn=deny" in word for word in state.argv):
+        return
+    if re.match(r"\s*migrate\b.*\bexec:", command):
+        raise RefusedError(
+            f"QEMU's sandbox would end {vm.name} for starting a program",
+            hint="migrate to unix:PATH, tcp:HOST:PORT, or `savevm NAME`; with --no-sandbox it may start programs",
+        )
 
 
 def screenshot(vm: Vm, target: str) -> Screenshot:

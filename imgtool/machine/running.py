@@ -28,7 +28,7 @@ from imgtool.machine.plan import prepare
 from imgtool.machine.runtime import find, release, vms
 from imgtool.machine.vm import State, Vm
 from imgtool.qemu.programs import Programs
-from imgtool.qemu.qmp import Monitor
+from imgtool.qemu.qmp import COMMAND_SECONDS, Monitor
 from imgtool.qemu.system import Process
 
 if TYPE_CHECKING:
@@ -197,9 +197,15 @@ class RunningVm:
         return Monitor.connect(self._vm.qmp_socket)
 
     def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """What QEMU returns for one QMP command. QmpCommandError when it refuses."""
-        with self.monitor() as monitor:
-            return monitor.execute(command, arguments)
+        """What QEMU returns for one QMP command. QmpCommandError when it refuses; RefusedError for one that would
+        have it start a program, where its sandbox ends it for that."""
+        self._state()
+        return control.query(self._vm, command, arguments or {})
+
+    def tell(self, command: str, *, seconds: float = COMMAND_SECONDS) -> str:
+        """What QEMU's monitor for people (HMP) says to a command such as `savevm before`, errors included."""
+        self._state()
+        return control.tell(self._vm, command, seconds=seconds)
 
     def ssh_argv(self, *command: str, user: str | None = None, identity: PathLike | None = None) -> list[str]:
         """OpenSSH's command line for a shell in the guest, or for `command`. The user is the one that imgtool's own

@@ -290,6 +290,50 @@ def test_an_agent_that_does_not_answer_is_not_waited_for_for_ever(machines: Mach
     assert "was not ready (agent)" in late.stderr
 
 
+def test_qemus_monitor_is_for_people_and_qmp_for_programs(machines: Machines, empty_vm: str, image: Path) -> None:
+    assert f"{image} (qcow2)" in machines("vm", "monitor", empty_vm, "info", "block").stdout
+    assert machines("vm", "monitor", empty_vm, "savevm", "before").stdout == ""
+    assert re.search(r"\bbefore\b", machines("vm", "monitor", empty_vm, "info", "snapshots").stdout)
+    typed = machines.terminal("vm", "monitor", empty_vm)
+    for line, said in (("info status", "VM status: running"), ("", ""), ("info kvm", "kvm support: disabled")):
+        typed.expect_exact(f"({empty_vm}) ")
+        typed.sendline(line)
+        typed.expect_exact(said)
+    typed.expect_exact(f"({empty_vm}) ")
+    typed.sendeof()
+    typed.expect(pexpect.EOF)
+    typed.close()
+    assert typed.exitstatus == 0
+    document = json.loads(machines("vm", "monitor", empty_vm, "no-such", "--output", "json").stdout)
+    assert document == {"name": empty_vm, "command": "no-such", "said": "unknown command: 'no-such'\n"}
+    status = json.loads(machines("vm", "qmp", empty_vm, "query-status").stdout)
+    assert (status["status"], status["running"]) == ("running", True)
+    machines("vm", "qmp", empty_vm, "object-add", "qom-type=iothread", "id=more")
+    words = ["object-add", '{"qom-type": "throttle-group", "id": "slow"}', "--output", "json"]
+    assert json.loads(machines("vm", "qmp", empty_vm, *words).stdout)["answer"] == {}
+    found = {one["name"] for one in json.loads(machines("vm", "qmp", empty_vm, "qom-list", "path=/objects").stdout)}
+    assert {"more", "slow"} <= found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["qmp", "device_del", "id=nothing"], "QEMU refused device_del: Device 'nothing' not found"),
+        (["qmp", "device_del", "nothing"], "'nothing' is no argument"),
+        (["qmp", "device_del", '{"id"'], "the arguments are no JSON object"),
+        (["qmp", "migrate", "uri=exec:cat"], "QEMU's sandbox would end small for starting a program"),
+        (["monitor", 'migrate "exec:cat > x"'], "QEMU's sandbox would end small for starting a program"),
+        (["monitor", "--output", "json"], "--output json is for one COMMAND"),
+    ],
+)
+def test_what_qemu_is_not_told(machines: Machines, empty_vm: str, words: list[str], said: str) -> None:
+    command, *rest = words
+    done = machines("vm", command, empty_vm, *rest, check=False)
+    assert said in done.stderr
+    assert done.returncode in (1, 2)
+    assert status(machines, empty_vm) == "running"
+
+
 def test_set_cpus_refuses_what_the_machine_has_no_room_for(machines: Machines, empty_vm: str) -> None:
     done = machines("vm", "set-cpus", empty_vm, "2", check=False)
     assert done.returncode == 1
