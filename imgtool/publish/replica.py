@@ -31,6 +31,8 @@ class Replica:
     """One image, for another place."""
 
     def __init__(self, image: Image, fd: int, head: bytes | None) -> None:
+        self.status = os.fstat(fd)
+        """Of the file here, before it was read."""
         size = size_of(fd)
         self.path = image.path
         self.format = image.format or "raw"

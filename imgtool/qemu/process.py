@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import Struct
 
 from imgtool.errors import CommandCrashed, CommandError, CommandTimeout, ProgramError
-from imgtool.image.names import printable_lines
+from imgtool.image.names import printable, printable_lines
 from imgtool.qemu.child import Child, Pipe
 
 if TYPE_CHECKING:
@@ -193,12 +193,16 @@ def workers(count: int) -> Iterator[ThreadPoolExecutor]:
             raise
 
 
-def failure(done: Completed, *, path: str | None = None, hint: str | None = None) -> CommandError:
-    """The error that says how `done` failed; the message is the program's own last words, made printable."""
-    name = os.path.basename(done.argv[0])
+def failure(
+    done: Completed, *, path: str | None = None, hint: str | None = None, whose: str | None = None
+) -> CommandError:
+    """The error that says how `done` failed; the message is the program's own last words, made printable, after
+    `whose` they are or the program's name."""
+    program = os.path.basename(done.argv[0])
     words = printable_lines(done.stderr.decode(errors="surrogateescape")).strip()
-    for prefix in (f"{name}: ", f"{done.argv[0]}: "):
+    for prefix in (f"{program}: ", f"{done.argv[0]}: "):
         words = words.removeprefix(prefix)
+    name = program if whose is None else printable(whose)
     kind: type[CommandError] = CommandError
     if done.status < 0:
         kind = CommandCrashed

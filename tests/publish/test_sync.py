@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import hashlib
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,15 @@ from imgtool.chain.verify import verify
 from imgtool.errors import CommandError, ImageInUseError, ImgtoolError, RefusedError, UsageError
 from imgtool.image.header import read_header
 from imgtool.image.policy import Policy, in_force
-from imgtool.publish.sync.far import Far, Place, Ssh, command_of, parse_place
+from imgtool.publish.sync.far import Far, Place, Seen, Ssh, Wanted, command_of, parse_place
 from imgtool.publish.sync.request import SyncRequest, missing_stretches
 from imgtool.qemu.process import Completed, run
 from tests.conftest import Images
 from tests.files import block_device
 from tests.publish.held import held_for_writing
 from tests.publish.sshd import SshServer
+
+WEB = Wanted("web.qcow2", 5, "0" * 64)
 
 
 def request(sshd: SshServer, source: Path, folder: Path, **options: Any) -> SyncRequest:
@@ -45,7 +50,7 @@ def backing(path: Path) -> bytes | None:
 
 def test_a_host_that_does_not_answer_is_to_be_tried_by_hand() -> None:
     with pytest.raises(CommandError, match="Connection refused") as caught:
-        Far(Place("127.0.0.1", "images"), Ssh(port=1)).look([])
+        Far(Place("127.0.0.1", "images"), Ssh(port=1)).look([WEB])
     assert (caught.value.hint or "").startswith("does the ssh command below let you in, without asking for anything?")
 
 
@@ -108,32 +113,43 @@ def test_holes_stay_holes_and_are_not_sent(sshd: SshServer, images: Images, tmp_
     assert there.st_mtime_ns == disk.stat().st_mtime_ns
 
 
-def cut_after(sent: int) -> Callable[..., Completed]:
-    """A runner that lets `sent` bytes through to a program's stdin, and then ends it."""
+def nothing() -> None:
+    pass
+
+
+def cut_after(sent: int, then: Callable[[], object] = nothing, rest: bool = False) -> Callable[..., Completed]:
+    """A runner that lets `sent` bytes through to a program's stdin, calls `then`, and lets the `rest` through or ends
+    the connection."""
 
     def runner(argv: Sequence[str], *, stdin: int | None = None, **options: Any) -> Completed:
         if stdin is None:
             return run(argv, **options)
         end, source = os.pipe()
 
-        def pump() -> None:
-            left = sent
-            while left:
-                piece = os.read(stdin, min(left, 65536))
-                if not piece:
-                    break
+        def pump(left: int) -> None:
+            while left and (piece := os.read(stdin, min(left, 65536))):
                 os.write(source, piece)
                 left -= len(piece)
-            os.close(source)
 
-        thread = threading.Thread(target=pump)
+        def pump_all() -> None:
+            try:
+                pump(sent)
+                then()
+                if rest:
+                    pump(1 << 40)
+            except BrokenPipeError:
+                pass
+            finally:
+                os.close(source)
+
+        thread = threading.Thread(target=pump_all)
         thread.start()
         try:
             done = run(argv, stdin=end, **options)
         finally:
             os.close(end)
             thread.join()
-        return msgspec.structs.replace(done, status=255, stderr=b"Connection closed\n")
+        return done if rest else msgspec.structs.replace(done, status=255, stderr=b"Connection closed\n")
 
     return runner
 
@@ -234,3 +250,109 @@ def test_so_many_stretches_are_named_as_a_command_line_holds() -> None:
     few = missing_stretches(many, 0)
     assert len(few) <= 400
     assert all(any(at <= start and end <= at + length for at, length in few) for start, end in many)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_what_a_slow_sync_still_sends_never_gets_into_an_image_that_is_there(
+    written: bool, sshd: SshServer, chain: Images, tmp_path: Path
+) -> None:
+    far = tmp_path / "far"
+    found: list[bytes] = []
+
+    def meanwhile() -> None:
+        while not any(part.stat().st_size for part in parts(far)):
+            time.sleep(0.01)
+        second = request(sshd, chain / "base.qcow2", far).make()
+        assert second.images[0].state == "sent"
+        if written:
+            with open(far / "base.qcow2", "r+b") as image:
+                image.write(bytes(image.seek(0, os.SEEK_END)))
+        found.append((far / "base.qcow2").read_bytes())
+
+    first = request(sshd, chain / "base.qcow2", far, runner=cut_after(1 << 20, meanwhile, rest=True))
+    refused = pytest.raises(ImgtoolError, match="created there by another program")
+    with refused if written else contextlib.nullcontext():
+        first.make()
+    assert [(far / "base.qcow2").read_bytes()] == found
+    assert (found[0] == (chain / "base.qcow2").read_bytes()) is not written
+    assert names(far) == ["base.qcow2"]
+
+
+def parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob(".imgtool-*.part"))
+
+
+def test_what_was_half_sent_of_what_an_image_was_earlier_goes(sshd: SshServer, chain: Images, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    with pytest.raises(CommandError):
+        request(sshd, chain / "base.qcow2", far, runner=cut_after(1 << 20)).make()
+    earlier = parts(far)
+    chain.run_io(chain / "base.qcow2", "write -P 77 0 64k")
+    with pytest.raises(CommandError):
+        request(sshd, chain / "base.qcow2", far, runner=cut_after(1 << 20)).make()
+    assert len({*parts(far), *earlier}) == 2
+    request(sshd, chain / "base.qcow2", far).make()
+    assert names(far) == ["base.qcow2"]
+
+
+def test_a_part_that_stayed_beside_the_whole_image_goes(sshd: SshServer, chain: Images, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    with pytest.raises(CommandError):
+        request(sshd, chain / "base.qcow2", far, runner=cut_after(1 << 20)).make()
+    os.link(chain / "base.qcow2", far / "base.qcow2")
+    request(sshd, chain / "base.qcow2", far).plan()
+    assert len(names(far)) == 2
+    assert request(sshd, chain / "base.qcow2", far).make().images[0].state == "present"
+    assert names(far) == ["base.qcow2"]
+
+
+@pytest.mark.parametrize("size", [1 << 20, 3 << 20])
+def test_an_image_that_changes_while_it_is_sent_gets_no_name_there(
+    size: int, sshd: SshServer, images: Images, tmp_path: Path
+) -> None:
+    disk = images / "disk.raw"
+    disk.write_bytes(os.urandom(3 << 20))
+
+    def change(_: float) -> None:
+        with open(disk, "r+b") as file:
+            file.truncate(size)
+            file.seek(size - 4)
+            file.write(bytes(4))
+
+    far = tmp_path / "far"
+    with pytest.raises(ImageInUseError, match="was changed while it was sent"):
+        request(sshd, disk, far, format="raw").make(progress=change)
+    assert [path for path in far.iterdir() if not path.name.startswith(".imgtool-")] == []
+
+
+def test_more_names_than_a_command_line_holds_are_looked_for(sshd: SshServer, tmp_path: Path) -> None:
+    (tmp_path / "web.qcow2").write_bytes(b"other")
+    wanted = [Wanted(f"{number:0200}", 5, "0" * 64) for number in range(1500)]
+    far = Far(Place(f"{getpass.getuser()}@127.0.0.1", str(tmp_path)), sshd.ssh)
+    found = far.look([WEB, *wanted, WEB])
+    digest = hashlib.sha256(b"other").hexdigest()
+    assert found == [Seen(5, digest), *[Seen(None, None)] * 1500, Seen(5, digest)]
+
+
+def test_what_cannot_be_read_there_is_not_another_image(sshd: SshServer, tmp_path: Path) -> None:
+    folder = tmp_path / WEB.name
+    folder.mkdir()
+    far = Far(Place(f"{getpass.getuser()}@127.0.0.1", str(tmp_path)), sshd.ssh)
+    with pytest.raises(CommandError, match=r"127\.0\.0\.1: sha256sum: .*directory") as caught:
+        far.look([WEB._replace(size=folder.stat().st_size)])
+    assert (caught.value.hint or "").startswith("once that is mended there, run it again")
+
+
+def test_a_host_that_cannot_lock_is_sent_to(sshd: SshServer, chain: Images, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    assert "flock" not in str(far)
+
+    def without_flock(argv: Sequence[str], **options: Any) -> Completed:
+        return run([*argv[:-1], argv[-1].replace("flock", "no-such-program")], **options)
+
+    with pytest.raises(CommandError):
+        request(sshd, chain / "base.qcow2", far, runner=cut_after(1 << 20)).make()
+    done = request(sshd, chain / "base.qcow2", far, runner=without_flock).make()
+    assert done.sent_bytes < (chain / "base.qcow2").stat().st_size - (1 << 19)
+    assert names(far) == ["base.qcow2"]
+    assert (far / "base.qcow2").read_bytes() == (chain / "base.qcow2").read_bytes()

@@ -1,70 +1,37 @@
-"""The other host: where it is, and the shell scripts that run there."""
+"""The other host: where it is, and what is done there."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import secrets
 import shlex
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from imgtool.errors import ImgtoolError, UsageError
+from imgtool.errors import ImageError, ImgtoolError, UsageError
 from imgtool.image.names import printable
 from imgtool.publish.oci.blob import PIECE, Blob
+from imgtool.publish.sync.scripts import LOOK, TAKE, TIDY
 from imgtool.qemu.process import Completed, Runner, failure, run
 
 _PLACE = re.compile(r"(?P<host>(?:[^@:/]+@)?(?:\[[0-9A-Fa-f:.]+\]|[^:/\[\]]+)):(?P<folder>.*)", re.DOTALL)
-_EXISTS, _OTHER = 71, 72
+_LINE = re.compile(r"(-|\d+) (-|[0-9a-f]{64}) (-|\.imgtool-sync-[0-9a-f-]+\.part) (\d+) ([01])")
+"""What the other host says of an image."""
+_EXISTS, _OTHER, _FEWER = 71, 72, 73
 _SSH_FAILED = 255
+_MOST_WORDS = 64 << 10
+"""Bytes of names in one command line; Linux takes 128 KiB."""
+_LETS_IN = "does the ssh command below let you in, without asking for anything?"
+_RESUMES = "run it again, and it resumes where it stopped: nothing half sent has a name there"
 
-_LOOK = """
-command -v sha256sum >/dev/null || { echo 'sha256sum is not installed there' >&2; exit 69; }
-cd -- "$1" 2>/dev/null || exit 0
-shift
-while [ $# -gt 0 ]; do
-    size=$(stat -L -c %s -- "./$1" 2>/dev/null) || size=-
-    part=$(stat -c %s -- "./$2" 2>/dev/null) || part=-
-    sum=-
-    if [ "$size" = "$3" ]; then sum=$(sha256sum < "./$1") && sum=${sum%% *}; fi
-    echo "$size $sum $part"
-    shift 3
-done
-"""
-"""(folder, then for each image: name, part, size): a line for each of size, digest where the size is right, and the
-size of the part; nothing where there is no such folder. Changes nothing."""
 
-_TAKE = """
-set -e
-mkdir -p -- "$1"
-cd -- "$1"
-name=./$2 part=./$3 size=$4 sum=$5 mode=$6 time=$7
-shift 7
-mkdir -p -- "$(dirname -- "$name")"
-[ -e "$part" ] || (umask 077; : > "$part")
-while [ $# -gt 0 ]; do
-    dd of="$part" bs=1048576 iflag=fullblock,count_bytes oflag=seek_bytes conv=notrunc status=none \
-        seek="$1" count="$2"
-    # the connection may have ended: what came so far stays for the next time
-    [ "$(stat -c %s -- "$part")" -ge $(($1 + $2)) ] || exit 73
-    shift 2
-done
-truncate -s "$size" -- "$part"
-found=$(sha256sum < "$part")
-if [ "${found%% *}" != "$sum" ]; then rm -f -- "$part"; exit 72; fi
-chmod "$mode" -- "$part"
-touch -d "$time" -- "$part"
-sync -- "$part"
-if ! ln -- "$part" "$name" 2>/dev/null; then
-    if [ -e "$name" ]; then exit 71; fi
-    mv -- "$part" "$name"
-fi
-rm -f -- "$part"
-sync -- "$(dirname -- "$name")"
-"""
-"""(folder, name, part, size, digest, mode, time, then offset and length of each stretch of data), that on stdin."""
+class SpoiledError(ImgtoolError):
+    """Other bytes arrived than were read before."""
 
 
 class Place(NamedTuple):
@@ -79,8 +46,32 @@ class Seen(NamedTuple):
     size: int | None
     sha256: str | None
     """None where the size is another."""
-    part: int
-    """Bytes of it that were sent before."""
+    part: str | None = None
+    """The file that holds what was sent of it before, without its folder."""
+    part_size: int = 0
+    parts: bool = False
+    """Whether there are parts of it, be they of what it is now or was earlier."""
+
+
+class Wanted(NamedTuple):
+    """An image as it is to be there."""
+
+    name: str
+    """Below the folder there."""
+    size: int
+    sha256: str
+
+    @property
+    def parts(self) -> str:
+        """How the names of its parts begin, whatever they hold."""
+        folder, name = os.path.split(self.name)
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()
+        return os.path.join(folder, f".imgtool-sync-{digest[:16]}-")
+
+    @property
+    def mine(self) -> str:
+        """How those go on that hold these bytes."""
+        return f"{self.sha256[:40]}-"
 
 
 class Ssh(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,86 +127,149 @@ class Far:
         self.ssh = ssh
         self.runner = runner
 
-    def look(self, wanted: Sequence[tuple[str, str, int]]) -> list[Seen]:
-        """What there is of the images `wanted` (name, part, size)."""
-        words = [str(word) for one in wanted for word in one]
-        done = self._checked(
-            self.runner(self.ssh.argv(self.place.host, command_of(_LOOK, [self.place.folder, *words])))
-        )
-        lines = done.stdout.decode(errors="replace").splitlines()
-        seen = [Seen(None, None, 0) for _ in wanted]
-        for place, line in enumerate(lines[: len(wanted)]):
-            size, digest, part = [*line.split(), "-", "-", "-"][:3]
-            seen[place] = Seen(
-                int(size) if size.isdecimal() else None,
-                digest if len(digest) == 64 else None,
-                int(part) if part.isdecimal() else 0,
-            )
-        return seen
+    def look(self, wanted: Sequence[Wanted]) -> list[Seen]:
+        """What there is of the images `wanted`."""
+        found: list[Seen] = []
+        for some in _in_lines(wanted):
+            words = [word for one in some for word in (one.name, one.parts, one.mine, str(one.size))]
+            lines = self._run(LOOK, words).stdout.decode(errors="replace").splitlines()
+            found += [_seen(line) for line in lines[: len(some)]]
+            found += [Seen(None, None)] * max(0, len(some) - len(lines))
+        return found
+
+    def tidy(self, whole: Sequence[Wanted]) -> None:
+        """Removes the parts that earlier runs left of images that are there."""
+        for some in _in_lines(whole):
+            self._run(TIDY, [one.parts for one in some])
 
     def send(
         self,
         blob: Blob,
         stretches: Sequence[tuple[int, int]],
         *,
-        name: str,
-        part: str,
-        sha256: str,
+        wanted: Wanted,
+        part: str | None,
         mode: int,
         time: str,
         progress: Callable[[int], None],
     ) -> None:
-        """Has the file `name` there be `blob`, whose `stretches` (offset, length) are missing in `part`. All or
+        """Has the file `wanted` there be `blob`, whose `stretches` (offset, length) are missing in `part`. All or
         nothing of it gets the name."""
-        words = [self.place.folder, name, part, str(blob.size), sha256, f"{mode:o}", time]
+        folder = os.path.dirname(wanted.name)
+        mine = f"{wanted.parts}{wanted.mine}{secrets.token_hex(4)}.part"
+        words = [
+            self.place.folder,
+            wanted.name,
+            mine,
+            wanted.parts,
+            "" if part is None else os.path.join(folder, part),
+        ]
+        words += [str(wanted.size), wanted.sha256, f"{mode:o}", time]
         words += [str(number) for stretch in stretches for number in stretch]
-        argv = self.ssh.argv(self.place.host, command_of(_TAKE, words))
+        argv = self.ssh.argv(self.place.host, command_of(TAKE, words))
         end, source = os.pipe()
-        pump = threading.Thread(target=_pump, args=(blob, stretches, source, progress), daemon=True)
+        pump = _Pump(blob, stretches, source, progress)
         pump.start()
         try:
             done = _run_with(self.runner, argv, end)
         finally:
             os.close(end)
             pump.join()
+        if pump.error is not None:
+            raise pump.error
         if done.status == _EXISTS:
-            raise ImgtoolError(f"{printable(name)} was created there by another program in the meantime")
+            raise ImgtoolError(f"{printable(wanted.name)} was created there by another program in the meantime")
         if done.status == _OTHER:
-            raise ImgtoolError(
-                f"{printable(name)} arrived with other bytes than were sent, and was thrown away", hint="try again"
+            raise SpoiledError(
+                f"{printable(wanted.name)} arrived with other bytes than were sent, and was thrown away",
+                hint="try again",
             )
+        if done.status == _FEWER:
+            done = msgspec.structs.replace(done, stderr=b"the connection ended too early")
         self._checked(done)
+
+    def _run(self, script: str, words: Iterable[str]) -> Completed:
+        return self._checked(
+            self.runner(self.ssh.argv(self.place.host, command_of(script, [self.place.folder, *words])))
+        )
 
     def _checked(self, done: Completed) -> Completed:
         if done.status == 0:
             return done
-        hint = "nothing half sent has a name there; run it again, and it resumes where it stopped"
-        if done.status == _SSH_FAILED:
-            hint = f"does the ssh command below let you in, without asking for anything? {hint}"
         # The script says nothing to a person, and ssh without it shows whether the host lets one in.
         plain = msgspec.structs.replace(done, argv=done.argv[:-1], stderr=done.stderr.replace(b"\r\n", b"\n"))
-        raise failure(plain, hint=hint)
+        if done.status == _SSH_FAILED:
+            raise failure(plain, hint=f"{_LETS_IN} {_RESUMES}")
+        if done.status == _FEWER or done.status < 0:
+            raise failure(plain, hint=_RESUMES)
+        raise failure(plain, hint=f"once that is mended there, {_RESUMES}", whose=self.place.host)
+
+
+def _in_lines(wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+    """As many at a time as one command line holds."""
+    some: list[Wanted] = []
+    used = 0
+    for one in wanted:
+        size = sum(len(os.fsencode(shlex.quote(word))) for word in (one.name, one.parts, one.mine)) + 32
+        if some and used + size > _MOST_WORDS:
+            yield some
+            some, used = [], 0
+        some.append(one)
+        used += size
+    if some:
+        yield some
+
+
+def _seen(line: str) -> Seen:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return Seen(None, None)
+    size, digest, part, have, left = match.groups()
+    return Seen(
+        None if size == "-" else int(size),
+        None if digest == "-" else digest,
+        None if part == "-" else part,
+        int(have),
+        left == "1",
+    )
 
 
 def _run_with(runner: Runner, argv: Sequence[str], stdin: int) -> Completed:
     return runner(argv, stdin=stdin)  # type: ignore[call-arg]
 
 
-def _pump(blob: Blob, stretches: Sequence[tuple[int, int]], target: int, progress: Callable[[int], None]) -> None:
+class _Pump(threading.Thread):
     """Writes the stretches into the pipe `target`, and closes it; stops when nobody reads any more."""
-    try:
-        for offset, length in stretches:
-            at, end = offset, offset + length
-            while at < end:
-                piece = blob.read(at, min(PIECE, end - at))
-                if not piece:
-                    return
-                left = memoryview(piece)
-                while left:
-                    left = left[os.write(target, left) :]
-                progress(len(piece))
-                at += len(piece)
-    except OSError:
-        return  # what ssh says counts
-    finally:
-        os.close(target)
+
+    def __init__(
+        self, blob: Blob, stretches: Sequence[tuple[int, int]], target: int, progress: Callable[[int], None]
+    ) -> None:
+        super().__init__(daemon=True)
+        self._blob = blob
+        self._stretches = stretches
+        self._target = target
+        self._progress = progress
+        self.error: ImgtoolError | None = None
+        """Why the blob could not be read."""
+
+    def run(self) -> None:
+        try:
+            for offset, length in self._stretches:
+                self._write(offset, offset + length)
+        except ImgtoolError as error:
+            self.error = error
+        except BrokenPipeError:
+            return  # what ssh says counts
+        except OSError as error:
+            self.error = ImageError(f"the image cannot be read: {error.strerror}")
+        finally:
+            os.close(self._target)
+
+    def _write(self, at: int, end: int) -> None:
+        while at < end:
+            piece = self._blob.read(at, min(PIECE, end - at))
+            left = memoryview(piece)
+            while left:
+                left = left[os.write(self._target, left) :]
+            self._progress(len(piece))
+            at += len(piece)

@@ -15,12 +15,13 @@ from imgtool.chain.graph import Image
 from imgtool.chain.scan import scan
 from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard
-from imgtool.errors import RefusedError
+from imgtool.errors import ImageError, ImageInUseError, RefusedError
 from imgtool.image.names import PathLike, absolute, printable
+from imgtool.operations.moving import allow_open_files
 from imgtool.operations.plan import Plan, Touched
 from imgtool.publish.oci.parallel import Meter
 from imgtool.publish.replica import Replica, refuse_portable, replicate
-from imgtool.publish.sync.far import Far, Seen, Ssh, parse_place
+from imgtool.publish.sync.far import Far, Seen, SpoiledError, Ssh, Wanted, parse_place
 from imgtool.qemu.process import Runner, run
 
 Progress = Callable[[float], None]
@@ -136,10 +137,11 @@ class SyncRequest:
     def _looked(self, stack: contextlib.ExitStack) -> list[tuple[Replica, Seen, bool]]:
         """Each image, what is at its place there, and whether that is it. RefusedError when it is another."""
         made: dict[str, Replica] = {}
+        allow_open_files(len(self.names))
         for chain in self.chains:
             replicate(stack, chain, lambda path, _digest, _format: self.names[path], made)
         replicas = list(made.values())
-        looks = self.far.look([(one.name, _part(one), one.size) for one in replicas])
+        looks = self.far.look([_wanted(one) for one in replicas])
         found = []
         for one, look in zip(replicas, looks, strict=True):
             there = look.sha256 == one.sha256
@@ -159,6 +161,7 @@ class SyncRequest:
             looked = self._looked(stack)
             meter = Meter(sum(_missing(one, look) for one, look, there in looked if not there), progress)
             images = [self._one(one, look, there, meter) for one, look, there in looked]
+            self.far.tidy([_wanted(one) for one, look, there in looked if there and look.parts])
         return Synced(
             host=self.place.host,
             folder=self.place.folder,
@@ -170,18 +173,8 @@ class SyncRequest:
         state: State = "present"
         sent = 0
         if not there:
-            status = os.fstat(one.fd)
-            stretches = missing_stretches(list(one.data()), look.part if look.part <= one.size else 0)
-            self.far.send(
-                one.blob,
-                stretches,
-                name=one.name,
-                part=_part(one),
-                sha256=one.sha256,
-                mode=status.st_mode & 0o777,
-                time=f"@{status.st_mtime_ns // 10**9}.{status.st_mtime_ns % 10**9:09d}",
-                progress=meter.add,
-            )
+            stretches = _stretches(one, look)
+            self._send(one, look, stretches, meter)
             state, sent = "sent", sum(length for _, length in stretches)
         return SyncedImage(
             path=one.path,
@@ -191,6 +184,29 @@ class SyncRequest:
             state=state,
             sent_bytes=sent,
         )
+
+    def _send(self, one: Replica, look: Seen, stretches: Sequence[tuple[int, int]], meter: Meter) -> None:
+        status = one.status
+        try:
+            self.far.send(
+                one.blob,
+                stretches,
+                wanted=_wanted(one),
+                part=look.part,
+                mode=status.st_mode & 0o777,
+                time=f"@{status.st_mtime_ns // 10**9}.{status.st_mtime_ns % 10**9:09d}",
+                progress=meter.add,
+            )
+        except (SpoiledError, ImageError) as error:
+            error.path = one.path
+            now = os.fstat(one.fd)
+            if (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+                raise ImageInUseError(
+                    f"{printable(one.path)} was changed while it was sent, and nothing of it got a name there",
+                    hint="run it again when no program writes it",
+                    path=one.path,
+                ) from error
+            raise
 
 
 def sync(
@@ -229,12 +245,16 @@ def missing_stretches(data: Sequence[tuple[int, int]], have: int) -> list[tuple[
     return [(start, end - start) for start, end in left]
 
 
+def _stretches(one: Replica, look: Seen) -> list[tuple[int, int]]:
+    return missing_stretches(list(one.data()), look.part_size)
+
+
 def _missing(one: Replica, look: Seen) -> int:
-    return sum(length for _, length in missing_stretches(list(one.data()), look.part))
+    return sum(length for _, length in _stretches(one, look))
 
 
-def _part(one: Replica) -> str:
-    return os.path.join(os.path.dirname(one.name), f".imgtool-sha256-{one.sha256[:40]}.part")
+def _wanted(one: Replica) -> Wanted:
+    return Wanted(one.name, one.size, one.sha256)
 
 
 def _is_below(path: str, folder: str) -> bool:
