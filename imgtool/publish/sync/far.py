@@ -30,10 +30,6 @@ _LETS_IN = "does the ssh command below let you in, without asking for anything?"
 _RESUMES = "run it again, and it resumes where it stopped: nothing half sent has a name there"
 
 
-class SpoiledError(ImgtoolError):
-    """Other bytes arrived than were read before."""
-
-
 class Place(NamedTuple):
     host: str
     """As ssh takes it."""
@@ -154,7 +150,8 @@ class Far:
         progress: Callable[[int], None],
     ) -> None:
         """Has the file `wanted` there be `blob`, whose `stretches` (offset, length) are missing in `part`. All or
-        nothing of it gets the name."""
+        nothing of it gets the name. ImageError when the blob cannot be read, or other bytes arrive than its digest
+        is of."""
         folder = os.path.dirname(wanted.name)
         mine = f"{wanted.parts}{wanted.mine}{secrets.token_hex(4)}.part"
         words = [
@@ -180,7 +177,7 @@ class Far:
         if done.status == _EXISTS:
             raise ImgtoolError(f"{printable(wanted.name)} was created there by another program in the meantime")
         if done.status == _OTHER:
-            raise SpoiledError(
+            raise ImageError(
                 f"{printable(wanted.name)} arrived with other bytes than were sent, and was thrown away",
                 hint="try again",
             )

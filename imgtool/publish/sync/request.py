@@ -21,7 +21,7 @@ from imgtool.operations.moving import allow_open_files
 from imgtool.operations.plan import Plan, Touched
 from imgtool.publish.oci.parallel import Meter
 from imgtool.publish.replica import Replica, refuse_portable, replicate
-from imgtool.publish.sync.far import Far, Seen, SpoiledError, Ssh, Wanted, parse_place
+from imgtool.publish.sync.far import Far, Seen, Ssh, Wanted, parse_place
 from imgtool.qemu.process import Runner, run
 
 Progress = Callable[[float], None]
@@ -197,7 +197,7 @@ class SyncRequest:
                 time=f"@{status.st_mtime_ns // 10**9}.{status.st_mtime_ns % 10**9:09d}",
                 progress=meter.add,
             )
-        except (SpoiledError, ImageError) as error:
+        except ImageError as error:
             error.path = one.path
             now = os.fstat(one.fd)
             if (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
