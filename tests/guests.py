@@ -157,12 +157,14 @@ def machines(alpine: Alpine) -> Iterator[Machines]:
 @pytest.fixture(scope="session")
 def shared_guest(machines: Machines) -> Iterator[tuple[str, Shell]]:
     """(name, shell) of one Alpine in the background that all tests of a session share: look, change nothing that
-    another test would see. Its memory is 256 MiB, it has 1 CPU of at most 4, and its writes are thrown away.
+    another test would see. Its memory is 256 MiB of at most 1 GiB, it has 1 CPU of at most 4, and its writes are
+    thrown away.
 
     It takes itself for a VMware guest: Linux lets CPUs be plugged in only under a hypervisor it knows
     (`acpi_is_processor_usable` in newer kernels), which TCG is not, and QEMU has VMware's port on every PC."""
     words: list[str | Path] = ["boot", "-d", machines.alpine.disk, "--ephemeral", *machines.shell_words()]
     words += ["--name", SHARED, "--smp", "1,maxcpus=4", "--cpu", "max,-hypervisor"]
+    words += ["--memory", "256M,slots=1,maxmem=1G"]
     words += ["--wait", f"serial:{PROMPT}$", "--wait-timeout", str(BOOT_SECONDS)]
     words += ["--", "-smbios", "type=1,serial=VMware-0"]
     assert machines(*words).stdout == f"{SHARED}\n"

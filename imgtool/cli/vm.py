@@ -36,7 +36,8 @@ SECTIONS = {
         "reset": Entry("imgtool.cli.vm:reset", "Press the reset button."),
         "pause": Entry("imgtool.cli.vm:pause", "Pause a VM's CPUs."),
         "resume": Entry("imgtool.cli.vm:resume", "Resume a paused VM."),
-        "set-cpus": Entry("imgtool.cli.vm:set_cpus", "Hot-plug CPUs."),
+        "set-cpus": Entry("imgtool.cli.vm_plug:set_cpus", "Hot-plug CPUs."),
+        "set-memory": Entry("imgtool.cli.vm_plug:set_memory", "Hot-plug memory."),
         "monitor": Entry("imgtool.cli.vm_monitor:monitor", "Talk to QEMU's monitor, as Ctrl-A C does."),
         "qmp": Entry("imgtool.cli.vm_monitor:qmp", "Send a QMP command, and print the answer."),
     },
@@ -59,6 +60,7 @@ ELSEWHERE = {
     "logs": "imgtool vm log",
     "attach": "imgtool vm console",
     "setvcpus": "imgtool vm set-cpus",
+    "setmem": "imgtool vm set-memory",
     "qemu-monitor-command": "imgtool vm qmp",
     "hmp": "imgtool vm monitor",
 }
@@ -379,21 +381,3 @@ def _tell(context: Context, value: Any) -> None:
 
     if context.json:
         emit(context, value, ())
-
-
-@click.command(
-    "set-cpus",
-    epilog="\b\nExamples:\n  imgtool boot -d web.qcow2 --name web --smp 2,maxcpus=8\n  imgtool vm set-cpus web 4",
-)
-@name_argument
-@click.argument("number", type=int, metavar="N")
-@output_option()
-@pass_context
-def set_cpus(context: Context, /, name: str, number: int) -> None:
-    """Hot-plug CPUs into NAME until it has N, at most the maxcpus= it was booted with."""
-    from imgtool.cli.output import emit
-    from imgtool.machine import control
-    from imgtool.machine.runtime import find
-
-    have = control.set_cpus(find(name)[0], number)
-    emit(context, control.CpusSet(name=name, cpus=have), [f"{name}: {have} CPUs"])

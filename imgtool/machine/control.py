@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from imgtool.errors import MachineError, RefusedError, UsageError
+from imgtool.errors import MachineError, RefusedError
 from imgtool.image.names import printable
 from imgtool.machine.lost import LostFile, lost_files
 from imgtool.machine.vm import State, Vm
@@ -76,15 +76,6 @@ class Steered(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The VM's."""
     status: str
     """As in Status, afterwards."""
-
-
-class CpusSet(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What `vm set-cpus` did."""
-
-    name: str
-    """The VM's."""
-    cpus: int
-    """How many it has now."""
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -219,47 +210,6 @@ def _vnc(monitor: Monitor) -> str | None:
     return f"{host}:{int(service) - 5900}"
 
 
-def set_cpus(vm: Vm, wanted: int) -> int:
-    """Plugs CPUs in until the guest has `wanted`, in the order of the topology; returns how many there are then.
-
-    RefusedError when there are more already (a CPU is taken out by the guest, not by force), MachineError when the
-    machine was not started with room for so many (`maxcpus=`) or has no CPU hotplug."""
-    if wanted < 1:
-        raise UsageError("a machine has at least one CPU")
-    with Monitor.connect(vm.qmp_socket) as monitor:
-        try:
-            places = monitor.execute("query-hotpluggable-cpus")
-        except QmpCommandError as error:
-            raise MachineError(f"{vm.name} cannot be given CPUs while it runs: {error.description}") from None
-        have: int = sum(place["vcpus-count"] for place in places if "qom-path" in place)
-        most = sum(place["vcpus-count"] for place in places)
-        if wanted < have:
-            raise RefusedError(
-                f"{vm.name} has {_cpus(have)}, and none is taken away while it runs",
-                hint="in the guest: echo 0 > /sys/devices/system/cpu/cpuN/online",
-            )
-        if wanted > most:
-            raise MachineError(
-                f"{vm.name} has room for {_cpus(most)}, not {wanted}",
-                hint=f"boot it with --smp {have},maxcpus={wanted}",
-            )
-        free = sorted((place for place in places if "qom-path" not in place), key=_order)
-        for place in free:
-            if have >= wanted:
-                break
-            name = "cpu-" + "-".join(str(number) for number in _order(place))
-            monitor.execute("device_add", {"driver": place["type"], "id": name, **place["props"]})
-            have += place["vcpus-count"]
-    return have
-
-
-_LEVELS = ("node-id", "drawer-id", "book-id", "socket-id", "die-id", "cluster-id", "core-id", "thread-id")
-
-
-def _order(place: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(place["props"][level] for level in _LEVELS if level in place["props"])
-
-
 def tell(vm: Vm, command: str, *, seconds: float = COMMAND_SECONDS) -> str:
     """What QEMU's monitor for people says to `command`, such as `info block`. It has no other way to tell that
     something was wrong. RefusedError as `query`."""
@@ -345,7 +295,3 @@ def console_is_free(vm: Vm, port: str) -> bool:
             if item["label"] == port:
                 return str(item["filename"]).startswith("disconnected:")
     raise MachineError(f"{vm.name} has no serial port {port} that could be joined")
-
-
-def _cpus(count: int) -> str:
-    return f"{count} CPU{'' if count == 1 else 's'}"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from imgtool.errors import MachineError, UsageError
 from imgtool.image.names import PathLike, absolute
-from imgtool.machine import control, ending
+from imgtool.machine import control, ending, plugging
 from imgtool.machine.config import Machine
 from imgtool.machine.configure import configure
 from imgtool.machine.host import AGENT_SOCKET
@@ -243,7 +243,12 @@ class RunningVm:
         """Plugs CPUs in until there are `wanted`. RefusedError when there are more, MachineError when it was not
         started with room for them (`maxcpus=`)."""
         self._state()
-        control.set_cpus(self._vm, wanted)
+        plugging.set_cpus(self._vm, wanted)
+
+    def set_memory(self, wanted: int | str) -> None:
+        """Plugs in memory until there is so much, in QEMU's notation (`4G`) or in MiB. RefusedError when there is
+        more, MachineError when it was not started with room for it (`slots=`, `maxmem=`)."""
+        plugging.set_memory(self._vm, self._state(), plugging.parse_memory(str(wanted)))
 
     def stop(self, *, seconds: float = _STOP_SECONDS) -> ending.How:
         """Asks the guest to power off, and ends QEMU when it has not after `seconds`; with 0 at once. Its images are

@@ -341,6 +341,16 @@ def test_set_cpus_refuses_what_the_machine_has_no_room_for(machines: Machines, e
     assert "--smp 1,maxcpus=2" in done.stderr
 
 
+def test_set_memory_refuses_what_the_machine_has_no_room_for(machines: Machines, empty_vm: str) -> None:
+    document = json.loads(machines("vm", "set-memory", empty_vm, "64", "--output", "json").stdout)
+    assert document == {"name": empty_vm, "memory": 64 << 20}
+    done = machines("vm", "set-memory", empty_vm, "1G", check=False)
+    assert done.returncode == 1
+    assert "has room for 64M, not 1G" in done.stderr
+    assert "boot it with --memory 64M,slots=4,maxmem=1G" in done.stderr
+    assert "'lots' is not a size" in machines("vm", "set-memory", empty_vm, "lots", check=False).stderr
+
+
 @pytest.mark.parametrize(("name", "magic"), [("s.png", b"\x89PNG\r\n\x1a\n"), ("s.ppm", b"P6\n")])
 def test_a_screenshot_is_a_picture(
     machines: Machines, empty_vm: str, tmp_path: Path, name: str, magic: bytes
@@ -388,6 +398,27 @@ def test_plugged_in_cpus_are_seen_by_the_guest(machines: Machines, shared_guest:
         "has 3 CPUs, and none is taken away while it runs"
         in machines("vm", "set-cpus", name, "1", check=False).stderr
     )
+
+
+@pytest.mark.guest
+def test_plugged_in_memory_is_seen_by_the_guest(machines: Machines, shared_guest: tuple[str, Shell]) -> None:
+    name, shell = shared_guest
+    blocks = "ls -d /sys/devices/system/memory/memory* | wc -l"
+    before = int(shell(blocks))
+    assert machines("vm", "set-memory", name, "512M").stdout == f"{name}: 512M\n"
+    deadline = time.monotonic() + 60
+    while int(shell(blocks)) != before + 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert int(shell(blocks)) == before + 2, "of 128 MiB each"
+    assert json.loads(machines("vm", "show", name, "--output", "json").stdout)["memory"] == 512 << 20
+    for size, reason, hint in (
+        ("384", "has 512M, and none is taken away while it runs", "--balloon"),
+        ("2G", "has room for 1G, not 2G", "--memory 512M,slots=1,maxmem=2G"),
+        ("1G", "all 1 slots of shared hold memory already", "--memory 512M,slots=2,maxmem=1G"),
+    ):
+        said = machines("vm", "set-memory", name, size, check=False).stderr
+        assert reason in said
+        assert hint in said
 
 
 @pytest.mark.guest

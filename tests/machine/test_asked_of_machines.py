@@ -132,6 +132,29 @@ def test_memory_with_room_for_more(typed: Typed) -> None:
     assert vm.ask("query-memory-size-summary")["plugged-memory"] == 256 << 20
 
 
+def test_memory_is_plugged_in_as_the_machines_own_is(typed: Typed) -> None:
+    vm = typed("--name grows --memory 128M,slots=2,maxmem=1G --share {folder},type=virtiofs")
+    vm.monitor.close()
+    assert typed.imgtool("vm", "set-memory", "grows", "256M")[0] == 0
+    assert typed.imgtool("vm", "set-memory", "grows", "384")[0] == 0
+    vm = typed.connect("grows")
+    modules = [(item["data"]["id"], item["data"]["size"] >> 20) for item in vm.ask("query-memory-devices")]
+    assert modules == [("dimm0", 128), ("dimm1", 128)]
+    backends = {item["id"]: vm.get(f"/objects/{item['id']}", "share") for item in vm.ask("query-memdev")}
+    assert backends == {"ram0": True, "ram-dimm0": True, "ram-dimm1": True}
+
+
+def test_a_module_that_qemu_does_not_take_leaves_nothing(typed: Typed) -> None:
+    vm = typed("--name grows --memory 128M,slots=1,maxmem=1G")
+    vm.monitor.close()
+    status, said = typed.imgtool("vm", "set-memory", "grows", "129M")
+    assert (status, "grows cannot be given 1M more: " in said) == (1, True)
+    assert typed.imgtool("vm", "set-memory", "grows", "256M") == (0, "")
+    assert [item["id"] for item in typed.connect("grows").ask("query-memdev") if "dimm" in item["id"]] == [
+        "ram-dimm0"
+    ]
+
+
 def test_numa_nodes_with_distances_and_host_nodes(typed: Typed) -> None:
     vm = typed(
         "--machine q35 --memory 128M --smp 4,maxcpus=6,sockets=3 --numa node,cpus=0-1,cpus=4-5,mem=32M "

@@ -97,7 +97,7 @@ def add_memory(parts: Parts, machine: Machine, host: Host) -> None:
     if machine.numa.nodes:
         _add_nodes(parts, machine, host)
     elif machine.hugepages is not None or shares_memory(machine):
-        parts.object(_backend("ram0", size, machine, host, None))
+        parts.object(backend("ram0", size, machine, _pages(host), None))
         parts.machine["memory-backend"] = "ram0"
     for (src, dst), far in distances(machine).items():
         parts.add("-numa", f"dist,src={src},dst={dst},val={far}")
@@ -149,21 +149,25 @@ def _add_nodes(parts: Parts, machine: Machine, host: Host) -> None:
         words = [f"node,nodeid={nodeid}", *(f"cpus={item}" for item in node.cpus)]
         if size:
             # `mem=` is gone from newer machine types; a backend for each node works with all.
-            parts.object(_backend(f"ram-node{nodeid}", size, machine, host, node))
+            parts.object(backend(f"ram-node{nodeid}", size, machine, _pages(host), node))
             words.append(f"memdev=ram-node{nodeid}")
         if node.initiator is not None:
             words.append(f"initiator={node.initiator}")
         parts.add("-numa", ",".join(words))
 
 
-def _backend(name: str, size: int, machine: Machine, host: Host, node: NumaNode | None) -> dict[str, Any]:
-    """A memory backend. QAPI: MemoryBackendProperties."""
+def _pages(host: Host) -> str | None:
+    return host.hugepages.path if host.hugepages else None
+
+
+def backend(name: str, size: int, machine: Machine, mount: str | None, node: NumaNode | None) -> dict[str, Any]:
+    """A memory backend; `mount` is the host's hugetlbfs. QAPI: MemoryBackendProperties."""
     pages = machine.hugepages
     share: bool | None = True if shares_memory(machine) else None
     value: dict[str, Any] = {"qom-type": "memory-backend-ram", "id": name, "size": size}
     if pages is not None:
-        path = pages.path or (host.hugepages.path if host.hugepages else None)
-        value |= {"qom-type": "memory-backend-file", "mem-path": path, "prealloc": pages.prealloc is not False}
+        value |= {"qom-type": "memory-backend-file", "mem-path": pages.path or mount}
+        value["prealloc"] = pages.prealloc is not False
         share = share or pages.share
     elif share:
         value["qom-type"] = "memory-backend-memfd"
