@@ -5,6 +5,7 @@
     graph = imgtool.scan("images")
     overlay = imgtool.new_overlay("images/base.qcow2")
     imgtool.commit(overlay.path)
+    imgtool.QemuImg().create("images/data.qcow2", "10G", format="qcow2")
     imgtool.QemuImg().convert(overlay.path, "release.qcow2", output_format="qcow2", compressed=True)
     imgtool.push("release.qcow2", "registry.example.org/images/release:1")
     imgtool.build_image("web.toml")
@@ -14,8 +15,8 @@
 
 What the calls have in common:
 
-* A path is text, bytes or a PathLike; `paths` and `store` are one or several. What is returned has absolute
-  paths, and sizes in bytes.
+* A path is text, bytes or a PathLike; `paths` and `store` are one or several. A size is a number of bytes, or text
+  in QEMU's notation (`"10G"`). What is returned has absolute paths, and sizes in bytes.
 * `format` is the image's; its header decides when that is None.
 * `store` are folders in which, and below, images are looked for that stand on those concerned, besides the folders
   that each call says.

@@ -16,6 +16,19 @@ MAX_SIZE = 2**63 - 1
 """The largest image: block layer offsets are signed 64-bit numbers of bytes."""
 
 
+Size = int | str
+"""Bytes, or text in QEMU's notation: `10G`."""
+
+
+def bytes_of(size: Size) -> int:
+    """The number of bytes that `size` says. UsageError for text that is no size, and for fewer bytes than none:
+    qemu-img would take the minus for an option, or for a size relative to another."""
+    count = parse_size(size) if isinstance(size, str) else size
+    if count < 0:
+        raise UsageError(f"{count} bytes are no size")
+    return count
+
+
 def parse_size(text: str) -> int:
     """The number of bytes that QEMU reads in `text`: `512`, `64k`, `1.5G`, `0x200`. UsageError otherwise."""
     stripped = text.strip()

@@ -1,7 +1,7 @@
 import pytest
 
 from imgtool.errors import UsageError
-from imgtool.sizes import format_size, parse_resize, parse_size
+from imgtool.sizes import bytes_of, format_size, parse_resize, parse_size
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,16 @@ def test_a_size_is_read_as_qemu_reads_it(text: str, size: int) -> None:
 def test_what_is_no_size_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError):
         parse_size(text)
+
+
+def test_a_size_is_bytes_or_text() -> None:
+    assert [bytes_of(size) for size in (0, 512, "512", "1.5G")] == [0, 512, 512, 3 << 29]
+
+
+@pytest.mark.parametrize("size", [-1, "-1", "+1", "", "ten"])
+def test_what_says_no_number_of_bytes_is_a_usage_error(size: int | str) -> None:
+    with pytest.raises(UsageError):
+        bytes_of(size)
 
 
 @pytest.mark.parametrize(("text", "size"), [("20G", 20 << 30), ("+512M", (10 << 30) + (512 << 20)), ("-1G", 9 << 30)])

@@ -34,6 +34,7 @@ from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import OptionValue, backing_reference
 from imgtool.qemu.inputs import check_input
 from imgtool.qemu.qemu_img import QemuImg
+from imgtool.sizes import Size, bytes_of
 
 FORMAT = "qcow2"
 """Of every overlay: the one format that names its backing file's, and that QEMU keeps developing."""
@@ -57,7 +58,7 @@ class OverlayRequest:
         overlay: PathLike | None = None,
         *,
         absolute: bool = False,
-        size: int | None = None,
+        size: Size | None = None,
         options: Mapping[str, OptionValue] | None = None,
         base_format: str | None = None,
         allow_smaller: bool = False,
@@ -73,7 +74,7 @@ class OverlayRequest:
             if name in self.options:
                 raise UsageError(f"-o {name} cannot be given for an overlay", hint=f"{instead} says it")
         self.data_file = self.options.pop("data_file", None)
-        self.size = size
+        self.size = None if size is None else bytes_of(size)
         if settle:
             check_input(self.base, what="base")
         known = base_format if base_format in FORMATS else None  # imgtool does not read all of QEMU's formats
@@ -195,7 +196,7 @@ def new_overlay(
     overlay: PathLike | None = None,
     *,
     absolute: bool = False,
-    size: int | None = None,
+    size: Size | None = None,
     options: Mapping[str, OptionValue] | None = None,
     base_format: str | None = None,
     allow_smaller: bool = False,
@@ -207,7 +208,7 @@ def new_overlay(
 
     `overlay` is its path; a directory, or None for that of `base`, has a name made up in it. The backing name is
     relative to the overlay's directory unless `absolute`, the backing format always named: `base_format`, else what
-    the base's header says. `size` in bytes is the base's when None. `options` are qemu-img's `-o`.
+    the base's header says. `size` is the base's when None. `options` are qemu-img's `-o`.
 
     ImageNotFoundError, ImageUnreadableError, ImageFormatError or ChainError when `base` or its chain cannot be used;
     ImageInUseError when something writes to it (not with `force`); ImageExistsError when there is a file at

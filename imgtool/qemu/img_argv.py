@@ -25,6 +25,7 @@ from imgtool.qemu.img_types import (
     join_options,
     parse_options,
 )
+from imgtool.sizes import Size, bytes_of
 
 __all__ = [
     "Backing",
@@ -59,7 +60,7 @@ __all__ = [
 def create(
     program: str,
     path: PathLike,
-    size: int | None = None,
+    size: Size | None = None,
     *,
     format: str,
     backing: Backing | None = None,
@@ -70,7 +71,7 @@ def create(
 ) -> list[str]:
     argv = [program, "create", *_objects(objects), "-q", "-f", format, *_backing("-b", backing, backing_format)]
     argv += ["-u"] * unsafe_backing
-    return [*argv, *_options(options), absolute(path), *([] if size is None else [_bytes(size)])]
+    return [*argv, *_options(options), absolute(path), *([] if size is None else [str(bytes_of(size))])]
 
 
 def info(
@@ -112,10 +113,10 @@ def convert(
     options: Mapping[str, OptionValue] = {},
     snapshot: str | SnapshotParam | None = None,
     compressed: bool = False,
-    sparse_size: int | None = None,
+    sparse_size: Size | None = None,
     num_coroutines: int | None = None,
     out_of_order: bool = False,
-    rate_limit: int | None = None,
+    rate_limit: Size | None = None,
     cache: Cache = "writeback",
     source_cache: Cache | None = None,
     copy_offload: bool = False,
@@ -136,8 +137,8 @@ def convert(
     below = _backing("-B", backing, backing_format)
     named = {"backing_fmt": backing_format} if backing_format is not None else {}
     argv += [*below[:2], *_options(options, extra=named), *_snapshot(snapshot), *["-c"] * compressed]
-    argv += [*_given("-S", sparse_size), *_given("-m", num_coroutines), *["-W"] * out_of_order]
-    argv += [*_given("-r", rate_limit), *["-C"] * copy_offload, *["-n"] * skip_creation]
+    argv += [*_given_size("-S", sparse_size), *_given("-m", num_coroutines), *["-W"] * out_of_order]
+    argv += [*_given_size("-r", rate_limit), *["-C"] * copy_offload, *["-n"] * skip_creation]
     argv += ["--target-is-zero"] * target_is_zero + ["--bitmaps"] * bitmaps
     argv += ["--skip-broken-bitmaps"] * skip_broken_bitmaps + ["--salvage"] * salvage + ["-U"] * force_share
     to = ["--target-image-opts"] if isinstance(target, ImageOpts) else ["-O", output_format]
@@ -152,12 +153,12 @@ def commit(
     base: PathLike | None = None,
     keep: bool = False,
     cache: Cache | None = None,
-    rate_limit: int | None = None,
+    rate_limit: Size | None = None,
     objects: Sequence[str] = (),
     progress: bool = False,
 ) -> list[str]:
     argv = [program, "commit", *_objects(objects), *["-p"] * progress, *_given("-t", cache)]
-    argv += [*_given("-b", None if base is None else absolute(base)), *["-d"] * keep, *_given("-r", rate_limit)]
+    argv += [*_given("-b", None if base is None else absolute(base)), *["-d"] * keep, *_given_size("-r", rate_limit)]
     return [*argv, *_image(image, format)]
 
 
@@ -200,17 +201,10 @@ def rebase(
     return [*argv, *to, *_image(image, format)]
 
 
-def _bytes(size: int) -> str:
-    """UsageError for what `resize` would take as relative, `create` as an option."""
-    if size < 0:
-        raise UsageError(f"{size} bytes are no size")
-    return str(size)
-
-
 def resize(
     program: str,
     image: Source,
-    size: int,
+    size: Size,
     *,
     format: str | None = None,
     shrink: bool = False,
@@ -219,7 +213,7 @@ def resize(
 ) -> list[str]:
     argv = [program, "resize", *_objects(objects), "-q", *["--shrink"] * shrink]
     argv += [f"--preallocation={preallocation}"] if preallocation else []
-    return [*argv, *_image(image, format), _bytes(size)]
+    return [*argv, *_image(image, format), str(bytes_of(size))]
 
 
 def compare(
@@ -247,14 +241,14 @@ def map(  # noqa: A001 - the subcommand's name
     image: Source,
     *,
     format: str | None = None,
-    start_offset: int | None = None,
-    max_length: int | None = None,
+    start_offset: Size | None = None,
+    max_length: Size | None = None,
     force_share: bool = False,
     objects: Sequence[str] = (),
 ) -> list[str]:
     argv = [program, "map", "--output=json", *_objects(objects)]
-    argv += [] if start_offset is None else [f"--start-offset={start_offset}"]
-    argv += [] if max_length is None else [f"--max-length={max_length}"]
+    argv += [] if start_offset is None else [f"--start-offset={bytes_of(start_offset)}"]
+    argv += [] if max_length is None else [f"--max-length={bytes_of(max_length)}"]
     return [*argv, *["-U"] * force_share, *_image(image, format)]
 
 
@@ -262,7 +256,7 @@ def measure(
     program: str,
     image: Source | None = None,
     *,
-    size: int | None = None,
+    size: Size | None = None,
     output_format: str,
     format: str | None = None,
     options: Mapping[str, OptionValue] = {},
@@ -272,7 +266,7 @@ def measure(
 ) -> list[str]:
     argv = [program, "measure", "--output=json", *_objects(objects), "-O", output_format, *_options(options)]
     if image is None and size is not None:
-        return [*argv, f"--size={_bytes(size)}"]
+        return [*argv, f"--size={bytes_of(size)}"]
     if image is None or size is not None:
         raise UsageError("measure needs either an image or a size")
     return [*argv, *_snapshot(snapshot), *["-U"] * force_share, *_image(image, format)]
@@ -302,7 +296,7 @@ def bitmap(
     actions: Sequence[BitmapAction],
     *,
     format: str | None = None,
-    granularity: int | None = None,
+    granularity: Size | None = None,
     merge_from: PathLike | None = None,
     merge_from_format: str | None = None,
     objects: Sequence[str] = (),
@@ -312,7 +306,7 @@ def bitmap(
     argv = [program, "bitmap", *_objects(objects)]
     for action in actions:
         argv += ["--merge", action.source] if isinstance(action, Merge) else [f"--{action}"]
-    argv += _given("-g", granularity)
+    argv += _given_size("-g", granularity)
     if merge_from is not None:
         argv += ["-b", absolute(merge_from), *_given("-F", merge_from_format)]
     *how, place = _image(image, format)
@@ -325,6 +319,10 @@ def _objects(objects: Sequence[str]) -> list[str]:
 
 def _given(flag: str, value: object) -> list[str]:
     return [] if value is None else [flag, str(value)]
+
+
+def _given_size(flag: str, size: Size | None) -> list[str]:
+    return [] if size is None else [flag, str(bytes_of(size))]
 
 
 def _options(

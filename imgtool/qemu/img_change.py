@@ -17,7 +17,7 @@ from imgtool.qemu.img_argv import Backing, BitmapAction, Cache, ImageOpts, Optio
 from imgtool.qemu.img_base import ImgBase, Progress, notes_of, place_named, place_of, some
 from imgtool.qemu.inputs import check_input
 from imgtool.qemu.results import Changed, Committed
-from imgtool.sizes import parse_resize
+from imgtool.sizes import Size, parse_resize
 
 
 class Changing(ImgBase):
@@ -31,7 +31,7 @@ class Changing(ImgBase):
         base: PathLike | None = None,
         keep: bool = False,
         cache: Cache | None = None,
-        rate_limit: int | None = None,
+        rate_limit: Size | None = None,
         objects: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Committed:
@@ -80,7 +80,7 @@ class Changing(ImgBase):
         base: PathLike | None = None,
         keep: bool = False,
         cache: Cache | None = None,
-        rate_limit: int | None = None,
+        rate_limit: Size | None = None,
         progress: Progress | None = None,
     ) -> None:
         """As `commit`, for a chain whose images were named one by one (`ImageOpts.of_chain`)."""
@@ -156,7 +156,7 @@ class Changing(ImgBase):
     def resize(
         self,
         image: Source,
-        size: int | str,
+        size: Size,
         *,
         format: str | None = None,
         shrink: bool = False,
@@ -209,13 +209,13 @@ class Changing(ImgBase):
         actions: Sequence[BitmapAction],
         *,
         format: str | None = None,
-        granularity: int | None = None,
+        granularity: Size | None = None,
         merge_from: PathLike | None = None,
         merge_from_format: str | None = None,
         objects: Sequence[str] = (),
     ) -> Changed:
         """Does `actions` to a persistent bitmap, in order: `"add"`, `"remove"`, `"clear"`, `"enable"`, `"disable"`,
-        or `Merge(source)`, whose source is a bitmap of this image or of `merge_from`. Granularity is bytes."""
+        or `Merge(source)`, whose source is a bitmap of this image or of `merge_from`."""
         format, before = self._before(image, format, objects)
         argv = img_argv.bitmap(
             self.program,

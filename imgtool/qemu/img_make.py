@@ -20,6 +20,7 @@ from imgtool.qemu.process import NO_LIMITS, Limits, failure
 from imgtool.qemu.replace import replacing
 from imgtool.qemu.results import Created
 from imgtool.qemu.writeback import written_early
+from imgtool.sizes import Size
 
 _QUICK_PREALLOCATION = ("off", "metadata")
 
@@ -30,7 +31,7 @@ class Making(ImgBase):
     def create(
         self,
         path: PathLike,
-        size: int | None = None,
+        size: Size | None = None,
         *,
         format: str,
         backing: Backing | None = None,
@@ -42,7 +43,7 @@ class Making(ImgBase):
         objects: Sequence[str] = (),
         finish: Callable[[str], None] | None = None,
     ) -> Created:
-        """A new image of `size` bytes, or of its backing file's size.
+        """A new image of `size`, or of its backing file's size.
 
         `backing` is the reference as it shall stand in the image: relative ones are resolved against the image's
         directory. `unsafe_backing` (-u) does not open it. `data_file` is made beside it. Replaces an existing file
@@ -88,10 +89,10 @@ class Making(ImgBase):
         options: Mapping[str, OptionValue] = {},
         snapshot: str | SnapshotParam | None = None,
         compressed: bool = False,
-        sparse_size: int | None = None,
+        sparse_size: Size | None = None,
         num_coroutines: int | None = None,
         out_of_order: bool = False,
-        rate_limit: int | None = None,
+        rate_limit: Size | None = None,
         cache: Cache | None = None,
         source_cache: Cache | None = None,
         copy_offload: bool = False,
@@ -109,7 +110,7 @@ class Making(ImgBase):
         """Copies `sources` (several are concatenated) into a new image, which appears under its name only when it is
         complete and on disk. A block device, or any target with `skip_creation` (-n), is written in place.
 
-        `rate_limit` is bytes a second, `sparse_size` bytes. Unreadable sectors become zeros with `salvage`, and
+        `rate_limit` is bytes a second. Unreadable sectors become zeros with `salvage`, and
         qemu-img's words about them are the result's `notes`. `finish` is as for `create`. Without `cache` the target
         is written past the page cache where that is faster, see `direct.cache_for`.
         """

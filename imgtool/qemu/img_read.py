@@ -18,6 +18,7 @@ from imgtool.qemu.img_info import Asking
 from imgtool.qemu.inputs import check_input
 from imgtool.qemu.process import NO_LIMITS
 from imgtool.qemu.results import CheckResult, CompareResult
+from imgtool.sizes import Size
 
 _CHECK_ANSWERS: dict[int, Literal["clean", "corrupt", "leaks", "unsupported"]] = {
     0: "clean",
@@ -144,8 +145,8 @@ class Reading(Asking):
         image: Source,
         *,
         format: str | None = None,
-        start_offset: int | None = None,
-        max_length: int | None = None,
+        start_offset: Size | None = None,
+        max_length: Size | None = None,
         force_share: bool = False,
         objects: Sequence[str] = (),
     ) -> list[MapEntry]:
@@ -166,7 +167,7 @@ class Reading(Asking):
         self,
         image: Source | None = None,
         *,
-        size: int | None = None,
+        size: Size | None = None,
         output_format: str,
         format: str | None = None,
         options: Mapping[str, OptionValue] = {},

@@ -10,6 +10,7 @@ from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Backing, OptionValue, Source
 from imgtool.qemu.img_base import ImgBase, Progress, place_named
 from imgtool.qemu.writeback import written_early
+from imgtool.sizes import Size
 
 
 class Staging(ImgBase):
@@ -18,7 +19,7 @@ class Staging(ImgBase):
     def create_over(
         self,
         staged: str,
-        size: int | None,
+        size: Size | None,
         *,
         format: str,
         backing: Backing | None = None,

@@ -24,6 +24,7 @@ from msgspec import Struct
 from imgtool.errors import CommandCrashed, CommandError, CommandTimeout, ProgramError
 from imgtool.image.names import printable, printable_lines
 from imgtool.qemu.child import Child, Pipe
+from imgtool.sizes import Size, bytes_of
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +45,7 @@ class Limits(Struct, frozen=True):
     seconds: float | None = None
     """Wall clock; past it the program is ended and CommandTimeout raised."""
     cpu_seconds: int | None = None
-    address_space: int | None = None
-    """Bytes."""
+    address_space: Size | None = None
 
 
 NO_LIMITS = Limits()
@@ -281,7 +281,7 @@ def _setup(limits: Limits, cwd: str | None) -> list[str]:
         os.stat(os.path.join(cwd, "."))
         words.append(f"cd -P -- {shlex.quote(cwd)}")
     if limits.address_space is not None:
-        words.append(f"ulimit -v {limits.address_space // 1024}")
+        words.append(f"ulimit -v {bytes_of(limits.address_space) // 1024}")
     if limits.cpu_seconds is not None:
         words.append(f"ulimit -t {limits.cpu_seconds}")
     return words

@@ -62,6 +62,16 @@ def test_a_raw_base_is_named_raw_and_the_caller_may_say_so(images: Images) -> No
         new_overlay(plain, base_format="qcow2")
 
 
+def test_a_size_may_be_text(images: Images) -> None:
+    base = images.base("base.qcow2", "1M")
+    assert new_overlay(base, images / "top.qcow2", size="2M").virtual_size == 2 << 20
+    with pytest.raises(RefusedError):
+        new_overlay(base, images / "small.qcow2", size="512k")
+    with pytest.raises(UsageError, match="'2MB' is not a size"):
+        new_overlay(base, images / "other.qcow2", size="2MB")
+    assert not (images / "other.qcow2").exists()
+
+
 def test_size_and_options_reach_the_image(images: Images) -> None:
     base = images.base("base.qcow2", "8M")
     image = new_overlay(base, size=1 << 30, options={"cluster_size": "128k", "lazy_refcounts": True})

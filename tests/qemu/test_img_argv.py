@@ -295,6 +295,22 @@ def test_the_command_line_is(case: str) -> None:
     assert made == expected
 
 
+def test_sizes_are_numbers_to_qemu_img_however_they_are_written() -> None:
+    def made(size: int | str) -> list[list[str]]:
+        return [
+            img_argv.create(Q, "/a", size, format="raw"),
+            img_argv.resize(Q, "/a", size, format="raw"),
+            img_argv.measure(Q, size=size, output_format="qcow2"),
+            img_argv.convert(Q, ["/a"], "/b", output_format="raw", sparse_size=size, rate_limit=size),
+            img_argv.commit(Q, "/a", rate_limit=size),
+            img_argv.bitmap(Q, "/a", "b", ["add"], granularity=size),
+            img_argv.map(Q, "/a", start_offset=size, max_length=size),
+        ]
+
+    assert made("1M") == made("1024k") == made(1 << 20)
+    assert all("1048576" in " ".join(argv) for argv in made("1M"))
+
+
 def test_a_relative_name_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.chdir(str(tmp_path))
     assert img_argv.info(Q, "nbd:x")[-1] == f"{tmp_path}/nbd:x"

@@ -80,6 +80,15 @@ def test_no_image_becomes_its_own_backing_file(img: QemuImg, base: Path) -> None
     assert base.read_bytes() == before
 
 
+def test_a_size_may_be_text(img: QemuImg, tmp_path: Path) -> None:
+    made = img.create(tmp_path / "disk.qcow2", "64M", format="qcow2")
+    assert made.info is not None
+    assert made.info.virtual_size == 64 << 20
+    assert img.resize(tmp_path / "disk.qcow2", "+64M").after.virtual_size == 128 << 20
+    with pytest.raises(UsageError, match="'64MB' is not a size"):
+        img.create(tmp_path / "other.qcow2", "64MB", format="qcow2")
+
+
 def test_an_image_without_size_or_base_makes_no_sense(img: QemuImg, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         img.create(tmp_path / "a", format="qcow2")

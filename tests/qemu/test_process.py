@@ -139,7 +139,7 @@ def test_cpu_time_is_limited() -> None:
 
 
 def test_address_space_is_limited() -> None:
-    done = run(python("bytearray(1 << 30)"), limits=Limits(address_space=256 << 20))
+    done = run(python("bytearray(1 << 30)"), limits=Limits(address_space="256M"))
     assert done.status == 1
     assert b"MemoryError" in done.stderr
 
