@@ -26,7 +26,12 @@ What the calls have in common:
 * What a call returns is a struct of `msgspec`. The words for its fields stand below them in its class, and in what
   `imgtool schema` prints.
 
-Names are imported when they are first used. Every error is an ImgtoolError; `help(imgtool.errors)` draws them all.
+Every error is an ImgtoolError; `help(imgtool.errors)` draws them all. Its `hint` says what to do next, in the words
+of the command line: `--force` is `force=True` here, or `overwrite=True` where a file is to be replaced; other options
+are arguments of their names, too (`-u` is `unsafe=True`); `--trust WORD` is `with imgtool.trusting("WORD"):`, and
+`imgtool chain anchor` is `imgtool.anchor`.
+
+Names are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ from typing import ClassVar
 
 
 class ImgtoolError(Exception):
-    """What happened (`message`), on which file (`path`), and what to do next (`hint`).
+    """What happened (`message`), on which file (`path`), and what to do next (`hint`). Hints are in the words of the
+    command line; `help(imgtool)` says how they are said in Python.
 
     Message and hint are text for people: whoever writes a name into them passes it through `names.printable`.
     `path` is the path itself.

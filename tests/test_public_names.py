@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
 import imgtool
 from imgtool import errors
 from imgtool.cli.check import NotCheckedError
 from imgtool.image.source import CutShortError
+from tests.conftest import Images
 
 INTERNAL = {CutShortError, NotCheckedError}
 """Caught in imgtool itself; and `check`'s UsageError with another exit status."""
@@ -180,3 +182,60 @@ def test_what_help_refers_to_is_public() -> None:
     for name in imgtool.__all__:
         for word in re.findall(r"`imgtool\.([\w.]+)`", inspect.getdoc(getattr(imgtool, name)) or ""):
             assert word in imgtool.__all__ or importlib.import_module(f"imgtool.{word}"), (name, word)
+
+
+ELSEWHERE = {
+    "--cert-dir": "imgtool.Connection(certificates=…)",
+    "--trust": "imgtool.trusting",
+    "--timeout": "imgtool.Limits(seconds=…)",
+    "--list": "only on the command line: `imgtool chain collect`",
+    "--new-overlay": "imgtool.new_overlay",
+}
+"""Option in a hint → what Python has instead of an argument of that name."""
+
+
+def test_an_option_that_a_hint_names_is_an_argument_in_python() -> None:
+    """As `help(imgtool)` says; those of libvirt, networks and builds are not reached from there."""
+    calls = [getattr(imgtool, name) for name in imgtool.__all__]
+    functions = [call for call in calls if inspect.isfunction(call)]
+    functions += [method for _, method in inspect.getmembers(imgtool.QemuImg, inspect.isfunction)]
+    arguments = {argument for function in functions for argument in inspect.signature(function).parameters}
+    arguments |= set(imgtool.Machine.__struct_fields__)
+    unknown = {
+        option
+        for folder in ("operations", "chain", "qemu", "image", "publish/oci", "publish/sync")
+        for option in options_in_hints(Path(imgtool.__file__).parent / folder)
+        if option not in ELSEWHERE and option.removeprefix("--").replace("-", "_") not in arguments
+    }
+    assert unknown == set()
+
+
+def options_in_hints(folder: Path) -> Iterator[str]:
+    """Those of imgtool itself, and not of a command that a hint quotes."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "hint":
+                for part in ast.walk(node.value):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        yield from re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"`[^`]*`", "", part.value))
+
+
+def test_force_in_a_hint_is_an_argument_or_overwrite(images: Images) -> None:
+    base = images.base("base.qcow2")
+    top = imgtool.new_overlay(base, images / "top.qcow2").path
+    images.run_io(base, "write -P 1 0 64k")
+    with pytest.raises(imgtool.RefusedError) as refused:
+        imgtool.flatten(top)
+    assert "--force" in str(refused.value.hint)
+    imgtool.flatten(top, force=True)
+    with pytest.raises(imgtool.ImageExistsError) as exists:
+        imgtool.flatten(top, to=base, force=True)
+    assert "--force" in str(exists.value.hint)
+    imgtool.flatten(top, to=base, overwrite=True)
+    images.overlay("outside.qcow2", "../outside.qcow2", size="1M")
+    (images / "../outside.qcow2").write_bytes(base.read_bytes())
+    with pytest.raises(imgtool.PolicyError) as forbidden:
+        imgtool.flatten(images / "outside.qcow2")
+    word = str(forbidden.value.hint).partition("--trust ")[2]
+    with imgtool.trusting(word):
+        imgtool.flatten(images / "outside.qcow2")
