@@ -42,12 +42,15 @@ if sys.platform.startswith("linux"):
     _NOBODY = struct.pack("h", fcntl.F_UNLCK)
 
 
+IMGTOOL = "imgtool"
+
+
 class Holder(msgspec.Struct, frozen=True):
     """A process that has the image open."""
 
     pid: int
     program: str
-    """The command's name; bytes that are no UTF-8 as lone surrogates."""
+    """The command's name, `IMGTOOL` for another run of it; bytes that are no UTF-8 as lone surrogates."""
 
 
 def lock_state(fd: int) -> LockState | None:
@@ -160,13 +163,30 @@ def _use(pid: int, fd: str) -> Literal["lock", "write", "read"]:
 
 
 def _program(pid: int) -> str:
-    """The first word of the command line without its folders; the kernel's shortened name when there is none."""
+    """The first word of the command line without its folders, `IMGTOOL` where Python runs that; the kernel's
+    shortened name when there is none."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            name = os.path.basename(file.read(4096).partition(b"\0")[0])
+            first, *words = file.read(4096).split(b"\0")
+        name = os.path.basename(first)
+        if name.startswith(b"python") and _runs_imgtool(words):
+            return IMGTOOL
         if not name:
             with open(f"/proc/{pid}/comm", "rb") as file:
                 name = file.read(64).strip()
     except OSError:
         return "?"
     return os.fsdecode(name)
+
+
+def _runs_imgtool(words: Iterable[bytes]) -> bool:
+    """Whether Python, called with `words`, runs imgtool: its script, or the module."""
+    left = iter(words)
+    for word in left:
+        if not word.startswith(b"-"):
+            return os.path.basename(word) == b"imgtool"
+        if word in (b"-W", b"-X"):
+            next(left, b"")
+        elif word.endswith(b"m"):  # -m, -Im
+            return next(left, b"") == b"imgtool"
+    return False

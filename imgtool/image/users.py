@@ -6,7 +6,7 @@ import os
 import re
 from typing import NamedTuple
 
-from imgtool.image.locks import holders
+from imgtool.image.locks import IMGTOOL, holders
 from imgtool.image.names import printable
 
 _VM = re.compile(rb"socket,id=qmp,path=(?P<folder>/.*/imgtool(?:-\d+)?/vm/(?P<name>[A-Za-z0-9][\w.+-]*))/qmp\.sock,")
@@ -34,6 +34,8 @@ def users_of(path: str) -> Users:
     if vms and all(vms):
         commands = " and ".join(f"`imgtool vm stop {vm}`" for vm in vms)
         return Users(names, f"{commands} {'ends it' if len(vms) == 1 else 'end them'}")
+    if found and all(holder.program == IMGTOOL for holder in found):
+        return Users(names, "wait until that is done")
     return Users(names, "end that process first")
 
 

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from imgtool.image.locks import holders, lock_state
+from imgtool.image.locks import forbid_writers, holders, lock_state
+from imgtool.image.users import users_of
 
 QEMU_IO = os.environ.get("IMGTOOL_QEMU_IO", "qemu-io")
 
@@ -75,6 +77,29 @@ def test_a_file_open_for_writing_without_a_lock_names_its_holder(image: Path) ->
         assert state_of(image) is None
         assert [holder.pid for holder in holders(str(image))] == [shell.pid]
         shell.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([Path(sys.executable).with_name("imgtool"), "inspect", "-"], "imgtool"),
+        ([sys.executable, "-m", "imgtool", "inspect", "-"], "imgtool"),
+        ([sys.executable, "-X", "utf8", "-BIm", "imgtool", "inspect", "-"], "imgtool"),
+        ([sys.executable, "-c", "input()", "imgtool"], Path(sys.executable).name),
+    ],
+)
+def test_another_imgtool_is_called_so_and_not_python(image: Path, words: list[str | Path], name: str) -> None:
+    fd = os.open(image, os.O_RDWR)
+    try:
+        assert forbid_writers(fd)  # the lock is the child's as well: it is of the open file
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[fd]) as other:
+            users = users_of(str(image))
+            assert other.stdin is not None
+            other.stdin.close()
+    finally:
+        os.close(fd)
+    assert users.names == f"{name} (pid {other.pid})"
+    assert users.ending == ("wait until that is done" if name == "imgtool" else "end that process first")
 
 
 def test_a_missing_image_has_no_holders(tmp_path: Path) -> None:
