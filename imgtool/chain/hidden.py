@@ -27,7 +27,7 @@ def hidden_findings(paths: Iterable[str]) -> Iterator[tuple[str, Finding]]:
     unfinished = {_mark(path) for path in known if path.endswith(JOURNAL)}
     for path in sorted(known):
         name = os.path.basename(path)
-        if name == KEPT or _mark(path) in busy:
+        if name == KEPT or _mark(path) in busy or not os.path.lexists(path):
             continue
         if path.endswith(JOURNAL):
             if _is_decided(path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -16,7 +16,8 @@ from imgtool.chain.graph import Image, descendants
 from imgtool.chain.health import Anchored, Health
 from imgtool.chain.hidden import hidden_findings
 from imgtool.chain.remedies import Remedies
-from imgtool.chain.scan import absolute, check_asked, survey
+from imgtool.chain.scan import Survey, absolute, check_asked, survey
+from imgtool.chain.steady import steadily
 from imgtool.image.locks import holders_of
 from imgtool.image.names import Paths, paths_of, printable
 from imgtool.image.policy import current
@@ -63,6 +64,12 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The gravest first."""
 
 
+class _Look(NamedTuple):
+    found: Survey
+    health: Health
+    hidden: list[tuple[str, Finding]]
+
+
 class Verified:
     """A verified store: the answer, and the graph behind it for the repair that may follow."""
 
@@ -77,14 +84,21 @@ class Verified:
     ) -> None:
         """See `verify`."""
         paths, store = paths_of(paths), paths_of(store)
-        self.health = Health()
         policy = current().naming(*paths, *store)
-        found = survey(paths, store=store, format=format, notice=self.health.notice, policy=policy)
+
+        def look() -> _Look:
+            health = Health()
+            found = survey(paths, store=store, format=format, notice=health.notice, policy=policy)
+            for one in health.anchored:
+                _tell_anchor(one, health)
+            return _Look(found, health, list(hidden_findings(found.hidden)))
+
+        found, self.health, self.hidden = steadily(
+            look, lambda seen: seen.found.graph, hidden=lambda seen: [path for path, _ in seen.hidden]
+        )
         check_asked(found)
         self.graph = found.graph
         self.by_path = self.graph.by_path()
-        for one in self.health.anchored:
-            _tell_anchor(one, self.health)
         self._tell_uses()
         self._tell_strays([absolute(path) for path in (*paths, *store)])
         self.checked = 0
@@ -95,7 +109,6 @@ class Verified:
             look_at_remote(self.graph, deep, policy)
             self.checked = check_images(self.graph, deep, policy, progress)
             compare_contents(self.by_path, self.health, deep, policy)
-        self.hidden = list(hidden_findings(found.hidden))
 
     def _tell_uses(self) -> None:
         used = [image for image in self.graph.images if image.in_use is not None]

@@ -89,9 +89,13 @@ def show(context: Context, images: tuple[str, ...], stores: tuple[str, ...], for
     """
     from imgtool.chain.damage import tell_damage
     from imgtool.chain.scan import check_asked, survey
+    from imgtool.chain.steady import steadily
     from imgtool.image.policy import current
 
-    found = survey(images, store=stores, format=format_, notice=tell_damage, policy=current())
+    found = steadily(
+        lambda: survey(images, store=stores, format=format_, notice=tell_damage, policy=current()),
+        lambda seen: seen.graph,
+    )
     check_asked(found)
     answer(context, found)
 

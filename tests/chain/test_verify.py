@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from imgtool.chain.anchors import standing
 from imgtool.chain.findings import KINDS
+from imgtool.chain.hidden import hidden_findings
 from imgtool.chain.scan import scan
 from imgtool.chain.verify import Defect, verify
 from imgtool.errors import ImageNotFoundError
@@ -350,6 +352,63 @@ def test_a_change_that_was_broken_off(images: Images, when: str, code: str) -> N
     assert found.automatic
     with Transaction(str(path)) as running:
         assert running.journal not in [one.path for one in defects(images)]
+
+
+HALTING = """
+import sys
+from imgtool.operations import steps
+from imgtool.operations.move import move
+from imgtool.operations.inplace import CopyRequest
+from imgtool.qemu.qemu_img import QemuImg
+
+sync_names = steps._sync_names
+
+def halt(done):
+    sync_names(done)
+    if any(step.verb in sys.argv[2] for step in done):
+        steps._sync_names = sync_names
+        print("between", flush=True)
+        sys.stdin.readline()
+
+steps._sync_names = halt
+img = QemuImg()
+if sys.argv[2] == "link":
+    move(sys.argv[1], sys.argv[3])
+else:
+    CopyRequest(sys.argv[1]).make(img, lambda copy: img.snapshot_create(copy, "one"))
+"""
+"""Moves an image or makes a snapshot of it, and halts after the first step of the kind named."""
+
+
+@pytest.mark.parametrize("step", ["link", "replace"])
+def test_what_is_seen_between_two_steps_of_a_change_is_no_defect(
+    images: Images, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = images.base("base.qcow2")
+    overlay = new_overlay(base, images / "top.qcow2").path
+    words = [sys.executable, "-c", HALTING, str(base), step, str(images / "moved.qcow2")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as change:
+        assert change.stdin is not None
+        assert change.stdout is not None
+        assert change.stdout.readline() == b"between\n"
+        assert base.stat().st_nlink == (2 if step == "link" else 1)
+        assert standing(overlay, str(base)).state == ("same" if step == "link" else "changed")
+        waits = []
+
+        def wait(_: float) -> None:
+            waits.append(change.poll())
+            change.communicate(b"\n", timeout=60)
+
+        monkeypatch.setattr("imgtool.chain.steady.sleep", wait)
+        found = [one.code for one in defects(images)]
+    assert change.returncode == 0
+    assert waits[0] is None, "it was looked at between the steps"
+    assert found == ([] if step == "link" else ["snapshots"])
+
+
+def test_a_journal_that_goes_meanwhile_was_left_by_nobody(images: Images) -> None:
+    gone = str(images / ".imgtool-0123456789ab.journal")
+    assert list(hidden_findings([gone])) == []
 
 
 def test_what_cannot_be_found_is_an_error_not_a_defect(images: Images) -> None:
