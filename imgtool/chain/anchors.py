@@ -24,9 +24,10 @@ from imgtool.image.header import FORMATS, read_header
 from imgtool.image.names import pasted, printable
 
 AnchorState = Literal["same", "copied", "written", "changed", "stale", "none"]
-"""same: nobody wrote the parent. copied: another file that looks the same. written: the same file, written since;
-what it holds may be another disk. changed: certainly another disk, or the same laid out anew. stale: the overlay was
-put on another parent by a program that knows no anchors. none: no anchor, or no parent to compare it with."""
+"""same: nobody wrote the parent. copied: another file that looks the same, with times of its own. written: the same
+file, written since; what it holds may be another disk. changed: certainly another disk, or the same laid out anew.
+stale: the overlay was put on another parent by a program that knows no anchors. none: no anchor, or no parent to
+compare it with."""
 
 
 class Standing(Struct, frozen=True):
@@ -70,8 +71,21 @@ def standing(overlay: str, parent: str, *, parent_format: str | None = None) -> 
     return Standing(overlay, parent, state_of(anchor, header.backing, parent, parent_format=parent_format), anchor)
 
 
-def state_of(anchor: Anchor, reference: bytes, parent: str, *, parent_format: str | None = None) -> AnchorState:
-    """What `anchor`, of an overlay whose backing name is `reference`, says of the file `parent`."""
+def is_parent(anchor: Anchor, path: str, *, parent_format: str | None) -> bool:
+    """Whether `anchor` proves that the file at `path`, read in `parent_format`, is the parent that it was taken of:
+    moved, or copied with its times. Times in whole seconds prove nothing of a copy: archives and builds that are to
+    be repeatable give the same to many files."""
+    state = state_of(anchor, anchor.reference, path, parent_format=parent_format, closely=True)
+    if anchor.inode is None or state != "same":
+        return False
+    return anchor.mtime_ns % 1_000_000_000 != 0 or os.stat(path).st_ino == anchor.inode
+
+
+def state_of(
+    anchor: Anchor, reference: bytes, parent: str, *, parent_format: str | None = None, closely: bool = False
+) -> AnchorState:
+    """What `anchor`, of an overlay whose backing name is `reference`, says of the file `parent`; `closely` is as for
+    `imgtool.image.anchor.compare`."""
     if anchor.reference != reference:
         return "stale"
     try:
@@ -80,7 +94,7 @@ def state_of(anchor: Anchor, reference: bytes, parent: str, *, parent_format: st
         return "none"
     try:
         header = read_header(fd, format=parent_format if parent_format in FORMATS else None)
-        verdict = compare(anchor, reference, fd, header)
+        verdict = compare(anchor, reference, fd, header, closely=closely)
         if verdict != "touched":
             return verdict
         status = os.fstat(fd)

@@ -51,7 +51,8 @@ class Health:
         status = self._stats[parent]
         if status is None:
             return "none"
-        if status.st_size == anchor.size and status.st_mtime_ns == anchor.mtime_ns:
+        now = (status.st_size, status.st_mtime_ns, status.st_ino)
+        if now == (anchor.size, anchor.mtime_ns, anchor.inode):
             return "same"
         key = (parent, anchor.size, anchor.metadata, anchor.inode, anchor.samples, anchor.sampled, one.parent_format)
         if key not in self._states:

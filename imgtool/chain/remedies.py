@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from imgtool.chain.anchors import state_of
+from imgtool.chain.anchors import is_parent, state_of
 from imgtool.chain.findings import Finding
 from imgtool.chain.graph import Image
 from imgtool.chain.health import Anchored, Health
@@ -25,7 +25,7 @@ class Found(NamedTuple):
     path: str
     format: str
     sure: bool
-    """Whether the overlay remembers this very disk; else only its name is right."""
+    """Whether the overlay remembers this very disk; else only its name is right, or it looks the same."""
 
 
 _NAMED_BY_HAND = "`imgtool rebase -u --force -b BASE -F FORMAT {word}` puts it on another backing file"
@@ -73,7 +73,7 @@ class Remedies:
         if found.sure:
             return _automatic("missing-parent", image.path)
         command = ("imgtool", "rebase", "-u", "--force", "-b", found.path, "-F", found.format, image.path)
-        return Remedy(command, hint=f"{printable(found.path)} has the right name; look at it first")
+        return Remedy(command, hint=f"{printable(found.path)} may be it; look at it first")
 
     def format_of_parent(self, image: Image) -> Remedy:
         code = next(
@@ -106,10 +106,9 @@ class Remedies:
         one = self._anchors.get(image.path)
         backing = image.backing
         if one is not None and one.anchor.reference == one.reference:
-            for other in self._of_size(one.anchor.size):
-                state = state_of(one.anchor, one.reference, other.path, parent_format=one.parent_format)
-                if state in ("same", "copied") and other is not image:
-                    return Found(other.path, one.parent_format or other.format or "raw", sure=True)
+            found = self._by_anchor(image, one)
+            if found is not None:
+                return found
         if backing is None or backing.path is None:
             return None
         same = [
@@ -118,6 +117,19 @@ class Remedies:
             if other is not image and (backing.format in (None, other.format))
         ]
         return Found(same[0].path, same[0].format or "raw", sure=False) if len(same) == 1 else None
+
+    def _by_anchor(self, image: Image, one: Anchored) -> Found | None:
+        """The file that `image` remembers, or the one that only looks the same."""
+        alike = []
+        for other in self._of_size(one.anchor.size):
+            found = Found(other.path, one.parent_format or other.format or "raw", sure=False)
+            if other is image:
+                continue
+            if is_parent(one.anchor, other.path, parent_format=found.format):
+                return found._replace(sure=True)
+            state = state_of(one.anchor, one.reference, other.path, parent_format=found.format)
+            alike += [found] if state in ("same", "copied") else []
+        return alike[0] if len(alike) == 1 else None
 
     def _named(self, name: str) -> list[Image]:
         if self._names is None:

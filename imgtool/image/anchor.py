@@ -139,23 +139,27 @@ def _extension(header: Header) -> Extension | None:
     return next((one for one in details.extensions if one.type == EXT_ANCHOR), None)
 
 
-def compare(anchor: Anchor, reference: bytes, fd: int, header: Header | None = None) -> Verdict:
+def compare(
+    anchor: Anchor, reference: bytes, fd: int, header: Header | None = None, *, closely: bool = False
+) -> Verdict:
     """What became of the parent, now open at `fd`, since `anchor` was taken by an overlay that names it `reference`.
 
-    same: its file was not written. touched: it was, or was copied, and only comparing contents can say more.
-    changed: its layout or a sample of its bytes is another. stale: the overlay was put on another parent without
-    anchoring it there.
+    same: its file was not written, or is a copy that looks the same and has its times. touched: it was written, or
+    copied without them, and only comparing contents can say more. changed: its layout or a sample of its bytes is
+    another, which is looked at where the file is not plainly the same, or always (`closely`). stale: the overlay was
+    put on another parent without anchoring it there.
     """
     if anchor.reference != reference:
         return "stale"
     status = os.fstat(fd)
-    if status.st_size == anchor.size and status.st_mtime_ns == anchor.mtime_ns:
+    unwritten = status.st_size == anchor.size and status.st_mtime_ns == anchor.mtime_ns
+    if unwritten and not closely and anchor.inode in (None, status.st_ino):
         return "same"
     if metadata_digest(fd, header or read_header(fd)) != anchor.metadata:
         return "changed"
     if anchor.sampled is not None and _sample_digest(fd, anchor.samples[:_SAMPLES]) != anchor.sampled:
         return "changed"
-    return "touched"
+    return "same" if unwritten else "touched"
 
 
 def write_anchor(fd: int, anchor: Anchor | None) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from imgtool.chain.anchors import refuse_changed, state_of
+from imgtool.chain.anchors import is_parent, refuse_changed
 from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH
@@ -295,16 +295,12 @@ class RebaseRequest:
         return copy, False
 
     def _remembered(self) -> bool:
-        """Whether the new backing file is, to the nanosecond, the one that the image remembers: it was moved."""
+        """Whether the new backing file is the one that the image remembers: it was moved."""
         if self.onto is None or self.onto.path is None:
             return False
         with open(self.image.path, "rb") as file:
             anchor = read_anchor(file.fileno(), read_header(file.fileno(), format=self.image.format))
-        return (
-            anchor is not None
-            and anchor.inode is not None
-            and (state_of(anchor, anchor.reference, self.onto.path, parent_format=self.onto.format) == "same")
-        )
+        return anchor is not None and is_parent(anchor, self.onto.path, parent_format=self.onto.format)
 
     def _refuse_unprovable(self) -> None:
         why = self._why_unprovable()

@@ -175,6 +175,21 @@ def test_a_raw_parent_that_another_file_of_its_size_replaced_is_changed(base: Pa
     assert verdict(overlay, raw) == "changed"
 
 
+@pytest.mark.parametrize(("pattern", "expected"), [(1, "same"), (2, "changed")])
+def test_another_file_of_the_same_size_and_time_is_looked_at(base: Path, pattern: int, expected: str) -> None:
+    """Archives and builds that are to be repeatable give one time to many files."""
+    raw, other = base.with_name("base.raw"), base.with_name("other.raw")
+    for path, byte in ((raw, 1), (other, pattern)):
+        qemu_img("create", "-f", "raw", path, "8M")
+        write(path, "raw", f"write -P {byte} 1M 4M")
+        os.utime(path, (1, 1))
+    overlay = base.with_name("on-raw.qcow2")
+    qemu_img("create", "-f", "qcow2", "-b", "base.raw", "-F", "raw", overlay)
+    anchor_to(overlay, raw)
+    other.rename(raw)
+    assert verdict(overlay, raw) == expected
+
+
 def test_an_overlay_put_on_another_parent_has_a_stale_anchor(base: Path, overlay: Path) -> None:
     anchor_to(overlay, base)
     other = base.with_name("other.qcow2")

@@ -198,6 +198,20 @@ def test_a_moved_base_is_known_again(store: Store) -> None:
     assert states(store / "top.qcow2") == ["same"]
 
 
+def test_a_base_of_the_same_size_and_time_is_another(store: Store) -> None:
+    for name, byte in (("old.img", 1), ("new.img", 2)):
+        os.utime(store.base(name, byte, format="raw"), (1, 1))
+    store.overlay("top.qcow2", "old.img", {3: 3})
+    error = refused(store, RefusedError, "top.qcow2", "new.img", unsafe=True)
+    assert "holds something else" in error.message
+
+
+def test_the_same_file_in_another_format_is_another_disk(store: Store) -> None:
+    two_bases(store)
+    error = refused(store, RefusedError, "top.qcow2", "old.qcow2", unsafe=True, backing_format="raw")
+    assert "holds something else" in error.message
+
+
 def test_a_missing_base_is_named_only_by_force(store: Store) -> None:
     two_bases(store)
     error = refused(store, ImageNotFoundError, "top.qcow2", "gone.qcow2")

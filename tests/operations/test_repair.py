@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,27 @@ def test_a_moved_parent_is_found_again(images: Images, absolute: bool) -> None:
     assert found.anchor.content == digest_of(moved)
     assert digest_of(top) == before
     assert left(images) == []
+
+
+@pytest.mark.parametrize("times", [(1, 1), None])
+def test_a_file_that_may_be_the_parent_is_proposed_and_not_taken(
+    images: Images, times: tuple[int, int] | None
+) -> None:
+    """A copy with another time, and another disk of the same size and time, as out of an archive."""
+    base = images.base("base.img", "8M", format="raw")
+    images.run_io(base, "write -P 1 0 1M", "write -P 5 6M 4k", format="raw")
+    os.utime(base, times)
+    top = new_overlay(base, images / "top.qcow2").path
+    other = images / "other.img"
+    shutil.copyfile(base, other)
+    if times is not None:
+        images.run_io(other, "write -P 2 4k 4k", format="raw")  # where the anchor took no sample
+    os.utime(other, times or (2, 2))
+    base.unlink()
+    done = repair([images.directory])
+    assert done.mended == ()
+    (defect,) = [one for one in done.left.defects if one.code == "missing-parent"]
+    assert defect.repair == ("imgtool", "rebase", "-u", "--force", "-b", str(other), "-F", "raw", top)
 
 
 def test_a_file_that_only_has_the_right_name_is_not_taken(images: Images) -> None:
