@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from imgtool.chain.findings import Finding, finding
-from imgtool.image.names import printable
+from imgtool.image.names import HIDDEN, printable
 
 JOURNAL = ".journal"
 """How the name of a journal of `imgtool.operations.transaction` ends."""
@@ -16,7 +16,7 @@ _LOCK = ".lock"
 _OLD = 3600
 """Seconds after which a scratch directory, which nobody holds a lock on, belongs to no run any more."""
 
-KEPT = ".imgtool-quarantine"
+KEPT = f"{HIDDEN}quarantine"
 """Where `chain collect` puts images; no leftover."""
 
 
@@ -45,7 +45,7 @@ def hidden_findings(paths: Iterable[str]) -> Iterator[tuple[str, Finding]]:
 def _mark(path: str) -> str:
     """What the hidden files of one run in one directory share: `.imgtool-MARK.lock`, `.imgtool-MARK-0.tmp`."""
     folder, name = os.path.split(path)
-    return os.path.join(folder, name.removeprefix(".imgtool-").partition(".")[0].partition("-")[0])
+    return os.path.join(folder, name.removeprefix(HIDDEN).partition(".")[0].partition("-")[0])
 
 
 def _is_locked(path: str) -> bool:

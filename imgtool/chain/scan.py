@@ -22,7 +22,7 @@ class Survey(Struct, frozen=True):
     asked: tuple[str, ...]
     """The nodes of the images asked for, in that order; directories asked for are none."""
     hidden: tuple[str, ...] = ()
-    """What lies in the directories under names that begin with `.imgtool-`."""
+    """What lies in the directories under names that begin with `HIDDEN`."""
 
 
 def scan(paths: Paths, *, store: Paths = (), format: str | None = None) -> Graph:

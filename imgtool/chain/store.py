@@ -17,11 +17,8 @@ from imgtool.chain.look import FORMAT_NAMES, OPEN_FLAGS, Identity, Looker, Notic
 from imgtool.chain.trust import trusted
 from imgtool.errors import ImageNotFoundError, ImageUnreadableError
 from imgtool.image import remembered
-from imgtool.image.names import printable
+from imgtool.image.names import HIDDEN, printable
 from imgtool.image.policy import Policy
-
-TEMPORARY_PREFIX = ".imgtool-"
-"""Files and directories that imgtool makes beside images while it works begin so, and are no images of a store."""
 
 _SECTOR = 512
 
@@ -176,7 +173,7 @@ class Store:
             with os.scandir(directory) as entries:
                 for entry in entries:
                     name = entry.name
-                    if name.startswith(TEMPORARY_PREFIX):
+                    if name.startswith(HIDDEN):
                         if not listed:
                             self.hidden.append(entry.path)
                         continue

@@ -94,9 +94,9 @@ def _sample_digest(fd: int, offsets: Iterable[int]) -> str:
 
 
 def metadata_digest(fd: int, header: Header) -> str:
-    """Hex SHA-256 of what says where a parent's data lies: of a qcow2 its header and L1 table, of other formats the
-    first 4 KiB; the virtual size always. That it changed proves that the parent did; that it did not proves nothing.
-    """
+    """Hex SHA-256 of what says where a parent's data lies: of a qcow2 its header and L1 table, of a qed its header, of
+    other formats the first 4 KiB; the virtual size always. That it changed proves that the parent did; that it did
+    not proves nothing."""
     import hashlib
 
     digest = hashlib.sha256(f"{header.format} {header.virtual_size}\n".encode())
@@ -104,6 +104,9 @@ def metadata_digest(fd: int, header: Header) -> str:
     if isinstance(details, Qcow2Details):
         digest.update(_stable_header(os.pread(fd, min(details.cluster_size, 65536), 0), details))
         digest.update(os.pread(fd, min(details.l1_entries * 8, _MAX_METADATA), details.l1_offset))
+    elif header.format == "qed":
+        head = os.pread(fd, 56, 0)
+        digest.update(head[:16] + head[40:])  # without feature bits, and where the backing file's name stands
     elif header.format != "raw":
         digest.update(os.pread(fd, 4096, 0))
     return digest.hexdigest()

@@ -14,6 +14,10 @@ Paths = PathLike | Iterable[PathLike]
 """One or several: a lone name is never taken for its letters."""
 
 
+HIDDEN = ".imgtool-"
+"""How the names of files and directories begin that imgtool makes beside images while it works: no images."""
+
+
 def paths_of(given: Paths) -> list[PathLike]:
     return [given] if isinstance(given, str | bytes | os.PathLike) else list(given)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import IO
 
 import msgspec
 
 from imgtool.image.links import is_below
+from imgtool.image.names import HIDDEN
 from imgtool.image.userdirs import user_dir
 
 Pair = tuple[str, str]
@@ -22,10 +24,10 @@ Pair = tuple[str, str]
 _DECODER: msgspec.json.Decoder[Pair] = msgspec.json.Decoder(Pair)
 
 _FULL = 500
-"""Pairs from which on those whose directory or file is gone are dropped."""
+"""Each time so many pairs have come, those whose directory or file is gone are dropped."""
 
-_MOST = 4 << 20
-"""Bytes that are read."""
+_MOST = 64 << 20
+"""Bytes that are read: some 400,000 pairs."""
 
 
 def path() -> str:
@@ -47,12 +49,13 @@ def knows(directory: str, file: str) -> bool:
 
 
 def remember(image: str, file: str) -> None:
-    """Notes that the image at `image` was made to refer to `file`, unless that lies in its own directory. A state
-    directory that cannot be written is no error: later runs of imgtool then need --trust (see `unkept`), unless the
-    file lies below the image's directory."""
+    """Notes that the image at `image` is made to refer to `file`, unless that lies in its own directory, or is a new
+    version that is still to take a file's place. To be called before it does: whoever changes `file` does not see an
+    image that is there and not noted. A state directory that cannot be written is no error: later runs of imgtool
+    then need --trust (see `unkept`), unless the file lies below the image's directory."""
     pair = (os.path.realpath(os.path.dirname(image)), os.path.realpath(file))
     directory = pair[0]
-    if os.path.dirname(pair[1]) == directory:
+    if os.path.dirname(pair[1]) == directory or os.path.basename(pair[1]).startswith(HIDDEN):
         return
     _here.add(pair)
     try:
@@ -71,28 +74,47 @@ def directories() -> dict[str, list[str]]:
 
 
 def _write(pair: Pair) -> None:
-    import fcntl
-
     place = path()
     os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
-    with os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with _locked(place) as held:
         text = held.read(_MOST)
         pairs = _pairs(text)
         if pair in pairs:
             return
         pairs[pair] = None
-        if len(pairs) <= _FULL:
+        if len(pairs) > _FULL and len(pairs) % _FULL == 1:
+            _replace(place, [one for one in pairs if one == pair or all(os.path.lexists(name) for name in one)])
+        else:
             held.seek(0, os.SEEK_END)
             held.write(b"\n" * (text[-1:] not in (b"", b"\n")) + _lines([pair]))
-        else:
-            kept = [one for one in pairs if one == pair or all(os.path.lexists(name) for name in one)]
-            held.seek(0)
-            held.write(_lines(kept))
-            held.truncate()
+            held.flush()
+            os.fsync(held.fileno())
 
 
-_last: tuple[tuple[str, int, int], dict[Pair, None]] | None = None
+@contextlib.contextmanager
+def _locked(place: str) -> Iterator[IO[bytes]]:
+    """The file at `place`, which nobody else writes until the end."""
+    import fcntl
+
+    while True:
+        with os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(held.fileno()), os.stat(place)):  # nobody has replaced it meanwhile
+                    yield held
+                    return
+
+
+def _replace(place: str, pairs: Iterable[Pair]) -> None:
+    """Whole or not at all: whoever dies here leaves the file as it was."""
+    with open(f"{place}.new", "wb") as new:
+        new.write(_lines(pairs))
+        new.flush()
+        os.fsync(new.fileno())
+    os.rename(new.name, place)
+
+
+_last: tuple[tuple[str, int, int, int], dict[Pair, None]] | None = None
 
 
 def _read() -> dict[Pair, None]:
@@ -105,7 +127,7 @@ def _read() -> dict[Pair, None]:
         with open(place, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             status = os.fstat(file.fileno())
-            key = (place, status.st_mtime_ns, status.st_size)
+            key = (place, status.st_ino, status.st_mtime_ns, status.st_size)
             if _last is None or _last[0] != key:
                 _last = (key, _pairs(file.read(_MOST)))
             return _last[1]

@@ -18,7 +18,7 @@ from imgtool.chain.link import link
 from imgtool.chain.scan import absolute
 from imgtool.chain.store import Store
 from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
-from imgtool.image.names import PathLike, Paths, paths_of, printable
+from imgtool.image.names import HIDDEN, PathLike, Paths, paths_of, printable
 from imgtool.operations.journal import recover
 from imgtool.operations.meanwhile import stood_on
 from imgtool.operations.moving import allow_open_files
@@ -241,5 +241,5 @@ def _tops_first(images: Iterable[Image]) -> list[str]:
 
 def _folders(directory: str) -> Iterator[str]:
     for folder, names, _ in os.walk(directory):
-        names[:] = [name for name in names if not name.startswith(".imgtool-")]
+        names[:] = [name for name in names if not name.startswith(HIDDEN)]
         yield from (os.path.join(folder, name) for name in names)

@@ -18,11 +18,11 @@ from functools import cache
 from typing import Any
 
 from imgtool.errors import ImageError
-from imgtool.image.names import printable
+from imgtool.image.names import HIDDEN, printable
 from imgtool.operations.alone import alone_in
 from imgtool.operations.steps import Step, StoppedError, do_all
 
-PREFIX, SUFFIX = ".imgtool-", ".journal"
+SUFFIX = ".journal"
 _TRIAL = ".trial"
 _DONE = ".done"
 """The suffix of a journal whose steps are done, while something that was staged is still to be taken away."""
@@ -34,7 +34,7 @@ def journals(directory: str) -> list[str]:
         names = os.listdir(directory)
     except OSError:
         return []
-    return sorted(os.path.join(directory, n) for n in names if n.startswith(PREFIX) and n.endswith((SUFFIX, _DONE)))
+    return sorted(os.path.join(directory, n) for n in names if n.startswith(HIDDEN) and n.endswith((SUFFIX, _DONE)))
 
 
 def recover(directory: str) -> list[str]:
@@ -55,7 +55,7 @@ def recover(directory: str) -> list[str]:
 
 def _trial_name(path: str) -> str:
     """A hidden second name for the file `path`, to find out whether it can have one."""
-    return os.path.join(os.path.dirname(path), f"{PREFIX}{os.getpid()}-{os.lstat(path).st_ino}{_TRIAL}")
+    return os.path.join(os.path.dirname(path), f"{HIDDEN}{os.getpid()}-{os.lstat(path).st_ino}{_TRIAL}")
 
 
 def can_be_linked(path: str) -> bool:
@@ -74,8 +74,8 @@ def _clear_trials(directory: str) -> None:
     """Removes the trial names of processes that are gone; the files still have their own names."""
     with contextlib.suppress(OSError):
         for name in os.listdir(directory):
-            if name.startswith(PREFIX) and name.endswith(_TRIAL):
-                pid, _, inode = name[len(PREFIX) : -len(_TRIAL)].partition("-")
+            if name.startswith(HIDDEN) and name.endswith(_TRIAL):
+                pid, _, inode = name[len(HIDDEN) : -len(_TRIAL)].partition("-")
                 path = os.path.join(directory, name)
                 status = os.lstat(path)
                 if inode == str(status.st_ino) and status.st_nlink > 1 and not os.path.exists(f"/proc/{pid}"):

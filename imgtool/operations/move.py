@@ -253,8 +253,6 @@ class MoveRequest:
                 with contextlib.suppress(OSError):  # not empty: the change was decided
                     os.rmdir(directory)
             raise
-        for image, file in self._trusted:
-            remember(image, file)
         for directory in reversed(self.renamed.directories):
             with contextlib.suppress(OSError):  # something was put there in the meantime
                 os.rmdir(directory)
@@ -282,6 +280,8 @@ class MoveRequest:
         for path in before.keys() | now.keys():
             if before.get(path) != now.get(path):
                 raise changed(path)
+        for image, file in self._trusted:
+            remember(image, file)
         self._make_directories(made)
 
     def _make_directories(self, made: list[str]) -> None:

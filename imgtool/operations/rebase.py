@@ -17,7 +17,7 @@ from imgtool.chain.anchors import is_parent, refuse_changed
 from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH
-from imgtool.chain.look import LOCAL_PROTOCOLS
+from imgtool.chain.look import LOCAL_PROTOCOLS, files_of
 from imgtool.chain.scan import absolute, check_format
 from imgtool.chain.walk import guard, walk
 from imgtool.errors import (
@@ -31,6 +31,7 @@ from imgtool.image.formats import FORMATS
 from imgtool.image.header import read_header
 from imgtool.image.names import PathLike, Paths, printable
 from imgtool.image.reference import parse
+from imgtool.image.remembered import remember
 from imgtool.operations.anchoring import add_anchor_if_room, drop_anchor, followers, following, take_place
 from imgtool.operations.around import (
     Around,
@@ -73,6 +74,8 @@ class _Onto(NamedTuple):
     format: str
     chain: list[Image]
     """The images from it down; empty where it is no file on this host, or must not be looked at."""
+    files: tuple[str, ...]
+    """The files on this host that the reference leads to."""
 
     @property
     def path(self) -> str | None:
@@ -149,8 +152,8 @@ class RebaseRequest:
         elif len(os.fsencode(reference)) > 1023:
             reference = reference_to(place, directory, absolute=os.path.isabs(given))  # says what is wrong
         if not chain:
-            return _Onto(reference, _named(format), [])
-        return _Onto(reference, format or chain[0].format or "raw", chain)
+            return _Onto(reference, _named(format), [], (place,))
+        return _Onto(reference, format or chain[0].format or "raw", chain, (place,))
 
     def _chain_of(self, place: str, given: str, format: str | None) -> list[Image]:
         """The chain of the new backing file; empty where that is broken and may be."""
@@ -175,14 +178,14 @@ class RebaseRequest:
         """A reference in QEMU's own syntax. None of the files it leads to may stand on the image."""
         found = parse(os.fsencode(text), directory=directory)
         format = format or found.format
-        for leaf in (found, *found.leaves):
-            if leaf.path is not None and leaf.protocol in LOCAL_PROTOCOLS:
-                self._refuse_circle(leaf.path, walk(leaf.path))
+        files = tuple(files_of(found))
+        for file in files:
+            self._refuse_circle(file, walk(file))
         plain = found.path is not None and found.protocol in LOCAL_PROTOCOLS and not found.altered
         if found.path is not None and plain and not (self.unsafe and self.force):
             chain = guard(found.path, format=format if format in FORMATS else None, max_depth=MAX_DEPTH - 1)
-            return _Onto(text, format or chain[0].format or "raw", chain)
-        return _Onto(text, _named(format), [])
+            return _Onto(text, format or chain[0].format or "raw", chain, files)
+        return _Onto(text, _named(format), [], files)
 
     def _refuse_circle(self, place: str, chain: list[Image]) -> None:
         """RefusedError when `chain`, that of `place`, leads to the image."""
@@ -225,6 +228,8 @@ class RebaseRequest:
     def make(self, qemu_img: QemuImg, *, progress: Progress | None = None) -> Rebase:
         """Rebases. Whatever happens, the image afterwards reads as before."""
         image, onto = self.image, self.onto
+        for file in onto.files if onto is not None else ():
+            remember(image.path, file)
         with Transaction(image.path) as change:
             for held in self._held():
                 change.hold(held)

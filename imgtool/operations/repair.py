@@ -17,7 +17,7 @@ from imgtool.chain.remedies import Remedies
 from imgtool.chain.verify import Defect, Verification, Verified
 from imgtool.errors import ImgtoolError, RefusedError, UsageError
 from imgtool.image.anchor import Anchor
-from imgtool.image.names import Paths, paths_of, printable
+from imgtool.image.names import HIDDEN, Paths, paths_of, printable
 from imgtool.image.remembered import remember
 from imgtool.operations.anchor import AnchorRequest
 from imgtool.operations.anchoring import anchor_to, followers, following, take_place
@@ -146,11 +146,11 @@ class RepairRequest:
         _refuse_written(image)
         was_absolute = os.path.isabs(image.backing.reference)
         reference = reference_to(found.path, os.path.dirname(image.path), absolute=was_absolute)
+        remember(image.path, found.path)
         with Transaction(image.path) as change:
             anchor = _anchor_by(reference, found.path, image)
             rename_backing(change, qemu_img, image, Link(reference, found.format), anchor=anchor)
             change.commit()
-        remember(image.path, found.path)
         return f"found again: {printable(found.path)}"
 
     def _mend_tables(self, image: Image, code: str, qemu_img: QemuImg) -> str:
@@ -220,7 +220,7 @@ def _clear(path: str) -> str:
 
 def _beside(folder: str) -> Iterator[str]:
     for name in os.listdir(folder):
-        if name.startswith(".imgtool-"):
+        if name.startswith(HIDDEN):
             yield os.path.join(folder, name)
 
 

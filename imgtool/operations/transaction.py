@@ -26,12 +26,11 @@ from imgtool.errors import (
     RefusedError,
 )
 from imgtool.image.locks import forbid_writers
-from imgtool.image.names import printable
+from imgtool.image.names import HIDDEN, printable
 from imgtool.image.users import users_of
 from imgtool.operations.alone import alone_in
 from imgtool.operations.copying import copy_file
 from imgtool.operations.journal import (
-    PREFIX,
     SUFFIX,
     clear,
     first_line,
@@ -67,7 +66,7 @@ class Transaction:
         """`beside` is the first file the change is about; the journal lies in its directory."""
         self.directory = os.path.dirname(os.path.realpath(beside))
         self._token = os.urandom(6).hex()
-        self.journal = os.path.join(self.directory, f"{PREFIX}{self._token}{SUFFIX}")
+        self.journal = os.path.join(self.directory, f"{HIDDEN}{self._token}{SUFFIX}")
         self._journal_fd = -1
         self._held: dict[str, _Held] = {}
         self._staged: list[str] = []
@@ -124,7 +123,7 @@ class Transaction:
         """A hidden file in the directory of `target`, on which its new version can be made; empty, or a copy of the
         file `copy_of` with its permissions."""
         folder = os.path.dirname(os.path.realpath(target))
-        staged = os.path.join(folder, f"{PREFIX}{self._token}-{len(self._staged)}.tmp")
+        staged = os.path.join(folder, f"{HIDDEN}{self._token}-{len(self._staged)}.tmp")
         self._record({"stage": os.path.relpath(staged, self.directory)})
         self._staged.append(staged)
         self._shown[staged] = target
@@ -140,7 +139,7 @@ class Transaction:
         folders = {folder: os.path.realpath(folder) for folder in {*map(os.path.dirname, targets)}}
         first = len(self._staged)
         staged = [
-            os.path.join(folders[os.path.dirname(target)], f"{PREFIX}{self._token}-{number}.tmp")
+            os.path.join(folders[os.path.dirname(target)], f"{HIDDEN}{self._token}-{number}.tmp")
             for number, target in enumerate(targets, first)
         ]
         relative = relative_to(self.directory)

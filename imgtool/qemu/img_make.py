@@ -71,10 +71,8 @@ class Making(ImgBase):
         quick = options.get("preallocation", "off") in _QUICK_PREALLOCATION
         making = _Making(path, format, None if unsafe_backing else backing, data_file, options, overwrite, objects)
         cwd = self._approve_parent(absolute(path), making.backing, backing_format)
-        made = self._make(making, argv, [], limits=self.limits if quick else NO_LIMITS, cwd=cwd, finish=finish)
-        if unsafe_backing:
-            _remember(making.target, backing)
-        return made
+        making.named = backing
+        return self._make(making, argv, [], limits=self.limits if quick else NO_LIMITS, cwd=cwd, finish=finish)
 
     def convert(
         self,
@@ -209,11 +207,11 @@ class Making(ImgBase):
             if making.data_file is not None and place != making.target:
                 rename = {"data_file": making.data_file}
                 self._change(img_argv.amend(self.program, place, rename, format=making.format), place)
+            _remember(making.target, making.named, making.data_file)
             if finish is not None:
                 finish(place_of(place))
         info = None
         if not isinstance(making.target, ImageOpts):
-            _remember(making.target, making.backing, making.data_file)
             info = self._info(making.target, making.format, making.objects, own=True)
         extents = info.vmdk.extents if info is not None and info.vmdk is not None else ()
         files = [place_of(making.target), *(extent.filename for extent in extents), *some(making.data_file)]
@@ -254,7 +252,8 @@ class _Making:
     ) -> None:
         self.target = target if isinstance(target, ImageOpts) else absolute(target)
         self.format = format
-        self.backing = backing
+        self.backing = self.named = backing
+        """What is opened for it, and what it is to name."""
         self.options = dict(options)
         given = self.options.pop("data_file", None)
         if data_file is None and given is not None:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 
 from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, ImageNotFoundError, RefusedError
-from imgtool.image.names import PathLike, absolute, printable
+from imgtool.image.names import HIDDEN, PathLike, absolute, printable
 from imgtool.qemu.inputs import in_use
 
 
@@ -102,9 +102,9 @@ class _Work:
         self.folder = folder
         self.final = final
         self.several_files = several_files
-        self.lock = os.path.join(folder, f".imgtool-{mark}.lock")
-        self.file = os.path.join(folder, f".imgtool-{mark}.tmp")
-        self.directory = os.path.join(folder, f".imgtool-{mark}.d")
+        self.lock = os.path.join(folder, f"{HIDDEN}{mark}.lock")
+        self.file = os.path.join(folder, f"{HIDDEN}{mark}.tmp")
+        self.directory = os.path.join(folder, f"{HIDDEN}{mark}.d")
         self.path = os.path.join(self.directory, self.name) if several_files else self.file
 
     def start(self, replaced: os.stat_result | None) -> str:

@@ -13,6 +13,8 @@ from fixtures.hostile.cases import overlay, qcow2
 from imgtool.errors import PolicyError
 from imgtool.image import remembered
 from imgtool.image.policy import Policy, approve, current, in_force
+from imgtool.qemu.qemu_img import QemuImg
+from tests.files import no_file_larger_than
 
 
 @pytest.fixture
@@ -112,6 +114,35 @@ def test_pairs_whose_file_is_gone_are_dropped_when_there_are_many(
     assert pairs(state) == 2
     forget(monkeypatch)
     assert remembered.knows(str(tmp_path / "b"), str(tmp_path / "a/kept"))
+
+
+def test_who_cannot_drop_them_keeps_them_all(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full, a process that dies."""
+    monkeypatch.setattr(remembered, "_FULL", 3)
+    for number in range(3):
+        remembered.remember(str(tmp_path / "b/top"), str(tmp_path / f"a/{number}"))
+    before = state.read_bytes()
+    with no_file_larger_than(10):
+        remembered.remember(str(tmp_path / "b/top"), str(tmp_path / "a/last"))
+    assert state.read_bytes() == before
+    assert remembered.knows(str(tmp_path / "b"), str(tmp_path / "a/last"))
+
+
+def test_a_new_version_of_a_file_is_not_noted(tmp_path: Path, state: Path) -> None:
+    remembered.remember(str(tmp_path / "b/top"), str(tmp_path / "a/.imgtool-0123-0.tmp"))
+    assert not state.exists()
+
+
+def test_a_reference_is_noted_before_the_image_is_there(tmp_path: Path, state: Path) -> None:
+    base, top = tmp_path / "a/base.qcow2", tmp_path / "b/top.qcow2"
+    base.write_bytes(qcow2())
+    seen = []
+
+    def look(hidden: str) -> None:
+        seen.append((os.path.exists(top), remembered.knows(str(tmp_path / "b"), str(base))))
+
+    QemuImg().create(top, format="qcow2", backing="../a/base.qcow2", backing_format="qcow2", finish=look)
+    assert seen == [(False, True)]
 
 
 def test_a_state_directory_that_cannot_be_written_is_no_error(

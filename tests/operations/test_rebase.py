@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from imgtool.chain.anchors import standings
+from imgtool.chain.content import digest_of
 from imgtool.chain.walk import walk
 from imgtool.errors import (
     ChainError,
@@ -19,6 +21,7 @@ from imgtool.errors import (
     RefusedError,
     UsageError,
 )
+from imgtool.operations.commit import commit
 from imgtool.operations.rebase import RebaseRequest, rebase
 from imgtool.qemu.img_argv import Verbatim
 from imgtool.qemu.qemu_img import QemuImg
@@ -196,6 +199,20 @@ def test_a_moved_base_is_known_again(store: Store) -> None:
     assert "cannot be proven" in error.message
     assert rebase(store / "top.qcow2", "bases/moved.qcow2", unsafe=True).proven
     assert states(store / "top.qcow2") == ["same"]
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_an_image_may_stand_on_what_was_named_elsewhere_and_is_found_from_there(store: Store, unsafe: bool) -> None:
+    store.base("here/base.qcow2", 1, 2)
+    store.overlay("here/top.qcow2", "here/base.qcow2", {1: 3})
+    (store / "elsewhere").mkdir()
+    shutil.copy2(store / "here/base.qcow2", store / "elsewhere/base.qcow2")
+    rebase(store / "here/top.qcow2", "../elsewhere/base.qcow2", unsafe=unsafe)
+    before = digest_of(store / "here/top.qcow2")
+    store.overlay("elsewhere/other.qcow2", "elsewhere/base.qcow2", {0: 4})
+    with pytest.raises(RefusedError, match=r"here/top\.qcow2 also stands on"):
+        commit(store / "elsewhere/other.qcow2")
+    assert digest_of(store / "here/top.qcow2") == before
 
 
 def test_a_base_of_the_same_size_and_time_is_another(store: Store) -> None:
