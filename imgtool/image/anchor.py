@@ -94,9 +94,9 @@ def _sample_digest(fd: int, offsets: Iterable[int]) -> str:
 
 
 def metadata_digest(fd: int, header: Header) -> str:
-    """Hex SHA-256 of what says where a parent's data lies: of a qcow2 its header and L1 table, of a qed its header, of
-    other formats the first 4 KiB; the virtual size always. That it changed proves that the parent did; that it did
-    not proves nothing."""
+    """Hex SHA-256 of what says where a parent's data lies: of a qcow2 its header and L1 table, of a qed its header,
+    of other formats the first 4 KiB; the virtual size always. That it changed proves that the parent did; that it
+    did not proves nothing."""
     import hashlib
 
     digest = hashlib.sha256(f"{header.format} {header.virtual_size}\n".encode())
