@@ -14,6 +14,7 @@ from imgtool.machine.argv import compile_argv
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Command, Disk, Helper, Host, Link, Scratch, Secret, TapNeed, Uefi
 from imgtool.machine.options.words import from_words
+from imgtool.qemu.capabilities import DeviceType
 
 MakeHost = Callable[..., Host]
 
@@ -694,6 +695,25 @@ def test_a_qemu_of_2025_changes_its_user_in_another_word(make_host: MakeHost) ->
         "-run-with",
         "user=nobody",
     ]
+
+
+def test_a_guest_draws_with_opengl_where_its_screen_is(make_host: MakeHost) -> None:
+    host = make_host()
+    devices = (*host.capabilities.devices, DeviceType(name="virtio-vga-gl", category="Display"))
+    able = replace(host, capabilities=replace(host.capabilities, devices=devices))
+    card = ["-vga", "none", "-device", '{"driver":"virtio-vga-gl","id":"video0"}']
+    gtk = ["-display", "gtk,gl=on"]
+    loose = sandbox(resourcecontrol="allow")
+    words = {"vga": "virtio", "display": "gtk,gl=on"}
+    assert argv(words, able) == line(display=[*card, *gtk], safety=loose)
+    assert argv(words, host) == line(display=["-vga", "virtio", *gtk], safety=loose), "QEMU 6.0 and before"
+    assert argv({"vga": "virtio", "display": "gtk"}, able) == line(
+        display=["-vga", "virtio", "-display", "gtk"], safety=loose
+    )
+    assert (
+        argv({"vga": "virtio", "display": "egl-headless"}, able)[8:]
+        == line(display=[*card, "-display", "egl-headless"], safety=loose)[8:]
+    )
 
 
 def test_vnc_asks_a_password_that_is_in_a_file(make_host: MakeHost) -> None:

@@ -492,6 +492,10 @@ def test_an_upload_that_breaks_leaves_no_volume(libvirt: Libvirt, folder: Path) 
 
 
 ONLY_WRITTEN = {
+    "opengl": """
+        vga = "virtio"
+        display = { type = "sdl", gl = "on" }
+    """,
     "passt": """
         [[network]]
         type = "passt"
@@ -520,6 +524,7 @@ def test_a_domain_fits_the_schema_and_is_read_back(name: str, folder: Path, tmp_
     validate(written, tmp_path)
     found = read_domain(written.xml)
     assert found.left_out == ()
+    assert ('accel3d="yes"' in written.xml) is (name == "opengl")
     assert to_toml(found.machine).split("\n") == to_toml(prepared.settled.machine).split("\n")
     known = replace(machine, machine=replace(machine.machine, type=None))
     assert list(differences(known, found.machine)) == []

@@ -29,11 +29,10 @@ def vga_model(machine: Machine, kind: Board, host: Host) -> VgaModel:
 
 def add_display(parts: Parts, machine: Machine, kind: Board, host: Host) -> None:
     model = vga_model(machine, kind, host)
-    if model != "none":
-        if kind.vga:
-            parts.add("-vga", model)
-        else:
-            parts.device({"driver": "virtio-gpu-pci", "id": "video0"})
+    if model == "virtio":
+        _add_virtio(parts, machine, kind, host)
+    elif model != "none":
+        parts.add("-vga", model)
     display, where = machine.display, display_type(machine, host)
     if where == "vnc":
         _add_vnc(parts, display, host)
@@ -43,6 +42,24 @@ def add_display(parts: Parts, machine: Machine, kind: Board, host: Host) -> None
         parts.add("-display", keyed(where, _window(display)))
     if machine.keymap is not None:
         parts.add("-k", machine.keymap)
+
+
+def _add_virtio(parts: Parts, machine: Machine, kind: Board, host: Host) -> None:
+    """With OpenGL the card that hands the guest's own on to it, which -vga does not know (QEMU 6.1)."""
+    accelerated = "virtio-vga-gl" if kind.vga else "virtio-gpu-gl-pci"
+    if draws_with_gl(machine, host) and host.capabilities.device(accelerated) is not None:
+        parts.add("-vga", "none")
+        parts.device({"driver": accelerated, "id": "video0"})
+    elif kind.vga:
+        parts.add("-vga", "virtio")
+    else:
+        parts.device({"driver": "virtio-gpu-pci", "id": "video0"})
+
+
+def draws_with_gl(machine: Machine, host: Host) -> bool:
+    """egl-headless has nothing else."""
+    gl = machine.display.gl
+    return gl != "off" if display_type(machine, host) == "egl-headless" else gl not in (None, "off")
 
 
 def _window(display: Display) -> dict[str, Any]:

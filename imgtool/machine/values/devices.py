@@ -44,7 +44,7 @@ class Display(Config, frozen=True, kw_only=True):
     type: DisplayType | None = None
     """None is decided by where imgtool runs."""
     gl: Literal["on", "off", "core", "es"] | None = None
-    """OpenGL for the guest's screen; None is QEMU's default."""
+    """OpenGL for the guest's screen, and with `vga = "virtio"` for its programs; None is QEMU's default."""
     full_screen: bool | None = None
     """gtk and sdl: start over the whole screen."""
     show_cursor: bool | None = None

@@ -102,6 +102,8 @@ def _add_display(devices: Element, machine: Machine, notes: Notes) -> None:
     video = put(put(devices, "video"), "model", type=VIDEO[machine.vga or "none"])
     if machine.vga not in (None, "none"):
         video.set("heads", "1")
+    if machine.vga == "virtio" and (display.gl not in (None, "off") or (kind, display.gl) == ("egl-headless", None)):
+        put(video, "acceleration", accel3d=True)
 
 
 def _add_remote(devices: Element, machine: Machine, notes: Notes) -> list[str]:
