@@ -75,7 +75,7 @@ SECTIONS = {
     "Disks": ("drive", "cdrom", "hda", "hdb", "hdc", "hdd", "fda", "fdb", "boot", "share"),
     "Network": ("network", "nic_model"),
     "Display and sound": ("display", "vga", "keymap", "tablet", "audio"),
-    "Kernel and firmware": ("kernel", "initrd", "append", "dtb", "uefi", "secure_boot", "bios"),
+    "Kernel and firmware": ("kernel", "initrd", "append", "dtb", "uefi", "secure_boot", "uefi_vars", "bios"),
     "Other devices": ("serial", "parallel", "agent", "rng", "tpm", "watchdog", "vsock", "rtc"),
     "Cloud-init": ("cloud_init", "user", "ssh_key", "hostname", "meta_data", "network_config"),
 }
@@ -127,6 +127,12 @@ _FILE_HELP = {
 
 def firmware_options(command: F) -> F:
     command = click.option("--bios", type=FILE_NAME, metavar="FILE", help="A firmware image.")(command)
+    command = click.option(
+        "--uefi-vars",
+        type=FILE_NAME,
+        metavar="FILE",
+        help="The file that keeps its variables.  [default: the VM's own]",
+    )(command)
     command = click.option("--uefi", is_flag=True, default=None, help="UEFI firmware (OVMF).")(command)
     return click.option("--secure-boot", is_flag=True, default=None, help="UEFI with Secure Boot.")(command)
 

@@ -55,6 +55,16 @@ class Found(msgspec.Struct, frozen=True):
     description: str
 
 
+def variables_format(path: str) -> Literal["raw", "qcow2"]:
+    """Of the UEFI variables at `path`; what they become where nothing is yet: qcow2, which snapshots of a running VM
+    need, unless the name is that of a copy of OVMF_VARS.fd."""
+    try:
+        with open(path, "rb") as file:
+            return "qcow2" if file.read(4) == b"QFI\xfb" else "raw"
+    except OSError:
+        return "raw" if path.endswith(".fd") else "qcow2"
+
+
 def folders() -> list[str]:
     """Where descriptors lie, the first counts most."""
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")

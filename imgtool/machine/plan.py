@@ -15,7 +15,7 @@ from imgtool.machine.argv import compile_argv
 from imgtool.machine.compile.start import wants_uefi
 from imgtool.machine.config import Machine
 from imgtool.machine.disks import Learned, learn_disks, uses
-from imgtool.machine.firmware import Found, find_uefi
+from imgtool.machine.firmware import Found, find_uefi, variables_format
 from imgtool.machine.host import Command, Helper, Host, Scratch, Secret, TapNeed
 from imgtool.machine.outside import QEMU, check_files, learn_host
 from imgtool.machine.runtime import claim, foresee, name_from, release
@@ -132,7 +132,7 @@ def _plan(machine: Machine, vm: Vm, learned: Learned, programs: Programs, *, det
     uefi = None
     if firmware is not None:
         own = machine.firmware.vars if firmware.template else None
-        uefi = replace(firmware.uefi, vars=own)
+        uefi = replace(firmware.uefi, vars=own, vars_format=variables_format(own) if own else "qcow2")
     host, choice = learn_host(
         machine,
         programs,

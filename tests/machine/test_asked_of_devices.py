@@ -208,6 +208,18 @@ def test_uefi_keeps_its_variables_and_secure_boot_has_smm(typed: Typed) -> None:
     assert vm.nodes["uefi-vars"]["file"].endswith("/safe/uefi-vars.qcow2")
 
 
+def test_uefi_variables_in_a_file_of_the_users_own(typed: Typed) -> None:
+    kept, other = (os.path.join(typed.files.folder, name) for name in ("vars.fd", "fresh"))
+    found = typed(f"--machine q35 --uefi --uefi-vars {kept}").nodes["uefi-vars"]
+    assert (found["drv"], found["file"]) == ("raw", kept)
+    typed.close()
+    assert os.path.getsize(kept) > 128 << 10, "a copy of the template"
+    os.rename(kept, f"{kept}.of-old")
+    assert typed(f"--machine q35 --uefi --uefi-vars {kept}.of-old --name old").nodes["uefi-vars"]["drv"] == "raw"
+    assert typed(f"--machine q35 --uefi --uefi-vars {other} --name new").nodes["uefi-vars"]["drv"] == "qcow2"
+    assert "add --uefi" in typed.run("--uefi-vars {other}")[1]
+
+
 @pytest.mark.parametrize("model", ["tpm-crb", "tpm-tis"])
 def test_a_tpm_by_swtpm(typed: Typed, model: str) -> None:
     vm = typed(f"--machine q35 --tpm={model} --name tpm")

@@ -189,7 +189,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"firmware": {"secure-boot": True}}, "needs a machine with SMM"),
     ({"firmware": {"uefi": True}, "machine": "microvm"}, "has no flash chips"),
     ({"firmware": {"secure-boot": True}, "machine": "q35"}, "has no Secure Boot"),
-    ({"firmware": {"vars": "/v"}}, "but no UEFI"),
+    ({"firmware": {"vars": "/v"}}, "but there is no UEFI"),
     ({"firmware": {"uefi": True}, "hda": A, "boot": "once=c"}, "read by SeaBIOS, not by UEFI"),
     ({"firmware": {"uefi": True}, "drive": [f"{A},if=pflash"]}, "--uefi fills the flash chips"),
     ({"tpm": True}, "swtpm, which imitates the chip"),

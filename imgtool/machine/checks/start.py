@@ -20,7 +20,7 @@ def check_firmware(context: Context) -> Problems:
         yield ConfigError("--secure-boot is a part of UEFI", hint="leave uefi off out")
     if not wants_uefi(context.machine):
         if firmware.vars is not None:
-            yield ConfigError("a file for UEFI variables, but no UEFI", hint="add --uefi")
+            yield ConfigError("--uefi-vars is a file for UEFI variables, but there is no UEFI", hint="add --uefi")
         return
     if firmware.bios is not None:
         yield ConfigError("--bios and --uefi both are the firmware", hint="leave one out")

@@ -54,6 +54,7 @@ _SWITCHES = ("tpm", "rng", "balloon", "watchdog", "hugepages")
 
 TABLES = {
     "uefi": ("firmware", "uefi"),
+    "uefi-vars": ("firmware", "vars"),
     "secure-boot": ("firmware", "secure-boot"),
     "bios": ("firmware", "bios"),
     "sandbox": ("safety", "sandbox"),

@@ -118,7 +118,7 @@ class Firmware(Config, frozen=True, kw_only=True):
     secure_boot: bool | None = None
     """UEFI with Secure Boot; implies `uefi`."""
     vars: Path | None = None
-    """The file that keeps the UEFI variables; None is one of the VM's own."""
+    """The file that keeps the UEFI variables, raw or qcow2, made where there is none; None is one of the VM's own."""
 
 
 class Tpm(Config, frozen=True, kw_only=True):
