@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 
@@ -71,6 +72,7 @@ def learn_disks(wanted: Sequence[Use], *, force: bool = False) -> Learned:
     busy: list[ImageInUseError] = []
     for use in wanted:
         check_format(use.format)
+        _check_address(use.path)
         chain = guard(use.path, format=use.format)
         _check_writable(use, chain[0])
         if not force:
@@ -123,6 +125,21 @@ def _check_format(use: Use, image: Image) -> None:
             path=use.path,
             hint=f"say what it is: format=raw or format={image.format}",
         )
+
+
+_ADDRESS = re.compile(r"/(fat|nbd|https?|ftps?|ssh|rbd|iscsi|nfs|gluster)(\+[a-z]+)?:")
+
+
+def _check_address(path: str) -> None:
+    """A name is a file. Who means what QEMU takes some names for is told so where there is no such file."""
+    found = _ADDRESS.search(path)
+    if found is None or os.path.lexists(path):
+        return
+    if found[1] == "fat":
+        hint = "a folder of the host is in the guest by --share PATH; a name is always a file here"
+    else:
+        hint = f"a name is a file, no address: an overlay may have one as its backing file (--trust {found[1]})"
+    raise ImageError(f"{printable(path)} does not exist", path=path, hint=hint)
 
 
 def _check_writable(use: Use, image: Image) -> None:
