@@ -152,6 +152,21 @@ class Looker:
             raise known
         return known
 
+    def tell_ambiguous(self, image: Image, name: str) -> None:
+        """Notes it when the backing file of `image` is another one where the image is opened as `name`."""
+        here = image.backing
+        if here is None or here.path is None:
+            return
+        there = self.backing(os.fsencode(here.reference), here.format, os.path.dirname(name))
+        if there.path is not None and there.path != here.path and not _same_file(there.path, here.path):
+            image.add(
+                finding(
+                    "backing-ambiguous",
+                    f"opened as {printable(name)}, the backing file is {printable(there.path)}; "
+                    f"opened as {printable(image.path)}, it is {printable(here.path)}",
+                )
+            )
+
     def _note_backing(self, image: Image, header: Header, directory: str) -> None:
         assert header.backing is not None
         try:
@@ -192,6 +207,13 @@ def files_of(reference: Reference) -> Iterator[str]:
     for leaf in reference.leaves:
         if leaf.path is not None and leaf.protocol in LOCAL_PROTOCOLS and not leaf.role.endswith("config"):
             yield tidy(leaf.path)
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def _note_data_file(image: Image, name: bytes, directory: str) -> None:

@@ -301,24 +301,8 @@ class Store:
         if os.path.islink(name):
             how = "a symlink to"
         image.add(finding("duplicate-name", f"{printable(name)} is {how} {printable(image.path)}"))
-        if backing is None or there is None or backing.path is None or there.path is None:
-            return
-        if there.path != backing.path and not _same_file(there.path, backing.path):
-            image.add(
-                finding(
-                    "backing-ambiguous",
-                    f"opened as {printable(name)}, the backing file is {printable(there.path)}; "
-                    f"opened as {printable(image.path)}, it is {printable(backing.path)}",
-                )
-            )
+        self._looker.tell_ambiguous(image, name)
 
 
 def _really(path: str) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-
-
-def _same_file(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False

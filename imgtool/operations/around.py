@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from imgtool.chain.anchors import refuse_changed
 from imgtool.chain.graph import Image
 from imgtool.chain.link import MAX_DEPTH
+from imgtool.chain.look import Looker
 from imgtool.chain.scan import absolute, check_format, survey
 from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard, walk
@@ -44,10 +45,9 @@ class Around:
         named by a symlink is looked at where it lies.
         """
         check_format(format)
-        path = absolute(image)
-        check_name(path)
-        if os.path.islink(path):
-            path = os.path.realpath(path)
+        given = absolute(image)
+        check_name(given)
+        path = os.path.realpath(given) if os.path.islink(given) else given
         self._store = paths_of(store)
         self._format = format
         if settle:
@@ -64,6 +64,8 @@ class Around:
                 found = self._by_path[node.path]
                 found.format, found.virtual_size = node.format, node.virtual_size
         self.image = self[path]
+        if path != given:
+            Looker().tell_ambiguous(self.image, given)
 
     @staticmethod
     def _walk(path: str, *, format: str | None) -> list[Image]:
@@ -168,9 +170,9 @@ def refuse_sealed(image: Image) -> None:
         )
 
 
-def refuse_not_replaceable(image: Image) -> None:
+def refuse_not_replaceable(image: Image, *, ambiguous: bool = False) -> None:
     """RefusedError when a changed copy of the file at `image` could not take its place, or would not be a copy of all
-    that the image is."""
+    that the image is. It may be `ambiguous` what it stands on where that is to be changed."""
     shown = printable(image.path)
     check_replaceable(image.path)
     details = header_of(image).details
@@ -187,13 +189,21 @@ def refuse_not_replaceable(image: Image) -> None:
             path=image.path,
         )
     refuse_part(image)
-    if image.has("backing-ambiguous"):
-        found = next(found for found in image.findings if found.code == "backing-ambiguous")
-        raise RefusedError(
-            f"which file {shown} stands on depends on the name it is opened by: {found.message}",
-            hint="`imgtool rebase -u` with an absolute name of the backing file makes it one",
-            path=image.path,
-        )
+    if os.path.islink(image.path):  # its new version lies where the file does
+        Looker().tell_ambiguous(image, os.path.realpath(image.path))
+    if not ambiguous:
+        refuse_ambiguous(image)
+
+
+def refuse_ambiguous(image: Image) -> None:
+    """RefusedError when `image` stands on one file or another, according to the name by which it is opened."""
+    for found in image.findings:
+        if found.code == "backing-ambiguous":
+            raise RefusedError(
+                f"which file {printable(image.path)} stands on depends on the name it is opened by: {found.message}",
+                hint=f"`imgtool rebase -u --absolute -b FILE {pasted(image.path)}` makes it one",
+                path=image.path,
+            )
 
 
 def refuse_part(image: Image) -> None:

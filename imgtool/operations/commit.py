@@ -23,6 +23,7 @@ from imgtool.operations.around import (
     Around,
     header_of,
     names,
+    refuse_ambiguous,
     refuse_in_use,
     refuse_known_by_number,
     refuse_not_replaceable,
@@ -110,6 +111,7 @@ class CommitRequest:
             refuse_sealed(self.overlay)
             refuse_not_replaceable(self.overlay)
         refuse_not_replaceable(self.base)
+        refuse_ambiguous(self.overlay)
         if not self.force:
             refuse_known_by_number(self.base, [self._nearest])
         refuse_encrypted([self.overlay, *self.around.chain_below()])

@@ -18,6 +18,7 @@ from imgtool.operations.around import (
     FORCED_DEPTH,
     Around,
     header_of,
+    refuse_ambiguous,
     refuse_in_use,
     refuse_known_by_number,
     refuse_not_replaceable,
@@ -81,6 +82,7 @@ class FlattenRequest:
         self.compressed = compressed
         self.overwrite = overwrite
         self.stood_on = tuple(image.path for image in around.chain_below())
+        refuse_ambiguous(self.image)
         refuse_encrypted([self.image, *around.chain_below()])
         refuse_in_use([self.image, *around.chain_below()], why="what is read through it may change")
         self.notes = around.refuse_changed(force=force)

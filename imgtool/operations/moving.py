@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -72,10 +72,14 @@ class Reference(NamedTuple):
     data_file_on_the_way: str | None
 
 
-def place_of(path: str) -> str:
-    """`path` by its real directory: two names of one directory entry are equal."""
+def place_of(path: str) -> tuple[Hashable, str]:
+    """Which entry of which directory `path` is: equal for all names of one entry, by symlinks or bind mounts."""
     folder, name = os.path.split(path)
-    return os.path.join(os.path.realpath(folder), name)
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return os.path.realpath(folder), name
+    return (status.st_dev, status.st_ino), name
 
 
 def renamed(sources: Sequence[PathLike], target: PathLike) -> Renamed:
@@ -118,12 +122,22 @@ def _gather(old: str, new: str, found: Renamed) -> None:
     if stat.S_ISREG(status.st_mode):
         found.files[old] = new
     elif stat.S_ISDIR(status.st_mode):
-        if place_of(new).startswith(os.path.realpath(old) + "/"):
+        if _is_inside(new, old):
             raise UsageError(f"{shown} cannot be moved into itself", path=old)
         found.tops.append(old)
         _gather_tree(old, new, old, found)
     else:
         raise RefusedError(f"{shown} is neither a file nor a directory", path=old)
+
+
+def _is_inside(path: str, directory: str) -> bool:
+    """Whether `path`, which need not exist, is in `directory` or below."""
+    above = existing(path)
+    while not os.path.samefile(above, directory):
+        if above == os.path.dirname(above):
+            return False
+        above = os.path.dirname(above)
+    return True
 
 
 def _gather_tree(old: str, new: str, top: str, found: Renamed) -> None:
@@ -147,7 +161,8 @@ def _check_symlink(path: str, top: str) -> None:
     it is relative and leads out of it, or absolute and leads into it."""
     text = os.readlink(path)
     goal = os.path.join(os.path.dirname(path), text)
-    place = os.path.realpath(goal) if os.path.basename(goal) in ("", ".", "..") else place_of(goal)
+    folder, name = os.path.split(goal)
+    place = os.path.realpath(goal) if name in ("", ".", "..") else os.path.join(os.path.realpath(folder), name)
     inside = f"{place}/".startswith(os.path.realpath(top) + "/")
     if inside == os.path.isabs(text):
         raise RefusedError(
@@ -242,9 +257,11 @@ class Names:
         return Link(reference_to(new_parent, os.path.dirname(new_image), absolute=not named), format)
 
     def _is_elsewhere(self, image: Image) -> bool:
-        """Whether the image has names in other directories, where a relative reference would mean another file."""
+        """Whether the image has names in other directories, where a relative reference would mean another file, or
+        may have: hard links that were not found."""
+        names = [name for name in image.all_names if not os.path.islink(name)]
         folders = {os.path.realpath(os.path.dirname(name)) for name in image.all_names}
-        return len(folders) > 1
+        return len(folders) > 1 or os.stat(image.path).st_nlink > len(names)
 
     def _data_file(self, image: Image) -> str | None:
         data = image.data_file

@@ -113,7 +113,7 @@ class RebaseRequest:
         self.force = force
         self.caches = Caches(cache or "unsafe", source_cache)
         refuse_sealed(self.image)
-        refuse_not_replaceable(self.image)
+        refuse_not_replaceable(self.image, ambiguous=unsafe)
         refuse_not_movable(self.image)
         if not unsafe:
             refuse_encrypted([self.image, *around.chain_below()])

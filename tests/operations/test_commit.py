@@ -13,6 +13,7 @@ import pytest
 from imgtool.chain.anchors import standings
 from imgtool.chain.walk import walk
 from imgtool.errors import ImageInUseError, ImgtoolError, PolicyError, RefusedError
+from imgtool.image.policy import trusting
 from imgtool.operations.commit import CommitRequest, commit
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QemuImg
@@ -284,6 +285,18 @@ def test_a_base_behind_a_symlink_is_changed_where_it_lies(store: Store) -> None:
     commit(store / "top.qcow2")
     assert (store / "latest.qcow2").is_symlink()
     assert store.content("top.qcow2", "bases/v1.qcow2") == {**before, "bases/v1.qcow2": before["top.qcow2"]}
+
+
+def test_a_base_that_stands_on_something_else_where_it_lies_is_refused(store: Store) -> None:
+    """Its copy would be made there."""
+    for folder, byte in (("here", 1), ("there", 2)):
+        store.base(f"{folder}/root.qcow2", byte)
+    store.overlay("there/base.qcow2", "there/root.qcow2")
+    (store / "here/base.qcow2").symlink_to("../there/base.qcow2")
+    store.images.overlay("here/top.qcow2", "base.qcow2")
+    store.images.run_io(store / "here/top.qcow2", "write -P 5 0 4k")
+    with trusting(f"{store.directory}/"):
+        assert "depends on the name" in refused(store, RefusedError, "here/top.qcow2").message
 
 
 def test_a_sealed_base_is_never_written(store: Store) -> None:

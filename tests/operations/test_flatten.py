@@ -12,6 +12,7 @@ from imgtool.chain.anchors import standings
 from imgtool.chain.walk import walk
 from imgtool.errors import ImageExistsError, ImageInUseError, ImgtoolError, RefusedError
 from imgtool.operations.flatten import FlattenRequest, flatten
+from imgtool.operations.rebase import rebase
 from imgtool.qemu.qemu_img import QemuImg
 
 if TYPE_CHECKING:
@@ -203,6 +204,24 @@ def test_a_vmdk_that_stands_on_a_vmdk_could_not_be_read_any_more(store: Store) -
     assert store.by_qemu("top.vmdk", "vmdk") == before
     flatten(store / "top.vmdk")
     assert store.by_qemu("top.vmdk", "vmdk") == before
+
+
+def two_names(store: Store) -> None:
+    """here/top.qcow2 leads to there/top.qcow2, and beside each lies another base.qcow2."""
+    for folder, byte in (("here", 1), ("there", 2)):
+        store.base(f"{folder}/base.qcow2", byte)
+    store.overlay("there/top.qcow2", "there/base.qcow2", {1: 3})
+    (store / "here/top.qcow2").symlink_to("../there/top.qcow2")
+
+
+def test_by_another_name_an_image_may_stand_on_another_base(store: Store) -> None:
+    two_names(store)
+    before = store.by_qemu("here/top.qcow2")
+    for how in ({}, {"to": store / "new.qcow2"}):
+        assert "depends on the name" in refused(store, RefusedError, "here/top.qcow2", **how).message
+    rebase(store / "here/top.qcow2", store / "here/base.qcow2", unsafe=True, force=True)
+    flatten(store / "here/top.qcow2")
+    assert store.by_qemu("here/top.qcow2") == store.by_qemu("there/top.qcow2") == before
 
 
 def test_what_cannot_be_flattened(store: Store) -> None:

@@ -23,6 +23,7 @@ from imgtool.image.policy import Policy, in_force
 from imgtool.operations.journal import recover
 from imgtool.operations.move import MoveRequest, move
 from imgtool.operations.overlay import new_overlay
+from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QemuImg
 from tests.operations.dying import ends_well
 
@@ -366,6 +367,43 @@ def test_another_name_by_hard_link_stays(images: Images) -> None:
     move([base], images / "new.qcow2")
     assert backing(by_other) == "other.qcow2"
     assert (images / "other.qcow2").samefile(images / "new.qcow2")
+
+
+def test_a_name_that_nobody_found_still_leads_to_the_base(images: Images) -> None:
+    """A backup made by `cp -al`: its overlay is the same file, and would look beside itself for the base."""
+    base = images.base("store/base.qcow2", "8M")
+    images.run_io(base, "write -P 1 0 1M")
+    new_overlay(base, images / "store/top.qcow2")
+    subprocess.run(["cp", "-al", images / "store", images / "backup"], check=True)
+    move([base], images / "moved.qcow2")
+    for name in ("store/top.qcow2", "backup/top.qcow2"):
+        images.run_io(images / name, "read -P 1 0 1M")
+
+
+BOUND = """
+import os
+import imgtool
+with imgtool.trusting(os.getcwd() + "/"):
+    imgtool.move(["store/base.qcow2"], "moved.qcow2", store=["."])
+    imgtool.commit("store/near.qcow2")
+"""
+
+
+def test_two_names_of_one_directory_are_one_place(images: Images) -> None:
+    """By a bind mount. far.qcow2 names the base by the other name; the commit has images by both."""
+    for name, byte in (("base", 1), ("other", 2)):
+        images.run_io(images.base(f"store/{name}.qcow2"), f"write -P {byte} 0 1M")
+    bound = images / "bound"
+    bound.mkdir()
+    images.overlay("far.qcow2", str(bound / "base.qcow2"), size="1M")
+    near = images.overlay("store/near.qcow2", str(bound / "other.qcow2"), size="1M")
+    bind = 'mount --bind store bound && exec "$@"'
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", bind, "sh"]
+    write = [Programs().find("qemu-io"), "-f", "qcow2", "-c", "write -P 3 0 64k", near]
+    for argv in (write, [sys.executable, "-c", BOUND]):
+        subprocess.run([*alone, *argv], cwd=images.directory, check=True, stdout=subprocess.DEVNULL)
+    images.run_io(images / "far.qcow2", "read -P 1 0 1M")
+    images.run_io(images / "store/other.qcow2", "read -P 3 0 64k", "read -P 2 64k 960k")
 
 
 def test_the_plan_changes_nothing_and_names_all(images: Images) -> None:
