@@ -15,7 +15,7 @@ from imgtool.machine.accelerator import choose
 from imgtool.machine.firmware import find_uefi
 from imgtool.machine.nets import helper, needs
 from imgtool.qemu.capabilities import Capabilities, capabilities
-from imgtool.qemu.process import Limits, Runner, run
+from imgtool.qemu.process import Limits, Runner, failure, run
 from imgtool.qemu.programs import PACKAGES, Programs
 
 State = Literal["ok", "missing"]
@@ -64,16 +64,9 @@ NAMES = (
 
 
 def examine(programs: Programs, *, runner: Runner = run) -> list[Check]:
-    """All checks. Never raises for what is missing: that is the answer."""
-    found = [_version(programs, "qemu-img", "qemu-img")]
-    system = _version(programs, outside.QEMU, "qemu-system")
-    found.append(system)
-    if system.ok:
-        found += _of_qemu(capabilities(programs.find(outside.QEMU)))
-    else:
-        wanted = ("kvm", "tcg", "uefi", "secure-boot", "user-network")
-        found += [_no(name, f"there is no {outside.QEMU}", system.fix) for name in wanted]
-    found += _of_host(runner)
+    """All checks. Never raises for what is missing or broken: that is the answer."""
+    system, of_qemu = _system(programs)
+    found = [_version(programs, "qemu-img", "qemu-img"), system, *of_qemu, *_of_host(runner)]
     order = {name: place for place, name in enumerate(NAMES)}
     return sorted(found, key=lambda check: order[check.name])
 
@@ -91,6 +84,21 @@ def _version(programs: Programs, program: str, name: str) -> Check:
         return _yes(name, f"{programs.version(program).text}  {programs.find(program)}")
     except ImgtoolError as error:
         return _no(name, error.message, error.hint or f"on Debian: apt-get install {PACKAGES[program]}")
+
+
+def _system(programs: Programs) -> tuple[Check, list[Check]]:
+    """Whether there is a QEMU that runs machines, and what it can do."""
+    system = _version(programs, outside.QEMU, "qemu-system")
+    why = f"there is no {outside.QEMU}"
+    if system.ok:
+        path = programs.find(outside.QEMU)
+        try:
+            return system, list(_of_qemu(capabilities(path)))
+        except ImgtoolError as error:
+            why = f"{path} does not run"
+            system = _no("qemu-system", f"{why}: {error.message}", error.hint or "install it again")
+    wanted = ("kvm", "tcg", "uefi", "secure-boot", "user-network")
+    return system, [_no(name, why, system.fix) for name in wanted]
 
 
 def _of_qemu(qemu: Capabilities) -> Iterator[Check]:
@@ -166,7 +174,12 @@ def _program(name: str, program: str, package: str, runner: Runner, *, version: 
         return _no(name, f"{program} was not found on PATH", f"on Debian: apt-get install {package}")
     if version is None:
         return _yes(name, path)
-    done = runner([path, *version], limits=Limits(seconds=10))
+    try:
+        done = runner([path, *version], limits=Limits(seconds=10))
+        if done.status != 0:
+            raise failure(done)
+    except ImgtoolError as error:
+        return _no(name, f"{path} does not run: {error.message}", f"install it again: {package} on Debian")
     line = done.stdout.decode(errors="replace").partition("\n")[0].strip()
     return _yes(name, f"{line}  {path}" if line else path)
 

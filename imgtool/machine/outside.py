@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Literal
@@ -275,15 +276,23 @@ def hugepages(machine: Machine) -> HugepageMount | None:
 
 
 def hugepage_mounts() -> list[HugepageMount]:
-    with open("/proc/self/mounts") as file:
-        lines = [line.split() for line in file]
+    """Those that this process can see."""
+    with open("/proc/self/mounts", "rb") as file:
+        paths = parse_hugetlbfs(file.read())
     free = {pool.page_size: pool.free for pool in hugepage_pools()}
     found = []
-    for _, path, kind, *_ in lines:
-        if kind == "hugetlbfs":
+    for path in paths:
+        with contextlib.suppress(OSError):
             size = os.statvfs(path).f_bsize
             found.append(HugepageMount(path=path, page_size=size, free=free.get(size)))
     return found
+
+
+def parse_hugetlbfs(mounts: bytes) -> list[str]:
+    """Where /proc/PID/mounts has file systems of huge pages. It writes blanks in names as octal numbers."""
+    rows = [line.split(b" ") for line in mounts.splitlines()]
+    paths = [row[1] for row in rows if row[2] == b"hugetlbfs"]
+    return [os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), path)) for path in paths]
 
 
 def hugepage_pools() -> list[HugepagePool]:

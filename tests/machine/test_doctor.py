@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from imgtool.machine.doctor import NAMES, Check, examine, needed
-from imgtool.machine.outside import is_virtiofsd_of_qemu, parse_meminfo
+from imgtool.machine.outside import is_virtiofsd_of_qemu, parse_hugetlbfs, parse_meminfo
 from imgtool.qemu.process import Completed
 from imgtool.qemu.programs import Programs
 
@@ -37,6 +39,36 @@ def test_without_qemu_the_rest_is_still_looked_at() -> None:
         assert not checks[name].ok
         assert checks[name].fix
     assert "which is not a program" in checks["qemu-system"].detail
+
+
+BROKEN = """#!/bin/sh
+case $* in *-version*) echo 'QEMU emulator version 9.2.0'; [ "${0##*/}" != swtpm ] && exit 0;; esac
+echo 'libfoo.so.1: cannot open shared object file' >&2
+exit 127
+"""
+
+
+def test_what_is_installed_and_does_not_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("qemu-system-x86_64", "swtpm"):
+        (tmp_path / name).write_text(BROKEN)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    checks = {check.name: check for check in examine(Programs())}
+    assert tuple(checks) == NAMES
+    for name, program in (("qemu-system", "qemu-system-x86_64"), ("tpm", "swtpm")):
+        assert checks[name].state == "missing"
+        assert checks[name].detail.startswith(f"{tmp_path / program} does not run: ")
+        assert "libfoo.so.1: cannot open shared object file" in checks[name].detail
+    assert [checks[name].ok for name in ("kvm", "tcg", "uefi", "secure-boot", "user-network")] == [False] * 5
+    assert checks["ssh"].ok
+
+
+def test_mounts_may_have_any_name() -> None:
+    mounts = rb"""sysfs /sys sysfs rw,nosuid 0 0
+none /mnt/%b tmpfs rw 0 0
+none /mnt/a\040b\134c%b hugetlbfs rw,pagesize=2M 0 0
+""" % (b"\xff", b"\xff")
+    assert parse_hugetlbfs(mounts) == ["/mnt/a b\\c\udcff"]
 
 
 def test_only_what_was_asked_for_counts() -> None:
