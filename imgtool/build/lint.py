@@ -8,7 +8,9 @@ ext3 or ext4 is named as not looked at.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,11 @@ from imgtool.qemu.qemu_img import QemuImg
 
 _LIMITS = Limits(seconds=60, address_space=2 << 30)
 """The file system is a guest's, and may be a hostile one's."""
+_LONGEST_FILE = 1 << 20
+_LONGEST_LIST = 64 << 20
+"""Bytes that are read of a file, and of what debugfs lists."""
+_LISTED = re.compile(r"/\d+/(?P<mode>[0-7]{1,6})/\d+/\d+/(?P<name>[^/]+)/(?P<size>\d{0,18})/")
+"""A line of its `ls -p`; a name with a slash, which only a broken file system has, is none that anybody opens."""
 
 
 class Hazard(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -86,13 +93,11 @@ class Files:
     def list(self, folder: str) -> list[Entry]:
         """What is in `folder`, nothing when there is no such folder. Links in its path are not followed."""
         entries = []
-        for line in self._ask(f'ls -p "{folder}"').decode(errors="surrogateescape").splitlines():
-            # /INODE/MODE/UID/GID/NAME/SIZE/: a name holds no slash
-            parts = line.split("/")
-            if len(parts) != 8 or not parts[1].isdigit() or parts[5] in (".", ".."):
-                continue
-            kind = _KINDS.get(int(parts[2], 8) & 0o170000, "other")
-            entries.append(Entry(parts[5], kind, int(parts[6] or 0)))
+        for line in self._ask(f'ls -p "{folder}"', _LONGEST_LIST).decode(errors="surrogateescape").split("\n"):
+            found = _LISTED.fullmatch(line)
+            if found is not None and found["name"] not in (".", ".."):
+                kind = _KINDS.get(int(found["mode"], 8) & 0o170000, "other")
+                entries.append(Entry(found["name"], kind, int(found["size"] or 0)))
         return entries
 
     def find(self, pattern: str) -> Iterator[tuple[str, Entry]]:
@@ -110,11 +115,27 @@ class Files:
                 yield from self._find(path, parts[1:])
 
     def read(self, path: str) -> bytes:
-        return self._ask(f'cat "{path}"')
+        """The beginning of a file."""
+        return self._ask(f'cat "{path}"', _LONGEST_FILE)
 
-    def _ask(self, request: str) -> bytes:
+    def _ask(self, request: str, most: int) -> bytes:
+        """The first `most` bytes of the answer: in a few blocks there is room for a file without an end."""
+        answer = bytearray()
+
+        def take(piece: bytes) -> None:
+            answer.extend(piece[: most - len(answer)])
+            if len(answer) == most:
+                raise _Enough
+
         # -c: without the block and inode bitmaps, which nothing here needs
-        return self._runner([self._program, "-c", "-R", request, self._source], limits=_LIMITS).stdout
+        argv = [self._program, "-c", "-R", request, self._source]
+        with contextlib.suppress(_Enough):
+            self._runner(argv, limits=_LIMITS, on_stdout=take)
+        return bytes(answer)
+
+
+class _Enough(Exception):  # noqa: N818 - no error
+    """No more of an answer is wanted."""
 
 
 _KINDS: dict[int, Kind] = {0o100000: "file", 0o040000: "folder", 0o120000: "link"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from imgtool.build.filesystems import filesystems
-from imgtool.build.lint import Lint, lint_image
+from imgtool.build.lint import Files, Lint, lint_image
 from imgtool.build.seal import ORDER, SCRIPTS, scripts
 from imgtool.errors import ImageUnreadableError
 from imgtool.qemu.qemu_img import QemuImg
@@ -96,6 +96,16 @@ def test_every_hazard_is_found_with_the_action_that_takes_it_away(tmp_path: Path
     assert found(lint, "error") == ERRORS
     assert found(lint, "warning") == WARNINGS
     assert {hazard.action for hazard in lint.hazards} <= set(SCRIPTS)
+
+
+def test_files_and_names_of_a_hostile_file_system_are_taken_in_bounds(tmp_path: Path) -> None:
+    name = "ssh_host_x\n|1|9z|0|0|ssh_host_a_key|5|\n|1|100644|0|0|ssh_host_b_key|%s|\n_key" % ("9" * 99)
+    root = tree(tmp_path / "root", {"etc/machine-id": "", f"etc/ssh/{name}": "x"})
+    os.truncate(root / "etc" / "machine-id", 1 << 30)
+    raw = file_system(tmp_path / "disk.raw", root, kind="ext2")
+    raw.write_bytes(raw.read_bytes().replace(name.encode(), name.replace("|", "/").encode()))
+    assert len(Files(str(raw), 0).read("/etc/machine-id")) == 1 << 20
+    assert [hazard.path for hazard in lint_image(raw).hazards] == ["/etc/machine-id"]
 
 
 def test_a_sealed_image_has_none(tmp_path: Path) -> None:
