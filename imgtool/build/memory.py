@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 from imgtool.image.userdirs import user_dir
+from imgtool.image.whole import write_whole
 
 if TYPE_CHECKING:
     from imgtool.qemu.digest import ContentMap
@@ -48,7 +49,9 @@ class Memory:
         before = _wait_a_tick(paths)
         place = self._place(kind, before)
         with contextlib.suppress(OSError), open(place) as file:
-            return file.read()
+            kept = file.read()
+            if kept and "\0" not in kept:  # else the host lost its power before it was on disk
+                return kept
         found = compute()
         if _identities(paths) == before and not _is_coarse(before):
             self._write(place, found.encode())
@@ -99,10 +102,7 @@ class Memory:
     def _write(self, place: str, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
-            draft = f"{place}.{os.getpid()}"
-            with open(draft, "wb") as file:
-                file.write(content)
-            os.replace(draft, place)
+            write_whole(place, content)
 
 
 def file_sha256(path: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from imgtool.build.store import Store, decode, encode, replace_file
+from imgtool.build.store import Store, decode, encode
+from imgtool.image.whole import write_whole
 
 _FOLDER = "recipes"
 
@@ -58,7 +59,7 @@ def read_record(store: Store, recipe: str) -> Record | None:
 def write_record(store: Store, record: Record) -> None:
     place = _place(store, record.recipe)
     os.makedirs(os.path.dirname(place), exist_ok=True)
-    replace_file(place, encode(record))
+    write_whole(place, encode(record), durable=True)
 
 
 def records(store: Store) -> list[Record]:

@@ -20,12 +20,13 @@ from imgtool.build.output import Log
 from imgtool.build.recipe import Loaded, Output, executor_of
 from imgtool.build.records import BuiltOutput
 from imgtool.build.steps import Steps
-from imgtool.build.store import encode, replace_file
+from imgtool.build.store import encode
 from imgtool.build.watcher import Watcher
 from imgtool.chain.content import digest_of
 from imgtool.errors import ImageFormatError, ImgtoolError
 from imgtool.image import remembered
 from imgtool.image.names import printable
+from imgtool.image.whole import write_whole
 from imgtool.operations.anchoring import add_anchor
 from imgtool.operations.copying import copy_file
 from imgtool.operations.overlay import reference_to
@@ -140,7 +141,7 @@ def make_result(making: Making) -> tuple[ImageManifest, BuiltOutput]:
     if is_thin(output):
         remembered.remember(output.path, making.base.path)
     os.chmod(output.path, 0o444)  # where it replaced something it got the mode of that
-    replace_file(output.path + MANIFEST_SUFFIX, encode(manifest))
+    write_whole(output.path + MANIFEST_SUFFIX, encode(manifest), durable=True)
     built = BuiltOutput(
         path=output.path,
         identity=identity(os.stat(output.path)),

@@ -338,16 +338,6 @@ def write_file(path: str, content: bytes) -> None:
         file.write(content)
 
 
-def replace_file(path: str, content: bytes) -> None:
-    """`content` becomes the file at `path`, whole or not at all."""
-    draft = f"{path}.{os.getpid()}.new"
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
 def _release(work: Work) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(work.lock)

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from imgtool.errors import MachineError
+from imgtool.image.whole import write_whole
 from imgtool.machine.config import Machine
 from imgtool.machine.process import ProcessId, boot_identity, read_pid_file
 
@@ -138,11 +139,8 @@ class Vm:
 
     def write(self, state: State) -> None:
         """Replaces the state, whole."""
-        draft = self.file(STATE_FILE + ".new")
         try:
-            with open(draft, "wb") as file:
-                file.write(_encoded(state))
-            os.replace(draft, self.file(STATE_FILE))
+            write_whole(self.file(STATE_FILE), _encoded(state))
         except OSError as error:
             raise MachineError(
                 f"{self.path} cannot be written: {error.strerror}",

@@ -22,6 +22,7 @@ from imgtool.chain.walk import guard
 from imgtool.errors import ImgtoolError, MachineError, ProgramError, RefusedError, UsageError
 from imgtool.image.names import PathLike, absolute, option_value, printable
 from imgtool.image.partitions import Table, read_table
+from imgtool.image.whole import write_whole
 from imgtool.machine.process import ProcessId
 from imgtool.machine.runtime import runtime_root
 from imgtool.operations.plan import Plan, Touched
@@ -353,11 +354,8 @@ def _folder(at: str) -> str:
 
 
 def _write(folder: str, made: Mount) -> None:
-    draft = os.path.join(folder, ".mount.json")
     try:
-        with open(draft, "wb") as file:
-            file.write(msgspec.json.encode(made))
-        os.replace(draft, os.path.join(folder, "mount.json"))
+        write_whole(os.path.join(folder, "mount.json"), msgspec.json.encode(made))
     except UnicodeEncodeError:
         raise UsageError("a name that is not UTF-8 cannot be remembered", hint="rename it") from None
 

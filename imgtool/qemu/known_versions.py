@@ -7,9 +7,11 @@ same reason.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from imgtool.image.userdirs import user_dir
+from imgtool.image.whole import write_whole
 
 _MOST = 1 << 16
 """Bytes that are read."""
@@ -33,14 +35,9 @@ def keep(program: str, said: str) -> None:
     others = [line for line in _lines() if line[0] != identity]
     text = "".join(f"{who}\t{what}\n" for who, what in [(identity, said), *others[: _KEPT - 1]])
     place = path()
-    draft = f"{place}.{os.getpid()}"
-    try:
+    with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
-        with open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-        os.replace(draft, place)
-    except OSError:
-        return
+        write_whole(place, text.encode(errors="surrogateescape"))
 
 
 def path() -> str:

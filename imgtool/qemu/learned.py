@@ -15,6 +15,7 @@ import msgspec
 from imgtool.errors import ProgramError
 from imgtool.image.names import printable
 from imgtool.image.userdirs import user_dir
+from imgtool.image.whole import write_whole
 
 T = TypeVar("T")
 
@@ -41,20 +42,10 @@ class Place(msgspec.Struct, frozen=True):
 
     def keep(self, value: Any) -> None:
         """Writes `value` down, whole or not at all."""
-        import tempfile
-
         content = msgspec.json.encode(_Kept(self.identity, msgspec.Raw(msgspec.json.encode(value))))
-        try:
+        with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-            fd, draft = tempfile.mkstemp(dir=os.path.dirname(self.path))
-        except OSError:
-            return
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-            os.replace(draft, self.path)
-        except OSError:
-            os.unlink(draft)
+            write_whole(self.path, content)
 
 
 def place(kind: str, program: str, *, format: int, when: str = "", cache_dir: str | None = None) -> Place:

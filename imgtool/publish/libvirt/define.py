@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 
 import msgspec
@@ -11,6 +9,7 @@ from msgspec.structs import replace
 
 from imgtool.errors import ConfigError, ImgtoolError, RefusedError
 from imgtool.image.names import printable
+from imgtool.image.whole import write_whole
 from imgtool.machine.config import Machine
 from imgtool.machine.host import Disk, Host, Link
 from imgtool.machine.layout import Placed
@@ -165,17 +164,7 @@ def with_seed(machine: Machine, path: str, *, name: str | None = None, write: bo
 
 def write_file(path: str, content: bytes) -> None:
     """Writes the file at `path`, whole or not at all. ImgtoolError when it cannot be written."""
-    folder = os.path.dirname(path)
-    draft = None
     try:
-        fd, draft = tempfile.mkstemp(dir=folder, prefix=".imgtool-")
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            mask = os.umask(0o077)
-            os.umask(mask)
-            os.fchmod(fd, 0o666 & ~mask)
-        os.replace(draft, path)
+        write_whole(path, content)
     except OSError as error:
-        if draft is not None and os.path.lexists(draft):
-            os.unlink(draft)
         raise ImgtoolError(f"{printable(path)} cannot be written: {error.strerror}", path=path) from error

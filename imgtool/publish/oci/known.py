@@ -18,13 +18,13 @@ import contextlib
 import hashlib
 import os
 import stat
-import threading
 import time
 from typing import TypeVar
 
 import msgspec
 
 from imgtool.image.userdirs import user_dir
+from imgtool.image.whole import write_whole
 
 T = TypeVar("T")
 
@@ -120,12 +120,9 @@ class Known:
 
     def _write(self, kind: str, name: str, value: object) -> None:
         folder = os.path.join(self._folder, kind)
-        draft = os.path.join(folder, f".{name}.{os.getpid()}-{threading.get_ident()}")
         with contextlib.suppress(OSError):
             os.makedirs(folder, mode=0o700, exist_ok=True)
-            with open(draft, "wb") as file:
-                file.write(msgspec.json.encode(value))
-            os.replace(draft, os.path.join(folder, f"{name}.json"))
+            write_whole(os.path.join(folder, f"{name}.json"), msgspec.json.encode(value))
 
 
 def _hex(digest: str) -> str:
