@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -10,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from imgtool.build.executor import Executor, ExecutorError
+from imgtool.build.executor import Executor, ExecutorError, keeping
 from imgtool.build.inputs import Found, target_of
 from imgtool.build.recipe import Copy
 from imgtool.errors import ConfigError
@@ -18,6 +19,9 @@ from imgtool.image.names import printable, printable_lines
 
 _IN_MEMORY = 16 << 20
 """Larger archives are staged on the guest's disk: /run is small."""
+
+_LONGEST_LIST = 64 << 20
+"""Bytes of the names in a folder that is fetched."""
 
 _UNPACK = b"""\
 trap 'rm -f -- "$IMGTOOL_ARCHIVE"' EXIT
@@ -80,7 +84,7 @@ def put(executor: Executor, copy: Copy, files: Sequence[Found], scratch: str) ->
             "IMGTOOL_GROUP": "" if owner.group.isdigit() else owner.group,
         },
         timeout=600,
-        on_output=said.extend,
+        on_output=keeping(said),
     )
     if status != 0:
         words = printable_lines(said.decode(errors="replace"))
@@ -143,7 +147,10 @@ def fetch(executor: Executor, source: str, target: str) -> None:
     """The guest's file or folder `source` becomes the host's `target`, which does not exist. Of a folder its regular
     files. ExecutorError when there is none."""
     said = bytearray()
-    status = executor.run(_LIST, env={"IMGTOOL_FROM": source}, timeout=600, on_output=said.extend)
+    listed = keeping(said, _LONGEST_LIST)
+    status = executor.run(_LIST, env={"IMGTOOL_FROM": source}, timeout=600, on_output=listed)
+    if len(said) == _LONGEST_LIST:
+        raise ExecutorError(f"{printable(source)} holds too many files to be fetched", hint="make an archive of it")
     if status != 0:
         words = printable_lines(said.decode(errors="replace"))
         raise ExecutorError(f"{printable(source)} could not be fetched: {words}")
@@ -158,7 +165,10 @@ def fetch(executor: Executor, source: str, target: str) -> None:
                 f"the guest names a file {printable(name)}, which lies nowhere in {printable(source)}"
             )
         place = os.path.join(target, name)
-        os.makedirs(os.path.dirname(place), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+        except OSError as error:
+            raise ExecutorError(f"{printable(name)} cannot be made here: {error.strerror}", path=place) from error
         executor.get(f"{source.rstrip('/')}/{name}", place)
 
 
@@ -184,6 +194,11 @@ def _deliver_file(source: str, target: str) -> None:
 
     if os.path.isfile(target) and filecmp.cmp(source, target, shallow=False):
         return
-    draft = f"{target}.{os.getpid()}.new"
-    shutil.copyfile(source, draft)
-    os.replace(draft, target)
+    draft = os.path.join(os.path.dirname(target), f".imgtool-{secrets.token_hex(6)}")
+    try:
+        shutil.copyfile(source, draft)
+        os.replace(draft, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise

@@ -39,6 +39,12 @@ Access = Literal["agent", "ssh", "serial", "auto"]
 Output = Callable[[bytes], None]
 """Gets each piece of output as it comes, stdout and stderr in the order they were written, as raw bytes."""
 
+
+def keeping(said: bytearray, most: int = 1 << 20) -> Output:
+    """Collects the first `most` bytes of an output in `said`: a guest may say something without an end."""
+    return lambda piece: said.extend(piece[: most - len(said)])
+
+
 SHELL = ("/bin/sh", "-eu")
 """What runs a step's lines when the recipe names no interpreter."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 import subprocess
 from pathlib import Path
@@ -161,10 +162,47 @@ def test_a_guest_cannot_make_files_elsewhere_on_the_host(tmp_path: Path, name: s
     assert guest.got == []
 
 
+@pytest.mark.parametrize("names", [b"./a\0./a/b\0", b"./" + b"n" * 300 + b"/b\0"])
+def test_names_that_no_folder_can_have_are_an_error_of_the_guests(tmp_path: Path, names: bytes) -> None:
+    with pytest.raises(ExecutorError, match="cannot be made here"):
+        copying.fetch(Listing(b"folder\0" + names), "/var/report", str(tmp_path / "kept"))  # type: ignore[arg-type]
+
+
+def test_a_list_without_an_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "_LONGEST_LIST", 10)
+    with pytest.raises(ExecutorError, match="holds too many files"):
+        copying.fetch(Listing(b"folder\0./a\0./b\0"), "/var/report", str(tmp_path / "kept"))  # type: ignore[arg-type]
+    assert not (tmp_path / "kept").exists()
+
+
 def test_what_is_not_there_is_not_fetched(tmp_path: Path) -> None:
     guest = Listing(b"there is no file or folder /x\n", status=1)
     with pytest.raises(ExecutorError, match="there is no file or folder /x"):
         copying.fetch(guest, "/x", str(tmp_path / "kept"))  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_delivered_leaves_no_half(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(bytes(17))
+    (tmp_path / "out").mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        with pytest.raises(ConfigError, match="cannot be written: File too large"):
+            copying.deliver(str(tmp_path / "kept"), str(tmp_path / "out"), "report")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_what_was_remembered_and_not_written_is_computed_again(tmp_path: Path, memory: Memory) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for lost in (b"", bytes(64)):
+        assert memory.digest("kind", [str(file)], lambda: "computed") == "computed"
+        (kept,) = Path(memory.directory).iterdir()
+        assert kept.read_bytes() == b"computed"
+        kept.write_bytes(lost)
+    assert memory.digest("kind", [str(file)], lambda: "again") == "again"
 
 
 def test_what_is_delivered_replaces_only_what_differs(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import IO
 
 from msgspec.structs import replace
 
-from imgtool.build.executor import Executor, ExecutorError, GuestLost, Kind, StepTimeout
+from imgtool.build.executor import Executor, ExecutorError, GuestLost, Kind, StepTimeout, keeping
 from imgtool.build.executors import shell
 from imgtool.build.executors.base import SHORT, Answer, Step, Way, killed
 from imgtool.build.executors.stream import Frames
@@ -51,6 +51,8 @@ _OPTIONS = (
 _POLL = 0.05
 _PAUSE = 0.5
 _COPY_SECONDS = 3600.0
+_LONGEST_ANSWER = 16 << 20
+"""Bytes; what the guest agent keeps, too."""
 _LOST = 255
 """What ssh itself ends with when it has no connection."""
 
@@ -84,7 +86,7 @@ def forget_key(way: Executor, folder: str) -> None:
     with open(os.path.join(folder, KEY + ".pub")) as file:
         key = file.read().strip()
     said = bytearray()
-    if way.run(_FORGET_KEY, env={"KEY": key}, timeout=SHORT, on_output=said.extend) != 0:
+    if way.run(_FORGET_KEY, env={"KEY": key}, timeout=SHORT, on_output=keeping(said)) != 0:
         raise ExecutorError(f"the build's key cannot be removed: {shell.words_of(bytes(said))}")
 
 
@@ -183,7 +185,7 @@ class SshWay(Way):
         said = bytearray()
         try:
             with _fed(program + b"\n") as stdin:
-                done = self._run(_SHELL, stdin=stdin, on_stdout=said.extend, seconds=seconds)
+                done = self._run(_SHELL, stdin=stdin, on_stdout=keeping(said, _LONGEST_ANSWER), seconds=seconds)
         except CommandTimeout:
             raise self._gone(f"no answer within {seconds:g} s") from None
         return Answer(done.status, bytes(said) + done.stderr)
