@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 14
 _CTRL_A = 0x01
+_MOST_PENDING = 1 << 20
+"""Bytes that are typed ahead of a guest that does not listen."""
 
 How = Literal["left", "ended", "quiet"]
 QUIET = 2.0
@@ -112,49 +114,89 @@ def attach(path: str, *, stdin: int = 0, stdout: int = 1, quiet: float = QUIET) 
 def _join(port: socket.socket, stdin: int, stdout: int, quiet: float) -> How:
     import selectors
 
-    keys = Keys()
-    patience: float | None = None
+    join = _Join(port, stdin, stdout)
+    port.setblocking(False)
     with selectors.DefaultSelector() as selector:
         selector.register(port, selectors.EVENT_READ)
         try:
             selector.register(stdin, selectors.EVENT_READ)
+            selector.unregister(stdin)
+            plain = False
         except PermissionError:
-            _feed_file(port, stdin, keys)  # epoll takes no plain files
-            patience = quiet
+            plain = True  # epoll takes no plain files, which are never waited for
+        listening = False
         while True:
-            ready = selector.select(patience)
-            if not ready:
-                return "quiet"
-            for key, _ in ready:
-                if key.fileobj is port:
-                    shown = _receive(port)
-                    if not shown:
-                        return "ended"
-                    _write_all(stdout, shown)
-                    continue
-                typed = os.read(stdin, _CHUNK)
-                if not typed:
+            if not plain and listening != join.listens:
+                listening = join.listens
+                if listening:
+                    selector.register(stdin, selectors.EVENT_READ)
+                else:
                     selector.unregister(stdin)
-                    patience = quiet
-                    continue
-                for_guest, asked = keys.feed(typed)
-                port.sendall(for_guest)
-                if "leave" in asked:
-                    return "left"
-                if "help" in asked:
-                    _write_all(stdout, HELP)
+            selector.modify(port, selectors.EVENT_READ | (selectors.EVENT_WRITE if join.pending else 0))
+            patience = 0 if plain and join.listens else quiet if join.ended and not join.pending else None
+            ready = {key.fileobj: events for key, events in selector.select(patience)}
+            if not ready and patience == quiet:
+                return "quiet"
+            if ready.get(port, 0) & selectors.EVENT_READ and not join.show():
+                return "ended"
+            if (stdin in ready or (plain and join.listens)) and join.type():
+                return "left"
+            if not join.send():
+                return "ended"
 
 
-def _feed_file(port: socket.socket, stdin: int, keys: Keys) -> None:
-    while typed := os.read(stdin, _CHUNK):
-        port.sendall(keys.feed(typed)[0])
+class _Join:
+    """What goes to and fro between a terminal and a port that is not waited for: a guest that says much while much is
+    typed must be heard, or neither gets on; and one that does not listen must not keep Ctrl-A from being heard."""
 
+    def __init__(self, port: socket.socket, stdin: int, stdout: int) -> None:
+        self._port = port
+        self._stdin = stdin
+        self._stdout = stdout
+        self._keys = Keys()
+        self.pending = bytearray()
+        """What was typed and the port has not taken."""
+        self.ended = False
+        """Whether nothing more will be typed."""
 
-def _receive(port: socket.socket) -> bytes:
-    try:
-        return port.recv(_CHUNK)
-    except ConnectionError:
-        return b""
+    @property
+    def listens(self) -> bool:
+        """Whether what is typed is read now."""
+        return not self.ended and len(self.pending) < _MOST_PENDING
+
+    def show(self) -> bool:
+        """Shows what the port says; False when it has ended."""
+        try:
+            shown = self._port.recv(_CHUNK)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+        _write_all(self._stdout, shown)
+        return bool(shown)
+
+    def type(self) -> bool:
+        """Takes what was typed; True when it asks to leave."""
+        typed = os.read(self._stdin, _CHUNK)
+        self.ended = not typed
+        for_guest, asked = self._keys.feed(typed)
+        self.pending += for_guest
+        if "help" in asked:
+            _write_all(self._stdout, HELP)
+        if "leave" in asked:
+            self.send()
+        return "leave" in asked
+
+    def send(self) -> bool:
+        """Sends what the port takes now; False when it has ended."""
+        try:
+            while self.pending:
+                del self.pending[: self._port.send(self.pending)]
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+        return True
 
 
 def _write_all(fd: int, data: bytes) -> None:

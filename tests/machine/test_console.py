@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pty
 import socket
+import subprocess
 import termios
 import threading
 from pathlib import Path
@@ -117,6 +118,42 @@ def test_when_input_has_ended_a_console_is_left_once_the_guest_is_quiet(tmp_path
     os.close(stdin)
     assert shown.read_bytes() == (b"[uname\n]" if typed else b"")
     port.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_a_guest_that_answers_much_while_much_is_typed_gets_and_says_it_all(tmp_path: Path, kind: str) -> None:
+    port = Port(tmp_path / "s")
+    typed = tmp_path / "typed"
+    typed.write_bytes(b"0123456789" * 200_000)
+    with (tmp_path / "shown").open("wb") as stdout, subprocess.Popen(["cat", typed], stdout=subprocess.PIPE) as cat:
+        assert cat.stdout is not None
+        with typed.open("rb") as file:
+            stdin = file if kind == "file" else cat.stdout
+            assert attach(port.path, stdin=stdin.fileno(), stdout=stdout.fileno(), quiet=0.5) == "quiet"
+        cat.stdout.close()
+    said = (tmp_path / "shown").read_bytes()
+    assert said.replace(b"[", b"").replace(b"]", b"") == typed.read_bytes()
+    port.close()
+
+
+def test_a_console_whose_guest_does_not_listen_can_be_left(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "s"))
+        deaf.listen()
+        master, slave = pty.openpty()
+        answers: list[str] = []
+        thread = threading.Thread(
+            target=lambda: answers.append(attach(deaf.getsockname(), stdin=slave, stdout=slave))
+        )
+        thread.start()
+        while termios.tcgetattr(slave)[3] & termios.ICANON:
+            pass  # until it is raw, or the terminal would take no more than a line
+        os.write(master, b"x" * (600 << 10))
+        os.write(master, b"\x01x")
+        thread.join(60)
+        assert answers == ["left"]
+    os.close(master)
+    os.close(slave)
 
 
 def test_a_port_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
