@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 import time
@@ -26,6 +27,14 @@ def watcher_for(context: Context) -> Watcher:
     if context.quiet or context.json or context.progress == "none":
         return Watcher()
     return Headings(want_color(context, sys.stderr))
+
+
+def _cut(line: bytes) -> tuple[bytes, bytes]:
+    """`line` up to the UTF-8 character that it ends in the midst of, and the rest."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(line)
+    rest = decoder.getstate()[0]
+    return line[: len(line) - len(rest)], rest
 
 
 class Headings(Watcher):
@@ -57,13 +66,19 @@ class Headings(Watcher):
 
     def output(self, piece: bytes) -> None:
         *whole, self._line = (self._line + piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")).split(b"\n")
+        if len(self._line) > _LONGEST_LINE:
+            line, self._line = _cut(self._line)
+            whole.append(line)
         for line in whole:
-            click.echo(f"  | {harmless(clean(line).expandtabs())}".rstrip(), err=True)
+            self._show(line)
+
+    def _show(self, line: bytes) -> None:
+        click.echo(f"  | {harmless(clean(line).expandtabs())}".rstrip(), err=True)
 
     def _end_line(self) -> None:
         line, self._line = self._line, b""
         if line:
-            click.echo(f"  | {harmless(clean(line).expandtabs())}".rstrip(), err=True)
+            self._show(line)
 
     def done(self, name: str, seconds: float, size: int) -> None:
         from imgtool.cli.render import short_size
@@ -112,7 +127,8 @@ class Events(Watcher):
         lines, newline, self._line = (self._line + piece).rpartition(b"\n")
         self._say(lines + newline)
         if len(self._line) > _LONGEST_LINE:
-            self.end()
+            line, self._line = _cut(self._line)
+            self._say(line)
 
     def _say(self, said: bytes) -> None:
         if said:

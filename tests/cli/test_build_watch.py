@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from imgtool.cli.build_watch import Events
+from imgtool.cli.build_watch import Events, Headings
 
 
 def test_output_comes_in_whole_lines_and_nothing_of_it_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,3 +29,19 @@ def test_output_comes_in_whole_lines_and_nothing_of_it_is_lost(capsys: pytest.Ca
         ("output", "x" * 5000),
         ("output", "the end"),
     ]
+
+
+def test_a_line_without_an_end_is_handed_on_in_pieces_and_no_character_is_cut(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    said = ("é" * 50_000 + "x").encode()
+    events, headings = Events(), Headings(color=False)
+    for watch in (events, headings):
+        for at in range(0, len(said), 1001):
+            watch.output(said[at : at + 1001])
+        watch.end()
+        shown = capfd.readouterr().err.splitlines()
+        assert len(shown) > 10
+        texts = [json.loads(line)["text"] for line in shown] if watch is events else [line[4:] for line in shown]
+        assert all(len(text) < 6000 for text in texts)
+        assert "".join(texts).encode() == said
