@@ -649,6 +649,29 @@ def test_what_is_no_domain_is_one_error(text: str) -> None:
         read_domain(text)
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("<vcpu>abc</vcpu>", "<vcpu> is 'abc', which is no number"),
+        (f"<memory>{'9' * 5000}</memory>", "<memory> is '9+', which is no number"),
+        ("<clock offset='absolute' start='99999999999999999'/>", "its clock starts at 99999999999999999 s"),
+        (
+            "<devices><disk type='file'><source file='/a'/><target dev='vda' bus='virtio'/>"
+            "<iotune><total_bytes_sec>x</total_bytes_sec></iotune></disk></devices>",
+            "<total_bytes_sec> is 'x', which is no number",
+        ),
+        (
+            "<devices><interface type='user'><backend type='passt'/><portForward proto='tcp'>"
+            "<range start='1' end='99999999999'/></portForward></interface></devices>",
+            "the forwarded ports 1 to 99999999999 are none",
+        ),
+    ],
+)
+def test_numbers_that_are_none_are_named(part: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_domain(f"<domain type='kvm'>{part}</domain>")
+
+
 def test_names_are_escaped_and_those_xml_cannot_hold_are_refused(images: Images, tmp_path: Path) -> None:
     path = images.base("a<b>&\"c'.qcow2")
     _, written = export(Machine(name="x", accel="tcg", drives=(Drive(file=str(path), interface="virtio"),)))

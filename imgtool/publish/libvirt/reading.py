@@ -21,7 +21,7 @@ from imgtool.machine.values.processor import Cpu, Hugepages, Memory, Numa, NumaD
 from imgtool.publish.libvirt.reading_devices import read_devices
 from imgtool.publish.libvirt.reading_disks import read_disks
 from imgtool.publish.libvirt.reading_networks import read_networks
-from imgtool.publish.libvirt.reading_words import Found, attribute, number, text_at
+from imgtool.publish.libvirt.reading_words import Found, attribute, number, number_at, text_at
 from imgtool.publish.libvirt.start import ORDER
 from imgtool.publish.libvirt.words import LeftOut, Notes
 
@@ -94,10 +94,8 @@ def _checked(machine: Machine) -> Machine:
 
 
 def _size(root: Element, path: str) -> int | None:
-    element = root.find(path)
-    if element is None or not (element.text or "").strip().isdecimal():
-        return None
-    return int(element.text or "0") * _UNITS.get(element.get("unit", "KiB"), 1024)
+    found, unit = number_at(root, path), attribute(root, path, "unit") or "KiB"
+    return None if found is None else found * _UNITS.get(unit, 1024)
 
 
 def _memory(root: Element) -> Memory:
@@ -123,7 +121,7 @@ def _cpu(root: Element) -> Cpu:
 
 def _smp(root: Element) -> Smp:
     vcpu = root.find("vcpu")
-    most = int(text_at(root, "vcpu") or 1)
+    most = number_at(root, "vcpu") or 1
     cpus = most if vcpu is None else number(vcpu, "current") or most
     levels = root.find("cpu/topology")
     if levels is None:
@@ -149,11 +147,13 @@ def _numa(root: Element, notes: Notes) -> Numa:
     distances: list[NumaDistance] = []
     for cell in root.findall("cpu/numa/cell"):
         name = cell.get("id", str(len(nodes)))
+        node = number(cell, "id")
+        node = len(nodes) if node is None else node
         tune = tunes.get(name)
         policy = None if tune is None else _POLICIES.get(tune.get("mode", "strict"))
         nodes.append(
             NumaNode(
-                nodeid=int(name),
+                nodeid=node,
                 cpus=tuple((cell.get("cpus") or "").split(",")) if cell.get("cpus") else (),
                 mem=(number(cell, "memory") or 0) * _UNITS.get(cell.get("unit", "KiB"), 1024),
                 host_nodes=() if tune is None else tuple(tune.get("nodeset", "").split(",")),
@@ -162,7 +162,7 @@ def _numa(root: Element, notes: Notes) -> Numa:
         )
         for sibling in cell.findall("distances/sibling"):
             to, far = number(sibling, "id"), number(sibling, "value")
-            distances += [NumaDistance(src=int(name), dst=to or 0, val=far or 10)]
+            distances += [NumaDistance(src=node, dst=to or 0, val=far or 10)]
     if root.find("numatune/memory") is not None:
         notes.add("numatune/memory", "imgtool binds the memory of NUMA nodes, each by itself")
     return Numa(nodes=tuple(nodes), distances=tuple(distances))
@@ -202,7 +202,10 @@ def _rtc(root: Element) -> Rtc:
         return Rtc(base="utc")
     base = clock.get("offset", "utc")
     if base == "absolute":
-        base = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(number(clock, "start") or 0))
+        try:
+            base = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(number(clock, "start") or 0))
+        except (OverflowError, OSError):
+            raise ConfigError(f"its clock starts at {clock.get('start')} s, which is no time") from None
     timer = clock.find("timer[@name='rtc']")
     settings: dict[str, Any] = {}
     if timer is not None:

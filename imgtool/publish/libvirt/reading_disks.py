@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -10,7 +11,7 @@ from xml.etree.ElementTree import Element
 from imgtool.machine.values.base import PropertyValue
 from imgtool.machine.values.storage import Drive, Throttle
 from imgtool.publish.libvirt.disks import LIMITS
-from imgtool.publish.libvirt.reading_words import Found, identity, number, pci_address, text_at
+from imgtool.publish.libvirt.reading_words import Found, identity, number, number_at, pci_address, text_at
 from imgtool.publish.libvirt.words import QEMU_NAMESPACE
 
 _BUSES = {"virtio": "virtio", "scsi": "scsi", "ide": "ide", "sata": "ide", "usb": "usb", "fdc": "floppy"}
@@ -120,13 +121,12 @@ def _limits(disk: Element) -> Throttle | None:
     tune = disk.find("iotune")
     if tune is None:
         return None
-    said = {ours: text_at(tune, theirs) for ours, theirs in LIMITS.items()}
-    # a burst is a second long where nothing else is said, and libvirt says that too
-    values: dict[str, Any] = {
-        ours: value if ours == "group" else int(value)
-        for ours, value in said.items()
-        if value is not None and (ours == "group" or value != "0") and not (ours.endswith("_length") and value == "1")
-    }
+    values: dict[str, Any] = {}
+    for ours, theirs in LIMITS.items():
+        value = text_at(tune, theirs) if ours == "group" else number_at(tune, theirs)
+        # a burst is a second long where nothing else is said, and libvirt says that too
+        if value and not (ours.endswith("_length") and value == 1):
+            values[ours] = value
     return Throttle(**values)
 
 
@@ -140,7 +140,7 @@ def _machine_words(words: list[str]) -> tuple[list[str], dict[str, PropertyValue
         if words[at] == "-machine" and equals and "," not in value.replace(",,", "") and name != "type":
             plain = value.replace(",,", ",")
             switched: dict[str, PropertyValue] = {"on": True, "off": False}
-            properties[name] = switched.get(plain, int(plain) if plain.isdecimal() else plain)
+            properties[name] = switched.get(plain, int(plain) if re.fullmatch("[0-9]{1,18}", plain) else plain)
             at += 2
         else:
             rest.append(words[at])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from imgtool.errors import ConfigError
 from imgtool.machine.values.network import Bridge, Nat, Network, Passt, Socket, Tap, User, VhostUser
-from imgtool.publish.libvirt.reading_words import Found, attribute, identity, number, pci_address, text_at
+from imgtool.publish.libvirt.reading_words import Found, attribute, identity, number, number_at, pci_address
 
 _SOCKETS = {"server": "listen", "client": "connect", "mcast": "mcast"}
 
@@ -82,8 +83,7 @@ def _socket(card: Element, kind: str, common: dict[str, Any]) -> Network | None:
 
 
 def _sndbuf(card: Element) -> int | None:
-    found = text_at(card, "tune/sndbuf")
-    return int(found) if found is not None and found.isdecimal() else None
+    return number_at(card, "tune/sndbuf")
 
 
 def _net(card: Element) -> str | None:
@@ -106,7 +106,10 @@ def _forwards(card: Element) -> list[str]:
             start, end = number(ports, "start") or 0, number(ports, "end")
             to = number(ports, "to")
             first = start if to is None else to
-            for offset in range((end if end is not None else start) - start + 1):
+            last = start if end is None else end
+            if not 0 <= start <= last < 1 << 16:
+                raise ConfigError(f"the forwarded ports {start} to {last} are none")
+            for offset in range(last - start + 1):
                 host = f"{forward.get('proto', 'tcp')}:{forward.get('address', '')}:{start + offset}"
                 rules.append(f"{host}-:{first + offset}")
     return rules

@@ -6,6 +6,8 @@ import re
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
+from imgtool.errors import ConfigError
+from imgtool.image.names import printable
 from imgtool.publish.libvirt.words import ALIAS, OWN_NAMESPACE, Notes
 
 
@@ -33,11 +35,24 @@ def attribute(root: Element, path: str, name: str) -> str | None:
 
 
 def number(element: Element, name: str) -> int | None:
-    """A whole number, also as `0x1f`."""
-    text = element.get(name, "")
-    if re.fullmatch(r"0x[0-9a-fA-F]+", text):
+    """A whole number, also as `0x1f`; None for what is none."""
+    return _whole(element.get(name, ""))
+
+
+def number_at(root: Element, path: str) -> int | None:
+    """The number that an element holds. ConfigError where it holds something else."""
+    text = text_at(root, path)
+    found = None if text is None else _whole(text)
+    if text is not None and found is None:
+        raise ConfigError(f"<{path.rpartition('/')[2]}> is {printable(text[:80])!r}, which is no number")
+    return found
+
+
+def _whole(text: str) -> int | None:
+    """None for a number that nothing can have so many of, too."""
+    if re.fullmatch(r"0x[0-9a-fA-F]{1,15}", text):
         return int(text, 16)
-    return int(text) if re.fullmatch(r"-?[0-9]+", text) else None
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
 def identity(element: Element) -> str | None:

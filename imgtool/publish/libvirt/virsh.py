@@ -74,8 +74,8 @@ class Connection:
         """Defines the domain. CommandError in libvirt's words when it will not have it."""
         with tempfile.TemporaryDirectory(prefix="imgtool-") as folder:
             path = os.path.join(folder, "domain.xml")
-            with open(path, "w") as file:
-                file.write(xml)
+            with open(path, "wb") as file:
+                file.write(xml.encode())  # as XML without a declaration is, whatever the locale
             self._run(define_argv(self.uri, path))
 
     def upload(
