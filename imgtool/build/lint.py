@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from imgtool.build.executor import KEY_COMMENT
 from imgtool.build.filesystems import FileSystem, filesystems
 from imgtool.build.recipe import SealAction
 from imgtool.chain.walk import guard
@@ -182,7 +183,7 @@ _RULES = (
     _Rule("/var/cache/apk/*", "package-cache", "a package that was installed", "warning"),
 )
 
-_BUILD_KEY = b" imgtool-build\n"
+_BUILD_KEY = f" {KEY_COMMENT}\n".encode()
 
 
 def lint_image(image: PathLike, *, format: str | None = None, qemu_img: QemuImg | None = None) -> Lint:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -34,7 +33,7 @@ from imgtool.image.names import absolute, printable
 from imgtool.machine.config import Machine
 from imgtool.machine.options.paths import with_absolute_paths
 from imgtool.machine.profile import Path as Place
-from imgtool.machine.profile import Wrong, find_line, read_text, reading, to_machine, to_struct
+from imgtool.machine.profile import Wrong, find_line, find_word, read_text, reading, to_machine, to_struct
 from imgtool.machine.values.base import Config, Path, Size
 
 SealAction = Literal[
@@ -202,7 +201,7 @@ class Loaded(msgspec.Struct, frozen=True):
         if place and isinstance(place[-1], int) and place[-2] in ("run", "wait"):
             owner = self.recipe.layers if place[0] == "layer" else self.recipe.checks
             words: tuple[str, ...] = getattr(owner[int(place[1])], str(place[-2]))
-            return _line_of(self.text, line, words, place[-1])
+            return find_word(self.text, line, words, place[-1])
         return line
 
 
@@ -374,28 +373,3 @@ def _check_duration(place: Place, duration: Duration | None) -> None:
         ) from None
     if seconds < 0 or (seconds == 0 and place[-1] != "max-age"):
         raise Wrong(place, f"{place[-1]} cannot be {duration}", "such as 90s, 30m, 12h, 7d, 2w")
-
-
-def _line_of(text: str, first: int, words: tuple[str, ...], index: int) -> int:
-    """The line of the element `index` of the list of strings that begins on line `first`; `first` when it is written
-    in a way that hides it (escapes, several lines)."""
-    lines = text.splitlines()
-    at = first
-    for number, line in _places(lines, first, words):
-        if number == index:
-            at = line
-    return at
-
-
-def _places(lines: list[str], first: int, words: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    line, column = first, 0
-    for number, word in enumerate(words):
-        if "\n" in word or not word:
-            return
-        while line <= len(lines):
-            found = lines[line - 1].find(word, column)
-            if found >= 0:
-                yield number, line
-                column = found + len(word)
-                break
-            line, column = line + 1, 0

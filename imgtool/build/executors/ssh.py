@@ -19,7 +19,7 @@ from typing import IO
 
 from msgspec.structs import replace
 
-from imgtool.build.executor import Executor, ExecutorError, GuestLost, Kind, StepTimeout, keeping
+from imgtool.build.executor import KEY_COMMENT, Executor, ExecutorError, GuestLost, Kind, StepTimeout, keeping
 from imgtool.build.executors import shell
 from imgtool.build.executors.base import SHORT, Answer, Step, Way, killed
 from imgtool.build.executors.stream import Frames
@@ -100,7 +100,7 @@ def _make_key(folder: str) -> str:
     if not os.path.exists(key + ".pub"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(key)
-        argv = [_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "imgtool-build", "-f", key]
+        argv = [_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", KEY_COMMENT, "-f", key]
         done = run(argv, limits=Limits(seconds=SHORT))
         if done.status != 0:
             raise failure(done, path=key)

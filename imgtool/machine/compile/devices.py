@@ -20,7 +20,6 @@ _SOUND_CARDS = {
     "usb": "usb-audio",
     "virtio": "virtio-sound-pci",
 }
-_ISA_SERIAL = 4
 
 
 def add_ports(parts: Parts, machine: Machine, host: Host) -> None:

@@ -142,14 +142,6 @@ def _firewall_warnings(config: Config, tools: Tools, runner: Runner) -> list[str
     return [firewall.drop_warning(chain, config) for chain in chains]
 
 
-def _stay_root() -> bool:
-    try:
-        with open("/proc/self/uid_map") as file:
-            return dnsmasq.must_stay_root(file.read())
-    except OSError:
-        return False
-
-
 def _must_stay_root() -> bool:
     try:
         with open("/proc/self/uid_map") as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from imgtool.image.names import printable
 from imgtool.publish import notes
 
 LeftOut = notes.LeftOut
@@ -30,7 +29,3 @@ def object_name(text: str) -> str:
     """`text` as the name of an object: lower-case letters, digits and dashes, at most 63 of them (RFC 1123)."""
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_LONGEST].strip("-")
     return plain or "vm"
-
-
-def shown(path: str) -> str:
-    return printable(path)
