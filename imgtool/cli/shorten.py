@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )
 @format_option()
 @store_option
-@force_option("Even if a parent has changed since its overlay was made.")
+@force_option("Even if a parent has changed since its overlay was made, or snapshots are deleted with a layer.")
 @progress_option
 @quiet_option
 @dry_run_option

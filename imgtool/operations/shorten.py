@@ -90,6 +90,12 @@ class ShortenRequest:
         for image in self.deleted:
             refuse_not_replaceable(image)
             refuse_sealed(image)
+            if image.snapshots and not force:
+                raise RefusedError(
+                    f"{printable(image.path)} is to be deleted, and has internal snapshots, which are not merged",
+                    hint="without --delete it stays; --force deletes it with them",
+                    path=image.path,
+                )
             check_removable(image.path)
             refuse_in_use([image], why="it is to be deleted", even_reading=True)
         refuse_in_use(line, why=f"what is read through {printable(self.image.path)} may change")
@@ -214,8 +220,9 @@ def shorten(
     """Merges the layers between `top` and `onto` (its base when None) into the images above them, but for those in
     `keep` and those that other images stand on. What every image reads stays the same.
 
-    The merged files stay, unless `delete`. RefusedError when there is nothing to merge or an image cannot be
-    replaced; ImageInUseError when a program writes one of the images.
+    The merged files stay, unless `delete`. RefusedError when there is nothing to merge, an image cannot be replaced,
+    or one with internal snapshots would be deleted (not with `force`); ImageInUseError when a program writes one of
+    the images.
     """
     request = ShortenRequest(top, onto=onto, keep=keep, delete=delete, force=force, store=store)
     return request.make(qemu_img or QemuImg())

@@ -69,6 +69,7 @@ class Transaction:
         self.journal = os.path.join(self.directory, f"{HIDDEN}{self._token}{SUFFIX}")
         self._journal_fd = -1
         self._held: dict[str, _Held] = {}
+        self._closed: list[str] = []
         self._staged: list[str] = []
         self._shown: dict[str, str] = {}
         self._steps: list[Step] = []
@@ -118,6 +119,11 @@ class Transaction:
         if not forbid_writers(fd):
             users = users_of(path)
             raise ImageInUseError(f"{printable(path)} is in use for writing{users.by}", hint=users.ending, path=path)
+
+    def close_to_others(self, path: str) -> None:
+        """While this change is put in place no other imgtool changes the directory of `path` either, which is only
+        read: see `alone`."""
+        self._closed.append(path)
 
     def stage(self, target: str, *, copy_of: str | None = None) -> str:
         """A hidden file in the directory of `target`, on which its new version can be made; empty, or a copy of the
@@ -303,7 +309,7 @@ class Transaction:
         return size
 
     def _directories(self) -> list[str]:
-        others = [*self._held, *(step.target for step in self._steps if step.verb != "place")]
+        others = [*self._held, *self._closed, *(step.target for step in self._steps if step.verb != "place")]
         folders = {os.path.dirname(step.target) for step in self._steps if step.verb == "place"}
         return sorted(
             {

@@ -119,7 +119,7 @@ class Model:
         line = list(self.line(name))
         kept = [line[0], *(one for one in line[1:-1] if len(self.children(one)) > 1), *line[1:][-1:]]
         merged = [one for one in line if one not in kept]
-        if not merged:
+        if not merged or (delete and any(self.nodes[one].snapshots for one in merged)):
             return False
         for above, below in pairwise(kept):
             if self.nodes[above].parent != below:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -25,6 +26,8 @@ from imgtool.errors import (
 )
 from imgtool.operations.overlay import OverlayRequest, fresh_name, list_overlays, new_overlay, reference_to, stem_of
 from imgtool.operations.plan import Plan, Touched
+from imgtool.qemu.process import Completed, run
+from imgtool.qemu.programs import Programs
 from imgtool.qemu.qemu_img import QemuImg
 
 if TYPE_CHECKING:
@@ -321,3 +324,22 @@ def test_a_name_too_long_for_the_header_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="1023"):
         reference_to(long, str(tmp_path), absolute=True)
     assert reference_to(long, os.path.dirname(long)) == "base.qcow2"
+
+
+@pytest.mark.parametrize("what", ["gone", "another"])
+def test_no_overlay_is_made_on_what_is_no_more_the_base(images: Images, what: str) -> None:
+    """Another imgtool put it away, or changed it, while qemu-img made the overlay."""
+    base, other = images.base("base.qcow2"), images.base("other.qcow2")
+
+    def meanwhile(argv: Sequence[str], **how: Any) -> Completed:
+        done = run(argv, **how)
+        if argv[1] == "create" and what == "gone":
+            base.unlink()
+        elif argv[1] == "create":
+            other.rename(base)
+        return done
+
+    request = OverlayRequest(base, images / "top.qcow2")
+    with pytest.raises((ImageInUseError, ImageNotFoundError), match="by another program in the meantime"):
+        request.make(QemuImg(Programs(runner=meanwhile)))
+    assert not (images / "top.qcow2").exists()

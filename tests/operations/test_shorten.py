@@ -136,6 +136,14 @@ def test_what_cannot_be_shortened(store: Store) -> None:
     shorten(store / "3.qcow2")
 
 
+def test_snapshots_are_deleted_with_a_layer_only_by_force(store: Store, img: QemuImg) -> None:
+    chain(store, 2)
+    img.snapshot_create(store / "1.qcow2", "kept")
+    assert "internal snapshots" in refused(store, RefusedError, "2.qcow2", delete=True).message
+    shorten(store / "2.qcow2", delete=True, force=True)
+    assert not (store / "1.qcow2").exists()
+
+
 def test_a_merged_file_with_a_second_name_is_not_deleted(store: Store) -> None:
     chain(store, 2)
     os.link(store / "1.qcow2", store / "second-name.qcow2")
