@@ -36,11 +36,12 @@ Names are imported when they are first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from imgtool._version import __version__
 
+TYPE_CHECKING = False  # importing it would take longer than all that comes before somebody answers a Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from imgtool.build.engine import Built as Built
     from imgtool.build.lint import lint_image as lint_image
     from imgtool.build.prune import prune_layers as prune_layers

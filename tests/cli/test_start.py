@@ -13,10 +13,11 @@ import pytest
 FAKE = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n"
 
 
-@pytest.fixture
-def interrupting(tmp_path: Path) -> dict[str, str]:
-    """An environment in which a Ctrl-C comes while click is imported; who lives on ends with 7."""
-    (tmp_path / "click.py").write_text(FAKE)
+@pytest.fixture(params=["typing", "click"])
+def interrupting(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, str]:
+    """An environment in which a Ctrl-C comes while a module is imported: the first that takes a while, and a later
+    one. Who lives on ends with 7."""
+    (tmp_path / f"{request.param}.py").write_text(FAKE)
     return {**os.environ, "PYTHONPATH": str(tmp_path)}
 
 
