@@ -13,7 +13,7 @@ from imgtool.build.memory import Memory
 from imgtool.build.recipe import OCI, Loaded, load_recipe
 from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
-from imgtool.errors import ConfigError, ImageNotFoundError
+from imgtool.errors import ConfigError, ImageNotFoundError, UsageError
 from imgtool.image.names import printable
 from imgtool.qemu.qemu_img import QemuImg
 
@@ -53,10 +53,10 @@ def base_path(loaded: Loaded) -> str:
         return _fetched(loaded, given)
     if not given.endswith(".toml"):
         return given
-    other = load_recipe(given)
-    if other.recipe.output is None:
+    other = load_recipe(given, loaded.given)
+    if not other.recipe.outputs:
         raise _wrong(loaded, f"{printable(given)} has no [output]", "give it one, or name an image")
-    return other.recipe.output.path
+    return other.recipe.outputs[0].path
 
 
 def _fetched(loaded: Loaded, given: str) -> str:
@@ -79,7 +79,7 @@ def parents(loaded: Loaded) -> list[Loaded]:
     seen = [os.path.realpath(loaded.path)]
     here = loaded
     while here.recipe.image.from_.endswith(".toml"):
-        below = load_recipe(here.recipe.image.from_)
+        below = load_recipe(here.recipe.image.from_, loaded.given)
         real = os.path.realpath(below.path)
         if real in seen:
             raise _wrong(here, f"{printable(below.path)} is made from this recipe's own image", "break the circle")
@@ -87,6 +87,16 @@ def parents(loaded: Loaded) -> list[Loaded]:
         found.append(below)
         here = below
     return found[::-1]
+
+
+def refuse_unknown(loaded: Loaded) -> None:
+    """UsageError when a value was given for an argument that neither the recipe nor one it starts from has."""
+    recipes = [loaded, *parents(loaded)]
+    known = list(dict.fromkeys(name for one in recipes for name in one.arguments))
+    for name in loaded.given:
+        if name not in known:
+            hint = f"it has: {', '.join(known)}" if known else "[args] in the recipe declares them"
+            raise UsageError(f"{printable(loaded.path)} has no argument {printable(name)!r}", hint=hint)
 
 
 def find_base(loaded: Loaded, memory: Memory, qemu_img: QemuImg) -> Base:

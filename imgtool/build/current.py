@@ -17,11 +17,9 @@ from imgtool.qemu.img_types import OptionValue
 MANIFEST_SUFFIX = ".manifest.json"
 
 
-def made_of(loaded: Loaded, base: Base, content: str) -> dict[str, Any]:
+def made_of(loaded: Loaded, output: Output, base: Base, content: str) -> dict[str, Any]:
     """All that decides what the output is, for telling whether it is up to date. `content` is that of the last layer,
     or of the base."""
-    output = loaded.recipe.output
-    assert output is not None
     found: dict[str, Any] = plain(
         {
             "content": content,
@@ -30,6 +28,7 @@ def made_of(loaded: Loaded, base: Base, content: str) -> dict[str, Any]:
             "options": output.options,
             "thin": base.path if is_thin(output) else None,
             "checks": loaded.recipe.checks,
+            "labels": loaded.recipe.image.labels,
         }
     )
     if not loaded.recipe.layers:
@@ -39,8 +38,8 @@ def made_of(loaded: Loaded, base: Base, content: str) -> dict[str, Any]:
 
 def is_current(record: Record, path: str, wanted: Mapping[str, Any]) -> bool:
     """Whether the output at `path` is the one that was made of `wanted`, untouched, its manifest beside it."""
-    made = record.output
-    if made is None or made.path != path or made.made_of != wanted:
+    made = record.output(path)
+    if made is None or made.made_of != wanted:
         return False
     try:
         return identity(os.stat(path)) == made.identity and os.path.exists(path + MANIFEST_SUFFIX)

@@ -12,17 +12,17 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from imgtool.build.base import base_path, parents
-from imgtool.build.current import is_current, is_thin, made_of
+from imgtool.build.base import base_path, parents, refuse_unknown
+from imgtool.build.current import MANIFEST_SUFFIX, is_current, is_thin, made_of
 from imgtool.build.keys import KeyDocument, inert, plain
 from imgtool.build.memory import Memory
 from imgtool.build.plan import BuildPlan, Choice, Inputs, gather, is_fresh, make_plan, why_missed
-from imgtool.build.recipe import Loaded
-from imgtool.build.records import BuiltLayer, Record, read_record, write_record
+from imgtool.build.recipe import Loaded, Output
+from imgtool.build.records import BuiltLayer, Record, read_record, touch_record, write_record
 from imgtool.build.session import Decide, OnError, Session, Tools
 from imgtool.build.store import Layer, Store
 from imgtool.build.target import check_output, refuse_replacing
@@ -35,7 +35,6 @@ from imgtool.qemu.qemu_img import QemuImg
 if TYPE_CHECKING:
     from imgtool.build.guest import Starter
     from imgtool.build.layers import Ground
-    from imgtool.build.result import ImageManifest
 
 
 class LayerResult(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -57,6 +56,21 @@ class LayerResult(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Bytes of its overlay's file."""
 
 
+class OutputResult(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """A finished image, found or made."""
+
+    path: str
+    """Its file."""
+    format: str
+    """As QEMU calls it."""
+    made: bool
+    """False when it was up to date."""
+    manifest: str
+    """The JSON file beside it that says how it was made (`imgtool schema manifest`)."""
+    size: int
+    """Bytes of its file."""
+
+
 class Built(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What a build came to: the answer of `build`."""
 
@@ -69,11 +83,13 @@ class Built(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     boots: int
     """VMs that were started, those for checks included."""
     output: str | None
-    """The finished image's file; None where the recipe has no `[output]`."""
+    """The finished image's file, the first of several; None where none is wanted."""
     output_made: bool
     """False when it was up to date."""
     manifest: str | None
     """The JSON file beside it that says how it was made (`imgtool schema manifest`)."""
+    outputs: tuple[OutputResult, ...]
+    """The finished image in each format, the first included."""
     seconds: float
     """All of it took."""
 
@@ -109,9 +125,10 @@ class Builder:
 
     def plan(self, loaded: Loaded, choice: Choice = Choice()) -> BuildPlan:  # noqa: B008 - it is frozen
         with trusting(self.tools.store, loaded):
+            refuse_unknown(loaded)
             plan = make_plan(loaded, self.tools.store, self.tools.memory, self.tools.qemu_img, choice)
-            if plan.output == "make" and loaded.recipe.output is not None:
-                refuse_replacing(loaded.recipe.output.path, layers=self.tools.store.root, force=self.tools.force)
+            if plan.output == "make":
+                _refuse_replacing(self.tools, loaded)
         return plan
 
     def build(self, loaded: Loaded, choice: Choice = Choice()) -> Built:  # noqa: B008
@@ -124,6 +141,7 @@ class Builder:
         with contextlib.ExitStack() as stack:
             stack.callback(self.tools.watcher.end)
             stack.enter_context(self.tools.store.using())
+            refuse_unknown(loaded)
             self.tools.store.clear_stale()
             for below in parents(loaded):
                 self.tools.watcher.note(f"{printable(below.path)} first")
@@ -131,6 +149,11 @@ class Builder:
                     _Build(self.tools, below, Choice()).run()
             with trusting(self.tools.store, loaded):
                 return _Build(self.tools, loaded, choice).run()
+
+
+def _refuse_replacing(tools: Tools, loaded: Loaded) -> None:
+    for output in loaded.recipe.outputs:
+        refuse_replacing(output.path, layers=tools.store.root, force=tools.force)
 
 
 @contextlib.contextmanager
@@ -152,7 +175,8 @@ class _Build:
         self.recipe = loaded.recipe
         self.inputs: Inputs = gather(loaded, tools.store, tools.memory, tools.qemu_img)
         self.record: Record = self.inputs.record
-        self.session = Session(tools, loaded, self.inputs)
+        self.last = choice.last(loaded)
+        self.session = Session(tools, loaded, self.inputs, last=self.last)
         self.begun = time.monotonic()
         self.looked_ahead = False
 
@@ -160,18 +184,20 @@ class _Build:
         check_output(self.loaded, self.inputs.base, self.tools.qemu_img)
         try:
             layers, top = self._layers()
-            made, manifest = self._result(layers, top)
+            touch_record(self.store, self.record)
+            outputs = [] if self.choice.to_layer is not None else self._outputs(layers, top)
         finally:
             self.session.close()
-        output = self.recipe.output
+        first = outputs[0] if outputs else None
         return Built(
             recipe=self.loaded.path,
             image=self.recipe.image.name,
             layers=tuple(result for result, _ in layers),
             boots=self.session.boots,
-            output=None if output is None else output.path,
-            output_made=made,
-            manifest=manifest,
+            output=None if first is None else first.path,
+            output_made=first is not None and first.made,
+            manifest=None if first is None else first.manifest,
+            outputs=tuple(outputs),
             seconds=round(time.monotonic() - self.begun, 3),
         )
 
@@ -180,7 +206,7 @@ class _Build:
         results: list[tuple[LayerResult, Layer]] = []
         below: Layer | None = None
         content = self.inputs.base.content
-        for number in range(len(self.recipe.layers)):
+        for number in range(self.last + 1):
             document = self.inputs.document(number, content, self.tools.memory)
             key = document.key()
             with self._claimed(key, number):
@@ -213,7 +239,7 @@ class _Build:
         """The layer of this key, and whether it was there. Called with the key held."""
         wanted = self.recipe.layers[number]
         key = document.key()
-        total = len(self.recipe.layers)
+        total = self.last + 1
         forced = self.choice.forces(self.loaded, number)
         found = None if forced else self.store.find(key)
         if found is not None and is_fresh(found, inert(wanted)):
@@ -257,17 +283,17 @@ class _Build:
             changed = msgspec.structs.replace(changed, layers=changed.layers[: number + 1])
         if changed != self.record:
             # Another build of the recipe may have made the output meanwhile.
-            known = read_record(self.store, self.loaded.path)
-            self.record = changed if known is None else msgspec.structs.replace(changed, output=known.output)
+            known = read_record(self.store, self.loaded)
+            self.record = changed if known is None else msgspec.structs.replace(changed, outputs=known.outputs)
             write_record(self.store, self.record)
 
     def _look_ahead(self, number: int) -> None:
         """Raises before any work is done: ConfigError for an input that this layer or one after it needs and that
         cannot be read, and for a secret that nobody gave; RefusedError for an output that must not be replaced."""
         self.looked_ahead = True
-        if self.recipe.output is not None:
-            refuse_replacing(self.recipe.output.path, layers=self.tools.store.root, force=self.tools.force)
-        for at in range(number, len(self.recipe.layers)):
+        if self.choice.to_layer is None:
+            _refuse_replacing(self.tools, self.loaded)
+        for at in range(number, self.last + 1):
             self.inputs.document(at, "", self.tools.memory)
             for name in self.recipe.layers[at].secrets:
                 if name not in self.tools.secrets:
@@ -278,46 +304,52 @@ class _Build:
                         path=self.loaded.path,
                     )
 
-    def _result(self, layers: list[tuple[LayerResult, Layer]], content: str) -> tuple[bool, str | None]:
-        """Makes the output unless it is up to date; whether it was made, and its manifest's path."""
-        output = self.recipe.output
-        if output is None:
-            return False, None
-        from imgtool.build.current import MANIFEST_SUFFIX
+    def _outputs(self, layers: list[tuple[LayerResult, Layer]], content: str) -> list[OutputResult]:
+        """Makes what is not up to date of the outputs."""
+        found = []
+        for number, output in enumerate(self.recipe.outputs):
+            wanted = made_of(self.loaded, output, self.inputs.base, content)
+            made = not self._is_current(self.record, output, wanted)
+            if made:
+                self.session.end_guest()
+                with self._making(output):
+                    record = read_record(self.store, self.loaded)
+                    if record is not None and self._is_current(record, output, wanted):
+                        self.record = msgspec.structs.replace(self.record, outputs=record.outputs)
+                        made = False
+                    else:
+                        self._make_output(number, layers)
+            found.append(
+                OutputResult(
+                    path=output.path,
+                    format=output.format,
+                    made=made,
+                    manifest=output.path + MANIFEST_SUFFIX,
+                    size=os.path.getsize(output.path),
+                )
+            )
+        return found
 
-        place = output.path + MANIFEST_SUFFIX
-        wanted = made_of(self.loaded, self.inputs.base, content)
-        if not self.choice.no_cache and is_current(self.record, output.path, wanted):
-            return False, place
-        self.session.end_guest()
+    def _is_current(self, record: Record, output: Output, wanted: Mapping[str, Any]) -> bool:
+        return not self.choice.no_cache and is_current(record, output.path, wanted)
+
+    def _making(self, output: Output) -> contextlib.AbstractContextManager[None]:
         name = "output-" + hashlib.sha256(os.fsencode(os.path.realpath(output.path))).hexdigest()[:32]
-        with self.store.claim(name, lambda: self.watcher.note("another build is making the output: waiting for it")):
-            made = read_record(self.store, self.loaded.path)
-            if not self.choice.no_cache and made is not None and is_current(made, output.path, wanted):
-                self.record = msgspec.structs.replace(self.record, output=made.output)
-                return False, place
-            self._make_result([layer for _, layer in layers], [result for result, _ in layers])
-        return True, place
+        return self.store.claim(name, lambda: self.watcher.note("another build is making the output: waiting for it"))
 
-    def _make_result(self, layers: list[Layer], results: list[LayerResult]) -> ImageManifest:
-        from imgtool.build.layers import Ground, stand_on, untouched
+    def _make_output(self, number: int, layers: list[tuple[LayerResult, Layer]]) -> None:
         from imgtool.build.result import Making, ManifestLayer, make_result
 
-        output = self.recipe.output
-        assert output is not None
+        output = self.recipe.outputs[number]
         refuse_replacing(output.path, layers=self.tools.store.root, force=self.tools.force)
-        ground: Ground = Ground.of_base(self.inputs.base)
-        if layers:
-            stand_on(self.store, layers[-1], self.inputs.base)
-            ground = Ground.of_layer(layers[-1])
-        elif is_thin(output) or self.inputs.disk.size != self.inputs.base.virtual_size:
-            scratch, size = self.session.scratch(), self.inputs.disk.size
-            ground = untouched(self.tools.qemu_img, scratch, self.inputs.base, size)
-        named = [(result.name, layer.manifest) for result, layer in zip(results, layers, strict=True)]
+        named = [(result.name, layer.manifest) for result, layer in layers]
         making = Making(
             loaded=self.loaded,
+            output=output,
+            # The others hold the same disk as the first, which they are made after.
+            trial=number == 0,
             base=self.inputs.base,
-            ground=ground,
+            ground=self._ground(output, [layer for _, layer in layers]),
             layers=tuple(
                 ManifestLayer(
                     name=name,
@@ -332,12 +364,23 @@ class _Build:
             qemu_img=self.tools.qemu_img,
             start=self.tools.start,
             scratch=self.session.scratch(),
-            seconds=sum(result.seconds for result in results if not result.cached),
+            seconds=sum(result.seconds for result, _ in layers if not result.cached),
             watcher=self.watcher,
             secrets=self.tools.secrets,
         )
-        manifest, built = make_result(making)
-        self.session.boots += bool(self.recipe.checks)
-        self.record = msgspec.structs.replace(self.record, output=built)
+        built = make_result(making)
+        self.session.boots += making.trial and bool(self.recipe.checks)
+        self.record = self.record.with_output(built)
         write_record(self.store, self.record)
-        return manifest
+
+    def _ground(self, output: Output, layers: list[Layer]) -> Ground:
+        """What `output` is made from."""
+        from imgtool.build.layers import Ground, stand_on, untouched
+
+        if layers:
+            stand_on(self.store, layers[-1], self.inputs.base)
+            return Ground.of_layer(layers[-1])
+        size = self.inputs.disk.size
+        if is_thin(output) or size != self.inputs.base.virtual_size:
+            return untouched(self.tools.qemu_img, self.session.scratch(), self.inputs.base, size)
+        return Ground.of_base(self.inputs.base)

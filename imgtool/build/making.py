@@ -80,7 +80,7 @@ def _boot(session: Session, number: int, ground: Ground) -> None:
     )
     session.tools.watcher.booting(recipe.image.name)
     session.boots += 1
-    ways = kinds_used([executor_of(recipe, layer) for layer in recipe.layers[number:]])
+    ways = kinds_used([executor_of(recipe, layer) for layer in recipe.layers[number : session.last + 1]])
     session.guest = session.tools.start(
         Start(
             name=recipe.image.name,
@@ -132,7 +132,7 @@ def _close(session: Session, number: int, document: KeyDocument, ground: Ground,
     guest, work = _running(session)
     layers = session.recipe.layers
     folder = session.tools.store.free_name(document.key())
-    if number == len(layers) - 1:
+    if number == session.last:
         guest.power_off()
         session.guest = None
         session.work = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from typing import Literal
@@ -62,20 +61,28 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user wants built although it is there."""
+    """What the user wants built although it is there, and what not although it is not."""
 
     no_cache: bool = False
     from_layer: str | None = None
     """This layer and those after it."""
+    to_layer: str | None = None
+    """Nothing after this layer, the output included."""
 
     def forces(self, loaded: Loaded, number: int) -> bool:
         """Whether the layer `number` is not to be taken from the store. UsageError when `from_layer` is no layer."""
-        names = [layer.name for layer in loaded.recipe.layers]
-        if self.from_layer is not None and self.from_layer not in names:
-            raise UsageError(
-                f"the recipe has no layer {printable(self.from_layer)}", hint=f"it has: {', '.join(names)}"
-            )
-        return self.no_cache or (self.from_layer is not None and number >= names.index(self.from_layer))
+        return self.no_cache or (self.from_layer is not None and number >= _number(loaded, self.from_layer))
+
+    def last(self, loaded: Loaded) -> int:
+        """The last layer that is wanted; -1 where there is none. UsageError when `to_layer` is no layer."""
+        return len(loaded.recipe.layers) - 1 if self.to_layer is None else _number(loaded, self.to_layer)
+
+
+def _number(loaded: Loaded, name: str) -> int:
+    names = [layer.name for layer in loaded.recipe.layers]
+    if name not in names:
+        raise UsageError(f"the recipe has no layer {printable(name)}", hint=f"it has: {', '.join(names)}")
+    return names.index(name)
 
 
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +148,7 @@ def gather(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg) -> I
         base=base,
         disk=Disk(size=disk_size(loaded, base)),
         hardware=_hardware(loaded, memory),
-        record=read_record(store, loaded.path) or Record(recipe=loaded.path, image=loaded.recipe.image.name),
+        record=msgspec.structs.replace(read_record(store, loaded) or Record.of(loaded), given=dict(loaded.given)),
     )
 
 
@@ -169,7 +176,7 @@ def make_plan(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg, c
     check_output(loaded, inputs.base, qemu_img)
     planned: list[PlannedLayer] = []
     parent: str | None = inputs.base.content
-    for number, layer in enumerate(loaded.recipe.layers):
+    for number, layer in enumerate(loaded.recipe.layers[: choice.last(loaded) + 1]):
         before = inputs.record.layer(layer.name)
         forced = choice.forces(loaded, number)
         if parent is None:
@@ -200,7 +207,7 @@ def make_plan(loaded: Loaded, store: Store, memory: Memory, qemu_img: QemuImg, c
         image=loaded.recipe.image.name,
         base=inputs.base.path,
         layers=tuple(planned),
-        output=_output(inputs, parent),
+        output="none" if choice.to_layer is not None else _output(inputs, parent),
         boots=int(parent is None),
     )
 
@@ -227,10 +234,13 @@ def _estimated(planned: PlannedLayer, before: BuiltLayer | None) -> PlannedLayer
 
 
 def _output(inputs: Inputs, content: str | None) -> Literal["current", "make", "none"]:
-    output = inputs.loaded.recipe.output
-    if output is None:
+    outputs = inputs.loaded.recipe.outputs
+    if not outputs:
         return "none"
     if content is None:
         return "make"
-    wanted = made_of(inputs.loaded, inputs.base, content)
-    return "current" if is_current(inputs.record, os.path.abspath(output.path), wanted) else "make"
+    current = all(
+        is_current(inputs.record, output.path, made_of(inputs.loaded, output, inputs.base, content))
+        for output in outputs
+    )
+    return "current" if current else "make"

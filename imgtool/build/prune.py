@@ -70,7 +70,7 @@ def needs(store: Store, *, look_in: Iterable[str] = (), recipes: bool = True) ->
             for built in record.layers:
                 if built.folder in reasons:
                     reasons[built.folder].append(f"the recipe {printable(record.recipe)}")
-    places = {os.path.dirname(record.output.path) for record in known if record.output is not None}
+    places = {os.path.dirname(output.path) for record in known for output in record.outputs}
     for folder, image in _images(store, layers, {*look_in, *places}):
         reasons[folder].append(f"the image {printable(image)}")
     for folder, vm in _held(layers):

@@ -21,15 +21,19 @@ Read strictly, as profiles are. In a layer the steps are done in this order what
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec.structs import replace
 
+from imgtool.build.arguments import Argument, expanded, resolve
 from imgtool.build.executor import Access
-from imgtool.image.names import absolute, printable
+from imgtool.image.names import absolute
 from imgtool.machine.config import Machine
 from imgtool.machine.options.paths import with_absolute_paths
 from imgtool.machine.profile import Path as Place
@@ -65,6 +69,8 @@ class Image(Config, frozen=True, kw_only=True):
     """The format of `from`; None lets its header decide."""
     size: Size | None = None
     """The disk's size; None is the base's. It is never made smaller."""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    """What the image's manifest and a registry say of it, by names such as `org.opencontainers.image.version`."""
 
 
 class Guest(Machine, frozen=True, kw_only=True):
@@ -129,6 +135,8 @@ class Layer(Config, frozen=True, kw_only=True):
     """Files of the guest for the host, after everything was run."""
     env: dict[str, str] = msgspec.field(default_factory=dict)
     """Environment variables of its commands."""
+    args: tuple[str, ...] = ()
+    """Names of the recipe's arguments that its commands get as environment variables."""
     secrets: tuple[str, ...] = ()
     """Names of environment variables that the commands get and that are kept nowhere."""
     max_age: Duration | None = None
@@ -146,6 +154,8 @@ class Check(Config, frozen=True, kw_only=True):
     """Each by a shell of its own (`/bin/sh -eu`)."""
     env: dict[str, str] = msgspec.field(default_factory=dict)
     """Environment variables of its commands."""
+    args: tuple[str, ...] = ()
+    """Names of the recipe's arguments that its commands get as environment variables."""
     timeout: Duration | None = None
     """Of each command."""
     executor: Access | None = None
@@ -169,9 +179,17 @@ class Output(Config, frozen=True, kw_only=True):
     """qemu-img's `-o`."""
 
 
+_ALONE = msgspec.Meta(
+    extra_json_schema={"type": ["array", "object"], "if": {"type": "object"}, "then": {"$ref": "#/$defs/Output"}}
+)
+"""A list of tables of which one may be written alone."""
+
+
 class Recipe(Config, frozen=True, kw_only=True):
     """A golden image, from its base to its file."""
 
+    args: dict[str, str | int | bool | Argument] = msgspec.field(default_factory=dict)
+    """Values that whoever builds it may give, by name, with their defaults."""
     image: Image
     """What it is called and what it starts from."""
     machine: Guest = Guest()
@@ -180,8 +198,8 @@ class Recipe(Config, frozen=True, kw_only=True):
     """From the base upwards."""
     checks: tuple[Check, ...] = msgspec.field(name="check", default=())
     """What must hold before the image gets its name."""
-    output: Output | None = None
-    """The finished image; None builds the layers alone."""
+    outputs: Annotated[tuple[Output, ...], _ALONE] = msgspec.field(name="output", default=())
+    """The finished image, in each format that is wanted; none builds the layers alone."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -190,6 +208,16 @@ class Loaded(msgspec.Struct, frozen=True):
     path: str
     text: str
     recipe: Recipe
+    arguments: dict[str, str] = msgspec.field(default_factory=dict)
+    """The value of each of its arguments."""
+    given: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """Those that were given, to it and to the recipes that it starts from."""
+
+    @property
+    def variant(self) -> str:
+        """What tells apart images that one recipe makes by its arguments; empty for a recipe without any."""
+        outputs = self.recipe.outputs
+        return "" if not self.arguments else outputs[0].path if outputs else self.recipe.image.name
 
     @property
     def directory(self) -> str:
@@ -205,28 +233,61 @@ class Loaded(msgspec.Struct, frozen=True):
         return line
 
 
-def load_recipe(path: str) -> Loaded:
-    """The recipe at `path`, its file names relative to its folder. ConfigError, with the line, when it is wrong."""
+def load_recipe(path: str, given: Mapping[str, str] = MappingProxyType({})) -> Loaded:
+    """The recipe at `path`, its file names relative to its folder; `given` are values of arguments, of which it takes
+    those that it has. ConfigError, with the line, when it is wrong."""
     text = read_text(path, "a recipe")
     where = absolute(path)
-    recipe = with_absolute_paths(parse_recipe(text, where), os.path.dirname(where))
+    parsed, arguments = _parsed(text, where, given)
+    recipe = with_absolute_paths(parsed, os.path.dirname(where))
     if not recipe.image.from_.startswith(OCI):
         base = os.path.join(os.path.dirname(where), recipe.image.from_)
         recipe = replace(recipe, image=replace(recipe.image, from_=os.path.abspath(base)))
-    return Loaded(where, text, recipe)
+    return Loaded(where, text, recipe, arguments, given)
 
 
 def parse_recipe(text: str, name: str = "recipe") -> Recipe:
     """The recipe that a TOML text is, file names as they are written. ConfigError as `load_recipe`."""
-    with reading(text, name) as document:
+    return _parsed(text, name, {})[0]
+
+
+def _parsed(text: str, name: str, given: Mapping[str, str]) -> tuple[Recipe, dict[str, str]]:
+    from imgtool.build.recipe_checks import check
+
+    with reading(text, name) as written:
+        arguments = resolve(written, given)
+        stated = written.pop("args", {})
+        document = expanded(written, arguments)
         table = document.pop("machine", {})
         if not isinstance(table, dict):
             place: Place = ("machine", 0) if isinstance(table, list) else ("machine",)
             raise Wrong(place, "machine is a table: [machine]", 'its type is said in it: machine = "q35"')
         machine = to_machine(table, Guest, ("machine",))
-        recipe = replace(to_struct(document, Recipe), machine=machine)
-        _check(recipe)
-    return recipe
+        with _one_output(document):
+            recipe = replace(to_struct({**document, "args": stated}, Recipe), machine=machine)
+            check(recipe)
+    layers = tuple(replace(layer, env=_env(layer, arguments)) for layer in recipe.layers)
+    checks = tuple(replace(check, env=_env(check, arguments)) for check in recipe.checks)
+    return replace(recipe, layers=layers, checks=checks), arguments
+
+
+def _env(step: Layer | Check, arguments: Mapping[str, str]) -> dict[str, str]:
+    return {**step.env, **{name: arguments[name] for name in step.args}}
+
+
+@contextlib.contextmanager
+def _one_output(document: dict[str, Any]) -> Iterator[None]:
+    """Has a list where one table is written alone; within, what is wrong with it is said as if there were no list."""
+    alone = isinstance(document.get("output"), dict)
+    if alone:
+        document["output"] = [document["output"]]
+    try:
+        yield
+    except Wrong as wrong:
+        if alone and wrong.place[:2] == ("output", 0):
+            wrong.message = wrong.message.replace("output[0]", "output")
+            wrong.hint = None if wrong.hint is None else wrong.hint.replace("output[0]", "output")
+        raise
 
 
 def executor_of(recipe: Recipe, step: Layer | Check) -> Access:
@@ -259,117 +320,26 @@ def timeout_of(step: Layer | Check) -> float:
     return STEP_SECONDS if step.timeout is None else seconds_of(step.timeout)
 
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
-_STEPS = ("copy", "run", "script", "reboot", "wait", "seal", "fetch")
+def _line_of(text: str, first: int, words: tuple[str, ...], index: int) -> int:
+    """The line of the element `index` of the list of strings that begins on line `first`; `first` when it is written
+    in a way that hides it (escapes, several lines)."""
+    lines = text.splitlines()
+    at = first
+    for number, line in _places(lines, first, words):
+        if number == index:
+            at = line
+    return at
 
 
-def _check(recipe: Recipe) -> None:
-    """What the types do not say. Wrong, with the place, for the first thing that is not right."""
-    if not _NAME.fullmatch(recipe.image.name):
-        raise Wrong(("image", "name"), f"image.name cannot be {printable(recipe.image.name)!r}", _NAME_HINT)
-    pin = recipe.image.sha256
-    if pin is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", pin):
-        raise Wrong(("image", "sha256"), "image.sha256 is not 64 hexadecimal digits")
-    _check_ready(recipe.machine.ready)
-    seen: dict[str, int] = {}
-    for number, layer in enumerate(recipe.layers):
-        place: Place = ("layer", number)
-        if not _NAME.fullmatch(layer.name):
-            raise Wrong((*place, "name"), f"a layer cannot be called {printable(layer.name)!r}", _NAME_HINT)
-        if layer.name in seen:
-            raise Wrong((*place, "name"), f"two layers are called {layer.name!r}", "give one of them another name")
-        seen[layer.name] = number
-        _check_layer(layer, place)
-    _check_duration(("machine", "boot-timeout"), recipe.machine.boot_timeout)
-    for number, check in enumerate(recipe.checks):
-        _check_duration(("check", number, "timeout"), check.timeout)
-        _check_variables(check.env, ("check", number, "env"))
-        if not check.run:
-            raise Wrong(("check", number), "a check that runs nothing", "give it run = [COMMAND, …]")
-    if recipe.output is not None:
-        _check_output(recipe.output)
-    elif recipe.checks:
-        raise Wrong(("check", 0), "checks try out the output, and there is none", "add [output] with its path")
-
-
-def _check_output(output: Output) -> None:
-    thin = output.thin or output.flatten is False
-    if not output.path:
-        raise Wrong(("output", "path"), "output.path is empty")
-    if output.thin and output.flatten:
-        raise Wrong(("output", "thin"), "output.thin and output.flatten exclude each other", "leave one out")
-    if thin and output.format != "qcow2":
-        raise Wrong(("output", "format"), "an overlay on the base (output.thin) is always a qcow2")
-    compressing = ("qcow2",) if output.compression == "zstd" else ("qcow2", "qcow", "vmdk")
-    if output.compression not in (None, "none") and output.format not in compressing:
-        raise Wrong(
-            ("output", "compression"),
-            f"{output.format} knows no compression by {output.compression}",
-            f"{', '.join(compressing)} does; else leave it out",
-        )
-
-
-_NAME_HINT = "letters, digits and `_.+-` after a letter or digit, at most 64 of them"
-
-
-def _check_layer(layer: Layer, place: Place) -> None:
-    if not any(getattr(layer, step) for step in _STEPS):
-        raise Wrong(place, f"the layer {layer.name!r} does nothing", f"give it one of: {', '.join(_STEPS)}")
-    if layer.interpreter and layer.script is None:
-        raise Wrong((*place, "interpreter"), "interpreter is for a script", "add script = FILE next to it")
-    for number, copy in enumerate(layer.copy):
-        at = (*place, "copy", number)
-        if not copy.to.startswith("/"):
-            raise Wrong((*at, "to"), f"{printable(copy.to)!r} is not an absolute path in the guest")
-        if copy.mode is not None and not re.fullmatch(r"0?[0-7]{3,4}", copy.mode):
-            raise Wrong((*at, "mode"), f"{printable(copy.mode)!r} is not an octal mode", 'such as "0644"')
-        if copy.owner is not None and not _OWNER.fullmatch(copy.owner):
-            raise Wrong((*at, "owner"), f"{printable(copy.owner)!r} is not an owner", "`user` or `user:group`")
-    for number, fetch in enumerate(layer.fetch):
-        if not fetch.from_.startswith("/"):
-            raise Wrong(
-                (*place, "fetch", number, "from"), f"{printable(fetch.from_)!r} is not an absolute path in the guest"
-            )
-    _check_variables(layer.env, (*place, "env"))
-    for name in layer.secrets:
-        if not _VARIABLE.fullmatch(name):
-            raise Wrong((*place, "secrets"), f"{printable(name)!r} cannot be the name of a variable")
-        if name in layer.env:
-            raise Wrong((*place, "secrets"), f"{name} is in env too, which is written down", "leave it in one place")
-    _check_duration((*place, "max-age"), layer.max_age)
-    _check_duration((*place, "timeout"), layer.timeout)
-
-
-def _check_ready(ready: str | None) -> None:
-    if ready is None or ready in ("agent", "ssh", "cloud-init"):
-        return
-    kind, colon, pattern = ready.partition(":")
-    if kind != "serial" or not colon:
-        raise Wrong(
-            ("machine", "ready"),
-            f"machine.ready cannot be {printable(ready)!r}",
-            "agent, ssh, cloud-init, or serial:REGEX",
-        )
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise Wrong(("machine", "ready"), f"{printable(pattern)!r} is no regular expression: {error}") from None
-
-
-def _check_variables(env: dict[str, str], place: Place) -> None:
-    for name in env:
-        if not _VARIABLE.fullmatch(name):
-            raise Wrong((*place, name), f"{printable(name)!r} cannot be the name of a variable")
-
-
-def _check_duration(place: Place, duration: Duration | None) -> None:
-    try:
-        seconds = 1.0 if duration is None else seconds_of(duration)
-    except (ValueError, OverflowError):
-        raise Wrong(
-            place, f"{printable(str(duration))!r} is not a duration", "such as 90s, 30m, 12h, 7d, 2w"
-        ) from None
-    if seconds < 0 or (seconds == 0 and place[-1] != "max-age"):
-        raise Wrong(place, f"{place[-1]} cannot be {duration}", "such as 90s, 30m, 12h, 7d, 2w")
+def _places(lines: list[str], first: int, words: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    line, column = first, 0
+    for number, word in enumerate(words):
+        if "\n" in word or not word:
+            return
+        while line <= len(lines):
+            found = lines[line - 1].find(word, column)
+            if found >= 0:
+                yield number, line
+                column = found + len(word)
+                break
+            line, column = line + 1, 0

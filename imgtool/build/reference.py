@@ -9,10 +9,10 @@ import msgspec
 
 from imgtool.build.base import base_path
 from imgtool.build.recipe import Loaded, load_recipe
-from imgtool.build.records import read_record
+from imgtool.build.records import last_record, read_record
 from imgtool.build.store import Store
 from imgtool.errors import ImageNotFoundError
-from imgtool.image.names import printable
+from imgtool.image.names import absolute, printable
 from imgtool.machine.config import Machine
 
 
@@ -35,7 +35,8 @@ def resolve(text: str, store: Store) -> Resolved:
     """The layer that the last build of the recipe made or used, or the kept failure of that name. ConfigError for a
     recipe that is wrong, ImageNotFoundError when there is no such layer now."""
     path, _, name = text.rpartition("@")
-    loaded = load_recipe(path)
+    before = last_record(store, absolute(path))
+    loaded = load_recipe(path, {} if before is None else before.given)
     image = _failed(store, name) if name.startswith("failed-") else _built(store, loaded, name)
     machine = loaded.recipe.machine
     plain = Machine(**{field: getattr(machine, field) for field in Machine.__struct_fields__})
@@ -51,7 +52,7 @@ def _built(store: Store, loaded: Loaded, name: str) -> str:
             hint=f"it has: {', '.join(names)}",
             path=loaded.path,
         )
-    record = read_record(store, loaded.path)
+    record = read_record(store, loaded)
     built = None if record is None else record.layer(name)
     layer = None if built is None else store.layer(built.folder)
     if layer is None:

@@ -19,13 +19,13 @@ from imgtool.build.memory import file_sha256, identity
 from imgtool.build.output import Log
 from imgtool.build.recipe import Loaded, Output, executor_of
 from imgtool.build.records import BuiltOutput
-from imgtool.build.steps import Steps
+from imgtool.build.steps import StepFailed, Steps
 from imgtool.build.store import encode
 from imgtool.build.watcher import Watcher
 from imgtool.chain.content import digest_of
 from imgtool.errors import ImageFormatError, ImgtoolError
 from imgtool.image import remembered
-from imgtool.image.names import printable
+from imgtool.image.names import pasted, printable
 from imgtool.image.whole import write_whole
 from imgtool.operations.anchoring import add_anchor
 from imgtool.operations.copying import copy_file
@@ -73,6 +73,10 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The digest of what a guest reads of it."""
     recipe_sha256: str
     """Of the recipe's text, in hex."""
+    arguments: dict[str, str]
+    """The values of its arguments."""
+    labels: dict[str, str]
+    """What the recipe says of the image."""
     base: str
     """The base's file name."""
     base_content: str
@@ -82,7 +86,7 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     lineage: tuple[str, ...]
     """Content digests from the base to the image."""
     checks: tuple[str, ...]
-    """The commands that succeeded in a clone of it."""
+    """The commands that succeeded in a clone of it, or of another output with the same disk."""
     created: float
     """Seconds since the epoch."""
     seconds: dict[str, float]
@@ -99,6 +103,9 @@ class Making(msgspec.Struct, frozen=True, kw_only=True):
     """What a result is made with."""
 
     loaded: Loaded
+    output: Output
+    trial: bool
+    """Whether the recipe's checks are run on it."""
     base: Base
     ground: Ground
     """The last layer, or the base of a recipe without layers."""
@@ -113,27 +120,26 @@ class Making(msgspec.Struct, frozen=True, kw_only=True):
     secrets: Mapping[str, str]
 
 
-def make_result(making: Making) -> tuple[ImageManifest, BuiltOutput]:
+def make_result(making: Making) -> BuiltOutput:
     """Makes the output. When this returns it is there, with its manifest, and on disk; when it raises, what was there
     before is there still. StepFailed when a check fails."""
-    output = making.loaded.recipe.output
-    assert output is not None
+    output = making.output
     begun = time.monotonic()
-    making.watcher.result(f"check {printable(os.path.basename(making.ground.image))}")
-    _check(making)
+    if making.trial:
+        making.watcher.result(f"check {printable(os.path.basename(making.ground.image))}")
+        _check(making)
     # A VMDK has its own name inside.
     with replacing(output.path, overwrite=True, several_files=output.format == "vmdk") as hidden:
         with _named(output.path, hidden):
             making.watcher.result(f"convert to {output.format}")
-            _convert(making, output, hidden)
-            content = _content(making, output, hidden)
+            _convert(making, hidden)
+            content = _content(making, hidden)
             converted = time.monotonic()
             _try_out(making, hidden)
         os.chmod(hidden, 0o444)
         checked = time.monotonic()
         manifest = _manifest(
             making,
-            output,
             hidden,
             content,
             {"layers": making.seconds, "convert": converted - begun, "check": checked - converted},
@@ -142,14 +148,13 @@ def make_result(making: Making) -> tuple[ImageManifest, BuiltOutput]:
         remembered.remember(output.path, making.base.path)
     os.chmod(output.path, 0o444)  # where it replaced something it got the mode of that
     write_whole(output.path + MANIFEST_SUFFIX, encode(manifest), durable=True)
-    built = BuiltOutput(
+    return BuiltOutput(
         path=output.path,
         identity=identity(os.stat(output.path)),
-        made_of=made_of(making.loaded, making.base, manifest.lineage[-1]),
+        made_of=made_of(making.loaded, output, making.base, manifest.lineage[-1]),
         seconds=checked - begun,
         size=manifest.size,
     )
-    return manifest, built
 
 
 @contextlib.contextmanager
@@ -172,7 +177,8 @@ def _check(making: Making) -> None:
         )
 
 
-def _convert(making: Making, output: Output, hidden: str) -> None:
+def _convert(making: Making, hidden: str) -> None:
+    output = making.output
     thin = is_thin(output)
     folder = os.path.dirname(output.path)
     making.qemu_img.convert(
@@ -206,8 +212,9 @@ def _on_the_base(making: Making) -> str:
     return copy
 
 
-def _content(making: Making, output: Output, hidden: str) -> str:
+def _content(making: Making, hidden: str) -> str:
     """The digest of what was made: what a guest reads of the last layer, or the conversion went wrong."""
+    output = making.output
     content = digest_of(hidden, format=output.format, qemu_img=making.qemu_img)
     if content != making.ground.content:
         raise ImageFormatError(
@@ -222,15 +229,14 @@ def _try_out(making: Making, hidden: str) -> None:
     """Runs the recipe's checks in a clone of the image, whose writes are thrown away."""
     loaded = making.loaded
     recipe = loaded.recipe
-    output = recipe.output
-    if not recipe.checks or output is None:
+    if not recipe.checks or not making.trial:
         return
     making.watcher.result("start a throwaway clone for the checks")
     guest = making.start(
         Start(
             name=recipe.image.name,
             image=hidden,
-            format=output.format,
+            format=making.output.format,
             machine=recipe.machine,
             executors=kinds_used([executor_of(recipe, check) for check in recipe.checks]),
             throwaway=True,
@@ -245,6 +251,13 @@ def _try_out(making: Making, hidden: str) -> None:
                     loaded, ("check", number), guest, log, secrets=making.secrets, say=_said(making.watcher)
                 )
                 steps.run(check.run)
+    except StepFailed as error:
+        if error.hint is None and recipe.layers:
+            layer = pasted(f"{loaded.path}@{recipe.layers[-1].name}")
+            error.hint = (
+                f"`imgtool boot {layer}` boots the same disk, to look into; nothing that is written there stays"
+            )
+        raise
     finally:
         guest.kill()
 
@@ -253,9 +266,10 @@ def _said(watcher: Watcher) -> Callable[[str], None]:
     return lambda text: watcher.step(f"check: {text}")
 
 
-def _manifest(making: Making, output: Output, hidden: str, content: str, seconds: dict[str, float]) -> ImageManifest:
+def _manifest(making: Making, hidden: str, content: str, seconds: dict[str, float]) -> ImageManifest:
     import hashlib
 
+    output = making.output
     recipe = making.loaded.recipe
     programs = making.qemu_img.programs
     size = making.qemu_img.info(hidden, format=output.format).virtual_size
@@ -268,6 +282,8 @@ def _manifest(making: Making, output: Output, hidden: str, content: str, seconds
         sha256=file_sha256(hidden),
         content=content,
         recipe_sha256=hashlib.sha256(making.loaded.text.encode()).hexdigest(),
+        arguments=making.loaded.arguments,
+        labels=recipe.image.labels,
         base=os.path.basename(making.base.path),
         base_content=making.base.content,
         layers=making.layers,

@@ -24,8 +24,10 @@ def build_image(
     recipe: PathLike | Loaded,
     *,
     layers: PathLike | None = None,
+    arguments: Mapping[str, str] | None = None,
     no_cache: bool = False,
     from_layer: str | None = None,
+    to_layer: str | None = None,
     secrets: Mapping[str, str] | None = None,
     on_error: OnError = "clean",
     decide: Decide = lambda _: "give-up",
@@ -37,36 +39,40 @@ def build_image(
     """Brings the image of `recipe`, the path of a TOML file, up to date, those of the recipes it starts from first.
     Layers that are right already are taken from `layers`, a folder (None: IMGTOOL_LAYERS, or one of the user's data).
 
-    `no_cache` builds every layer, `from_layer` that one and those after it. `secrets` are values by the names that
-    steps have them under. When a step fails, `on_error` leaves nothing ("clean") or the failed overlay ("keep"), or
-    asks `decide` with the guest still running ("shell"). `force` replaces the output although images stand on it.
+    `arguments` are values for those that the recipe has, and those that it starts from. `no_cache` builds every
+    layer, `from_layer` that one and those after it; `to_layer` is the last that is built, and no output is made.
+    `secrets` are values by the names that steps have them under. When a step fails, `on_error` leaves nothing
+    ("clean") or the failed overlay ("keep"), or asks `decide` with the guest still running ("shell"). `force`
+    replaces an output although images stand on it.
     `watcher` is told what goes on. `fetch` brings bases from registries, as `imgtool.fetch` does.
 
     ConfigError, with the line, for a recipe or an input that is wrong, StepFailed for a step that fails, and whatever
     image, chain and machine raise. However it ends, every layer in the store is whole, and what was finished is there
     for the next build.
     """
-    choice = Choice(no_cache=no_cache, from_layer=from_layer)
+    choice = Choice(no_cache=no_cache, from_layer=from_layer, to_layer=to_layer)
     made = _builder(layers, qemu_img, watcher=watcher, secrets=secrets, on_error=on_error, decide=decide, force=force)
     with _fetching(fetch):
-        return made.build(_loaded(recipe), choice)
+        return made.build(_loaded(recipe, arguments), choice)
 
 
 def plan_build(
     recipe: PathLike | Loaded,
     *,
     layers: PathLike | None = None,
+    arguments: Mapping[str, str] | None = None,
     no_cache: bool = False,
     from_layer: str | None = None,
+    to_layer: str | None = None,
     force: bool = False,
     fetch: Fetch | None = None,
     qemu_img: QemuImg | None = None,
 ) -> BuildPlan:
     """What `build_image` would do: which layers are there, which would be built and why. Changes nothing; a base in a
     registry that is not here yet is fetched. Raises what a build would before its first step."""
-    choice = Choice(no_cache=no_cache, from_layer=from_layer)
+    choice = Choice(no_cache=no_cache, from_layer=from_layer, to_layer=to_layer)
     with _fetching(fetch):
-        return _builder(layers, qemu_img, force=force).plan(_loaded(recipe), choice)
+        return _builder(layers, qemu_img, force=force).plan(_loaded(recipe, arguments), choice)
 
 
 def _builder(
@@ -100,8 +106,8 @@ def _builder(
     )
 
 
-def _loaded(recipe: PathLike | Loaded) -> Loaded:
-    return recipe if isinstance(recipe, Loaded) else load_recipe(absolute(recipe))
+def _loaded(recipe: PathLike | Loaded, arguments: Mapping[str, str] | None) -> Loaded:
+    return recipe if isinstance(recipe, Loaded) else load_recipe(absolute(recipe), arguments or {})
 
 
 def _fetching(fetch: Fetch | None) -> contextlib.AbstractContextManager[None]:

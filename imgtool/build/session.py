@@ -48,10 +48,12 @@ class Tools(NamedTuple):
 class Session:
     """One VM at most, and what must be gone when the build ends."""
 
-    def __init__(self, tools: Tools, loaded: Loaded, inputs: Inputs) -> None:
+    def __init__(self, tools: Tools, loaded: Loaded, inputs: Inputs, *, last: int) -> None:
         self.tools = tools
         self.loaded = loaded
         self.inputs = inputs
+        self.last = last
+        """The number of the last layer that is built."""
         self.guest: Guest | None = None
         self.work: Work | None = None
         """Where the guest writes."""

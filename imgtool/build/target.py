@@ -6,6 +6,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from imgtool.build.base import Base, disk_size
 from imgtool.build.current import MANIFEST_SUFFIX, compression_of, options_of
@@ -21,21 +22,12 @@ from imgtool.qemu.qemu_img import QemuImg
 
 
 def check_output(loaded: Loaded, base: Base, qemu_img: QemuImg) -> None:
-    """ConfigError, with the line, when the output cannot be made there, or would replace what the recipe needs."""
-    output = loaded.recipe.output
-    if output is None:
-        return
-    place = os.path.realpath(output.path)
-    if not os.path.isdir(os.path.dirname(place)):
-        folder = printable(os.path.dirname(output.path))
-        raise _wrong(loaded, "path", f"{printable(output.path)} cannot be made: there is no folder {folder}")
-    if os.path.exists(place) and not stat.S_ISREG(os.stat(place).st_mode):
-        raise _wrong(loaded, "path", f"{printable(output.path)} is no file that an image could replace")
-    for problem, path in _needed(loaded, base):
-        if os.path.realpath(path) == place or is_below(place, path):
-            raise _wrong(loaded, "path", problem, "give output.path another name")
-    _check_copies(loaded, place)
-    _check_options(loaded, output, base, qemu_img)
+    """ConfigError, with the line, when an output cannot be made there, or would replace what the recipe needs."""
+    for number, output in enumerate(loaded.recipe.outputs):
+        wanted = _Wanted(loaded, base, number, output)
+        wanted.check_path()
+        wanted.check_copies()
+        wanted.check_options(qemu_img)
 
 
 def refuse_replacing(path: str, *, layers: str, force: bool) -> None:
@@ -75,23 +67,6 @@ def _needed(loaded: Loaded, base: Base) -> Iterator[tuple[str, str]]:
             yield f"the output would replace {printable(path)}, with which it is made", path
 
 
-def _check_copies(loaded: Loaded, place: str) -> None:
-    """ConfigError when a folder that is copied would hold the output, or its manifest: the next build would find it
-    changed."""
-    for layer in loaded.recipe.layers:
-        for copy in layer.copy:
-            folder = os.path.realpath(copy.from_)
-            if not is_below(place, folder) and place != folder:
-                continue
-            without = excluded(copy)
-            inside = os.path.relpath(place, folder)
-            if without is not None and without(inside) and without(inside + MANIFEST_SUFFIX):
-                continue
-            problem = f"the output would be a part of {printable(copy.from_)}, which is copied into it"
-            hint = f'put it elsewhere, or leave it out: exclude = ["/{printable(inside)}*"]'
-            raise _wrong(loaded, "path", problem, hint)
-
-
 _ELSEWHERE = {
     "backing_file": "thin = true makes an overlay on the base",
     "backing_fmt": "thin = true makes an overlay on the base",
@@ -101,41 +76,83 @@ _ELSEWHERE = {
 """Options of qemu-img that a recipe says in its own words."""
 
 
-def _check_options(loaded: Loaded, output: Output, base: Base, qemu_img: QemuImg) -> None:
-    if not output.options:
-        return
-    for name in output.options:
-        if name in _ELSEWHERE:
-            raise _wrong(loaded, "options", f"output.options cannot hold {name}", _ELSEWHERE[name], at=name)
-    known = option_help(qemu_img.programs, output.format)
-    for name in output.options if known else ():
-        if name not in known:
-            from imgtool.machine.options.text import suggestion
+class _Wanted(NamedTuple):
+    """One output of a recipe."""
 
-            hint = suggestion(name, known)
-            raise _wrong(loaded, "options", f"{output.format} has no option {printable(name)!r}", hint, at=name)
-    _check_values(loaded, output, base, qemu_img, known)
+    loaded: Loaded
+    base: Base
+    number: int
+    output: Output
 
+    def check_path(self) -> None:
+        path = self.output.path
+        place = os.path.realpath(path)
+        if not os.path.isdir(os.path.dirname(place)):
+            folder = printable(os.path.dirname(path))
+            raise self._wrong("path", f"{printable(path)} cannot be made: there is no folder {folder}")
+        if os.path.exists(place) and not stat.S_ISREG(os.stat(place).st_mode):
+            raise self._wrong("path", f"{printable(path)} is no file that an image could replace")
+        for problem, needed in _needed(self.loaded, self.base):
+            if os.path.realpath(needed) == place or is_below(place, needed):
+                raise self._wrong("path", problem, "give output.path another name")
 
-def _check_values(loaded: Loaded, output: Output, base: Base, qemu_img: QemuImg, known: Mapping[str, str]) -> None:
-    """What values an option can have, qemu-img says only when it makes an image: it makes an empty one."""
-    options, compressed = options_of(output), compression_of(output) != "none"
-    with tempfile.TemporaryDirectory(prefix="imgtool-") as folder:
-        trial = _Trial(qemu_img, output.format, folder, disk_size(loaded, base))
-        together = trial.problem(options, compressed=compressed)
-        if together is None or trial.problem({}) is not None:
-            return  # what goes wrong without any option is for the build to say
-        for name, value in output.options.items():
-            alone = trial.problem({name: value})
-            if alone is not None:
-                message = f"{output.format} cannot have {printable(f'{name}={value}')}: {alone}"
-                raise _wrong(loaded, "options", message, known.get(name), at=name)
-        hint = "leave one out"
-        if trial.problem(output.options) is None:
-            hint = 'compression = "none" goes with them'
-            if output.format == "qcow2" and trial.problem(output.options, compressed=True) is None:
-                hint = 'compression = "zlib" goes with them'
-        raise _wrong(loaded, "options", f"{output.format} cannot have all that at once: {together}", hint)
+    def check_copies(self) -> None:
+        """ConfigError when a folder that is copied would hold the output or its manifest: the next build would find
+        it changed."""
+        place = os.path.realpath(self.output.path)
+        for layer in self.loaded.recipe.layers:
+            for copy in layer.copy:
+                folder = os.path.realpath(copy.from_)
+                if not is_below(place, folder) and place != folder:
+                    continue
+                without = excluded(copy)
+                inside = os.path.relpath(place, folder)
+                if without is not None and without(inside) and without(inside + MANIFEST_SUFFIX):
+                    continue
+                problem = f"the output would be a part of {printable(copy.from_)}, which is copied into it"
+                hint = f'put it elsewhere, or leave it out: exclude = ["/{printable(inside)}*"]'
+                raise self._wrong("path", problem, hint)
+
+    def check_options(self, qemu_img: QemuImg) -> None:
+        output = self.output
+        if not output.options:
+            return
+        for name in output.options:
+            if name in _ELSEWHERE:
+                raise self._wrong("options", f"output.options cannot hold {name}", _ELSEWHERE[name], at=name)
+        known = option_help(qemu_img.programs, output.format)
+        for name in output.options if known else ():
+            if name not in known:
+                from imgtool.machine.options.text import suggestion
+
+                hint = suggestion(name, known)
+                raise self._wrong("options", f"{output.format} has no option {printable(name)!r}", hint, at=name)
+        self._check_values(qemu_img, known)
+
+    def _check_values(self, qemu_img: QemuImg, known: Mapping[str, str]) -> None:
+        """What values an option can have, qemu-img says only when it makes an image: it makes an empty one."""
+        output = self.output
+        options, compressed = options_of(output), compression_of(output) != "none"
+        with tempfile.TemporaryDirectory(prefix="imgtool-") as folder:
+            trial = _Trial(qemu_img, output.format, folder, disk_size(self.loaded, self.base))
+            together = trial.problem(options, compressed=compressed)
+            if together is None or trial.problem({}) is not None:
+                return  # what goes wrong without any option is for the build to say
+            for name, value in output.options.items():
+                alone = trial.problem({name: value})
+                if alone is not None:
+                    message = f"{output.format} cannot have {printable(f'{name}={value}')}: {alone}"
+                    raise self._wrong("options", message, known.get(name), at=name)
+            hint = "leave one out"
+            if trial.problem(output.options) is None:
+                hint = 'compression = "none" goes with them'
+                if output.format == "qcow2" and trial.problem(output.options, compressed=True) is None:
+                    hint = 'compression = "zlib" goes with them'
+            raise self._wrong("options", f"{output.format} cannot have all that at once: {together}", hint)
+
+    def _wrong(self, key: str, message: str, hint: str | None = None, *, at: str | None = None) -> ConfigError:
+        line = self.loaded.line("output", self.number, key, *(() if at is None else (at,)))
+        return ConfigError(f"{printable(self.loaded.path)}:{line}: {message}", hint=hint, path=self.loaded.path)
 
 
 class _Trial:
@@ -171,8 +188,3 @@ class _Trial:
 _LARGE = ("preallocation", "static", "subformat")
 """Options by which an empty image may take as much room as its disk; it is made of a small one then."""
 _SMALL = 1 << 20
-
-
-def _wrong(loaded: Loaded, key: str, message: str, hint: str | None = None, *, at: str | None = None) -> ConfigError:
-    line = loaded.line("output", key, *(() if at is None else (at,)))
-    return ConfigError(f"{printable(loaded.path)}:{line}: {message}", hint=hint, path=loaded.path)

@@ -28,6 +28,16 @@ layers_option = click.option(
 )
 
 
+arg_option = click.option(
+    "--arg",
+    "args_",
+    type=Word("recipe_arguments"),
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Give an argument of the recipe this value or, without VALUE, that of the environment variable NAME.",
+)
+
+
 class BuildCommand(click.Command):
     """`build lint` is a command of its own; a recipe of that name is `./lint`."""
 
@@ -59,6 +69,7 @@ class BuildCommand(click.Command):
     "  imgtool build web.toml --plan\n"
     "  imgtool build web.toml --on-error shell\n"
     "  APT_TOKEN=… imgtool build web.toml --from-layer packages\n"
+    "  imgtool build web.toml --arg VERSION=1.5\n"
     "  imgtool build web.toml --secret APT_TOKEN=token.txt\n"
     "  imgtool build lint web.qcow2\n"
     "\n"
@@ -73,10 +84,12 @@ class BuildCommand(click.Command):
 )
 @click.option("--explain", is_flag=True, help="Like --plan, naming the exact inputs that changed.")
 @click.option("--dry-run", is_flag=True, help="The same as --plan.")
+@arg_option
 @click.option("--no-cache", is_flag=True, help="Rebuild every layer.")
 @click.option(
     "--from-layer", type=Word("recipe_layers"), metavar="NAME", help="Rebuild this layer and those after it."
 )
+@click.option("--to-layer", type=Word("recipe_layers"), metavar="NAME", help="Stop after this layer; make no output.")
 @click.option(
     "--on-error",
     type=click.Choice(["clean", "keep", "shell"]),
@@ -105,8 +118,10 @@ def build(
     plan: bool,
     explain: bool,
     dry_run: bool,
+    args_: tuple[str, ...],
     no_cache: bool,
     from_layer: str | None,
+    to_layer: str | None,
     on_error: str,
     secrets: tuple[str, ...],
     layers_: str | None,
@@ -123,7 +138,7 @@ def build(
     from imgtool.cli.fetching import fetcher
     from imgtool.cli.output import emit
 
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(recipe, arguments_of(args_))
     wanted = [name for layer in loaded.recipe.layers for name in layer.secrets]
     values = _secrets(wanted, secrets)
     fetch = fetcher(context)
@@ -133,6 +148,7 @@ def build(
             layers=layers_,
             no_cache=no_cache,
             from_layer=from_layer,
+            to_layer=to_layer,
             force=force,
             fetch=fetch,
             qemu_img=context.qemu_img,
@@ -144,6 +160,7 @@ def build(
         layers=layers_,
         no_cache=no_cache,
         from_layer=from_layer,
+        to_layer=to_layer,
         secrets=values,
         on_error=on_error,  # type: ignore[arg-type]
         decide=_console(context),
@@ -153,6 +170,20 @@ def build(
         qemu_img=context.qemu_img,
     )
     emit(context, built, _built_lines(built))
+
+
+def arguments_of(words: Sequence[str]) -> dict[str, str]:
+    """The arguments that --arg gives. UsageError for a variable that is not set."""
+    from imgtool.image.names import printable
+
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals and name not in os.environ:
+            shown = printable(name)
+            raise UsageError(f"{shown} is not set", hint=f"write --arg {shown}=VALUE, or set it in the environment")
+        found[name] = value if equals else os.environ[name]
+    return found
 
 
 def _secrets(wanted: Sequence[str], given: Sequence[str]) -> dict[str, str]:
@@ -248,9 +279,9 @@ def _built_lines(built: Built) -> Iterator[str]:
     for layer in built.layers:
         how = "cached" if layer.cached else f"{layer.seconds:.1f} s"
         yield f"{layer.name:<20} {layer.key[:12]}  {how:>9}  {short_size(layer.size)}"
-    if built.output is not None:
-        how = "made" if built.output_made else "up to date"
-        yield f"{printable(built.output)}: {how}, {short_size(os.path.getsize(built.output))}"
+    for output in built.outputs:
+        how = "made" if output.made else "up to date"
+        yield f"{printable(output.path)}: {how}, {short_size(output.size)}"
     yield f"{built.seconds:.2f} s, {counted(built.boots, 'VM')} started"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
-from imgtool.cli.build import layers_option
+from imgtool.cli.build import arg_option, arguments_of, layers_option
 from imgtool.cli.context import Context, output_option, pass_context, quiet_option
 from imgtool.cli.options import FILE_NAME, Word
 from imgtool.cli.registry_options import LOGIN, connection_of, registry_options
@@ -87,6 +87,7 @@ def push(
 )
 @click.argument("repository", metavar="REPOSITORY")
 @click.argument("recipe", type=FILE_NAME, metavar="RECIPE")
+@arg_option
 @layers_option
 @registry_options
 @quiet_option
@@ -97,6 +98,7 @@ def pull(
     /,
     repository: str,
     recipe: str,
+    args_: tuple[str, ...],
     layers_: str | None,
     plain_http: bool,
     cert_dir: tuple[str, ...],
@@ -107,7 +109,7 @@ def pull(
 
     The contents of each layer are verified against the repository's record, which anyone who may push there controls.
     """
-    from imgtool.build.base import fetching
+    from imgtool.build.base import fetching, refuse_unknown
     from imgtool.build.engine import trusting
     from imgtool.build.recipe import load_recipe
     from imgtool.build.store import Store
@@ -115,7 +117,8 @@ def pull(
     from imgtool.cli.output import emit
 
     connection = connection_of(plain_http, cert_dir, jobs, retries)
-    store, loaded = Store(layers_), load_recipe(recipe)
+    store, loaded = Store(layers_), load_recipe(recipe, arguments_of(args_))
+    refuse_unknown(loaded)
     with fetching(fetcher(context, connection)), store.using(), trusting(store, loaded):
         found = pull_layers(store, loaded, _repository(repository), connection, context.qemu_img)
     emit(context, found, _lines(found))

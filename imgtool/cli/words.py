@@ -143,16 +143,28 @@ def defects(_: Context, incomplete: str) -> list[CompletionItem]:
 
 def recipe_layers(ctx: Context, incomplete: str) -> list[CompletionItem]:
     """`build --from-layer`"""
+    names = [layer.get("name") for recipe in _recipes(ctx) for layer in recipe.get("layer", ())]
+    return _beginning(incomplete, (name for name in names if isinstance(name, str)))
+
+
+def recipe_arguments(ctx: Context, incomplete: str) -> list[CompletionItem]:
+    """`build --arg NAME=VALUE`"""
+    return _beginning(incomplete, (f"{name}=" for recipe in _recipes(ctx) for name in recipe.get("args", ())))
+
+
+def _recipes(ctx: Context) -> Iterator[dict[str, Any]]:
+    """The recipes on the line, as far as they can be read and look like some."""
     import tomllib
 
-    names = []
     for path in filter(os.path.isfile, _arguments(ctx)):
         try:
             with open(path, "rb") as file:
-                names += [layer.get("name") for layer in tomllib.load(file).get("layer", ())]
-        except (OSError, ValueError, TypeError, AttributeError):
+                found = tomllib.load(file)
+        except (OSError, ValueError):
             continue
-    return _beginning(incomplete, (name for name in names if isinstance(name, str)))
+        layers, arguments = found.get("layer", []), found.get("args", {})
+        if isinstance(arguments, dict) and isinstance(layers, list) and all(isinstance(one, dict) for one in layers):
+            yield found
 
 
 def secret(_: Context, incomplete: str) -> list[CompletionItem]:

@@ -56,8 +56,7 @@ def test_a_recipe_is_read_with_its_files_beside_it(tmp_path: Path) -> None:
     assert recipe.image.size == 8 << 30
     assert recipe.machine.memory.size == 1 << 30
     assert recipe.layers[1].copy[0].from_ == str(tmp_path / "site")
-    assert recipe.output is not None
-    assert recipe.output.path == str(tmp_path / "web.qcow2")
+    assert recipe.outputs[0].path == str(tmp_path / "web.qcow2")
     assert [executor_of(recipe, layer) for layer in recipe.layers] == ["agent"] * 3
 
 
@@ -131,7 +130,15 @@ def test_every_command_knows_its_own_line(tmp_path: Path) -> None:
         ('["nginx -t", "systemctl is-active nginx"]', "[]", 28, "a check that runs nothing", "run ="),
         ("[machine]", "[[machine]]", 6, "machine is a table", None),
         ("[[check]]", "[check]", 28, "check is a list of tables", "write [[check]]"),
-        ("[output]", "[[output]]", 31, "output is one table", "write [output]"),
+        ("[image]", "[[image]]", 1, "image is one table", "write [image]"),
+        ("[output]", '[[output]]\npath = "./web.qcow2"\n[[output]]', 34, "two outputs are web.qcow2", "another name"),
+        (
+            "[output]",
+            '[[output]]\npath = "a"\nformat = "q"\n[[output]]',
+            33,
+            "output[0].format cannot be 'q'",
+            "qcow2",
+        ),
         (
             'run = ["systemctl enable nginx"]',
             '[layer.fetch]\nfrom = "/a"\nto = "a"',
