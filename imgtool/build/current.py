@@ -12,9 +12,8 @@ from imgtool.build.keys import plain
 from imgtool.build.memory import identity
 from imgtool.build.recipe import Loaded, Output
 from imgtool.build.records import Record
+from imgtool.image.manifest import SUFFIX
 from imgtool.qemu.img_types import OptionValue
-
-MANIFEST_SUFFIX = ".manifest.json"
 
 
 def made_of(loaded: Loaded, output: Output, base: Base, content: str) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def is_current(record: Record, path: str, wanted: Mapping[str, Any]) -> bool:
     if made is None or made.made_of != wanted:
         return False
     try:
-        return identity(os.stat(path)) == made.identity and os.path.exists(path + MANIFEST_SUFFIX)
+        return identity(os.stat(path)) == made.identity and os.path.exists(path + SUFFIX)
     except OSError:
         return False
 

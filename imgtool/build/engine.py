@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from imgtool.build.base import base_path, parents, refuse_unknown
-from imgtool.build.current import MANIFEST_SUFFIX, is_current, is_thin, made_of
+from imgtool.build.current import is_current, is_thin, made_of
 from imgtool.build.keys import KeyDocument, inert, plain
 from imgtool.build.memory import Memory
 from imgtool.build.plan import BuildPlan, Choice, Inputs, gather, is_fresh, make_plan, why_missed
@@ -28,6 +28,7 @@ from imgtool.build.store import Layer, Store
 from imgtool.build.target import check_output, refuse_replacing
 from imgtool.build.watcher import Watcher
 from imgtool.errors import ConfigError
+from imgtool.image.manifest import SUFFIX
 from imgtool.image.names import printable
 from imgtool.image.policy import current, in_force
 from imgtool.qemu.qemu_img import QemuImg
@@ -324,7 +325,7 @@ class _Build:
                     path=output.path,
                     format=output.format,
                     made=made,
-                    manifest=output.path + MANIFEST_SUFFIX,
+                    manifest=output.path + SUFFIX,
                     size=os.path.getsize(output.path),
                 )
             )

@@ -12,7 +12,7 @@ import msgspec
 
 from imgtool._version import __version__
 from imgtool.build.base import Base
-from imgtool.build.current import MANIFEST_SUFFIX, compression_of, is_thin, made_of, options_of
+from imgtool.build.current import compression_of, is_thin, made_of, options_of
 from imgtool.build.guest import Start, Starter, kinds_used
 from imgtool.build.layers import Ground
 from imgtool.build.memory import file_sha256, identity
@@ -25,6 +25,7 @@ from imgtool.build.watcher import Watcher
 from imgtool.chain.content import digest_of
 from imgtool.errors import ImageFormatError, ImgtoolError
 from imgtool.image import remembered
+from imgtool.image.manifest import SUFFIX
 from imgtool.image.names import pasted, printable
 from imgtool.image.whole import write_whole
 from imgtool.operations.anchoring import add_anchor
@@ -147,7 +148,7 @@ def make_result(making: Making) -> BuiltOutput:
     if is_thin(output):
         remembered.remember(output.path, making.base.path)
     os.chmod(output.path, 0o444)  # where it replaced something it got the mode of that
-    write_whole(output.path + MANIFEST_SUFFIX, encode(manifest), durable=True)
+    write_whole(output.path + SUFFIX, encode(manifest), durable=True)
     return BuiltOutput(
         path=output.path,
         identity=identity(os.stat(output.path)),
@@ -254,9 +255,7 @@ def _try_out(making: Making, hidden: str) -> None:
     except StepFailed as error:
         if error.hint is None and recipe.layers:
             layer = pasted(f"{loaded.path}@{recipe.layers[-1].name}")
-            error.hint = (
-                f"`imgtool boot {layer}` boots the same disk, to look into; nothing that is written there stays"
-            )
+            error.hint = f"`imgtool boot {layer}` boots the same disk, to look into"
         raise
     finally:
         guest.kill()

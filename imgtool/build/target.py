@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from imgtool.build.base import Base, disk_size
-from imgtool.build.current import MANIFEST_SUFFIX, compression_of, options_of
+from imgtool.build.current import compression_of, options_of
 from imgtool.build.inputs import excluded
 from imgtool.build.keys import PLACES
 from imgtool.build.recipe import Loaded, Output
 from imgtool.errors import CommandError, ConfigError, RefusedError
 from imgtool.image.links import is_below
+from imgtool.image.manifest import SUFFIX
 from imgtool.image.names import printable
 from imgtool.qemu.img_help import option_help
 from imgtool.qemu.img_types import OptionValue
@@ -107,7 +108,7 @@ class _Wanted(NamedTuple):
                     continue
                 without = excluded(copy)
                 inside = os.path.relpath(place, folder)
-                if without is not None and without(inside) and without(inside + MANIFEST_SUFFIX):
+                if without is not None and without(inside) and without(inside + SUFFIX):
                     continue
                 problem = f"the output would be a part of {printable(copy.from_)}, which is copied into it"
                 hint = f'put it elsewhere, or leave it out: exclude = ["/{printable(inside)}*"]'

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 @click.option("--flatten", is_flag=True, help="Push one layer: the whole disk as a standalone qcow2.")
 @click.option("-c", "--compress", is_flag=True, help="With --flatten: compress it.")
 @click.option("--no-content-digest", is_flag=True, help="Leave out the digest of the disk's contents.")
-@click.option("--recipe-digest", metavar="DIGEST", help="The digest of the recipe the image was built from.")
+@click.option(
+    "--recipe-digest",
+    metavar="DIGEST",
+    help="The digest of the recipe the image was built from.  [default: what `build` wrote beside it]",
+)
 @annotation_option
 @force_option("Even if an image of the chain is damaged, or its parent has changed since it was made.")
 @registry_options
@@ -57,7 +61,8 @@ def push(
 ) -> None:
     """Push IMAGE with its chain, one layer per image, as REF (HOST[:PORT]/NAME[:TAG]).
 
-    Layers that the registry has are not sent again; an interrupted push resumes where it stopped.
+    Layers that the registry has are not sent again; an interrupted push resumes where it stopped. The labels of the
+    recipe that an image was built from become annotations.
     """
     from imgtool.publish.oci.push import PushRequest
 

@@ -21,6 +21,7 @@ from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
 from imgtool.errors import UsageError
+from imgtool.image.manifest import provenance_of
 from imgtool.image.names import PathLike
 from imgtool.image.names import absolute as absolute_path
 from imgtool.operations.plan import Plan, Touched
@@ -189,7 +190,9 @@ class ContainerDiskRequest:
 
     def _annotations(self, virtual_size: int, content: str) -> dict[str, str]:
         said = {FORMAT: self.disk_format, VIRTUAL_SIZE: str(virtual_size), CONTENT_DIGEST: content}
-        return said | self.annotations
+        built = provenance_of(self.path)
+        labels = built.labels if built is not None and built.content == content else {}
+        return {**labels, **said, **self.annotations}
 
     def _send(self, layer: Descriptor, blob: Blob, annotations: Mapping[str, str], meter: Meter) -> str:
         content, described = describe(image_config(layer.digest, self.architecture), IMAGE_CONFIG)

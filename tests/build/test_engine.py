@@ -500,6 +500,42 @@ def test_an_output_in_a_folder_that_is_copied_is_left_out_of_it(bench: Bench) ->
     assert (cached(again), again.output_made) == ("cached cached cached", False)
 
 
+OUTPUTS = """\
+[[check]]
+run = ["it works"]
+
+[[output]]
+path = "web-1.qcow2"
+
+[[output]]
+path = "web-1.raw"
+format = "raw"
+"""
+
+
+def test_one_build_makes_the_image_in_several_formats(bench: Bench) -> None:
+    text = RECIPE.replace('[output]\npath = "web-1.qcow2"\n', OUTPUTS)
+    built = bench.builder().build(bench.recipe(text))
+    qcow2, raw = (bench.folder / "web-1.qcow2", bench.folder / "web-1.raw")
+    assert [(output.path, output.format, output.made) for output in built.outputs] == [
+        (str(qcow2), "qcow2", True),
+        (str(raw), "raw", True),
+    ]
+    assert (built.output, built.manifest, built.boots) == (str(qcow2), f"{qcow2}.manifest.json", 2)
+    assert bench.behaviour.commands.count("it works") == 1, "both hold the same disk"
+    assert bench.qemu_img.compare(qcow2, raw).identical
+    manifest = decode(Path(f"{raw}.manifest.json").read_bytes(), ImageManifest)
+    assert (manifest.file, manifest.format, manifest.size) == ("web-1.raw", "raw", 1 << 20)
+    again = bench.builder().build(bench.recipe(text))
+    assert [output.made for output in again.outputs] == [False, False]
+    before = state_of(qcow2)
+    raw.unlink()
+    assert bench.builder().plan(bench.recipe(text)).output == "make"
+    again = bench.builder().build(bench.recipe(text))
+    assert ([output.made for output in again.outputs], again.boots) == ([False, True], 0)
+    assert state_of(qcow2) == before
+
+
 def test_a_value_that_an_option_cannot_have_is_said_with_its_line_and_what_it_can_be(bench: Bench) -> None:
     options = 'path = "web-1.qcow2"\n[output.options]\nrefcount_bits = "16"\nlazy_refcounts = "maybe"'
     text = RECIPE.replace('path = "web-1.qcow2"', options)
@@ -672,8 +708,10 @@ def test_a_wait_is_tried_until_it_succeeds_or_too_late(bench: Bench) -> None:
 def test_a_check_that_fails_keeps_the_image_back(bench: Bench) -> None:
     text = RECIPE.replace("[output]", '[[check]]\nrun = ["look at it"]\n\n[output]')
     bench.behaviour.fails = lambda command: 3 if command == "look at it" else None
-    with pytest.raises(StepFailed, match=r"web\.toml:18: a check: `look at it` ended with exit status 3"):
+    with pytest.raises(StepFailed, match=r"web\.toml:18: a check: `look at it` ended with exit status 3") as caught:
         bench.builder().build(bench.recipe(text))
+    place = bench.folder / "web.toml@three"
+    assert caught.value.hint == f"`imgtool boot {place}` boots the same disk, to look into"
     assert sorted(os.listdir(bench.folder)) == ["base.qcow2", "cache", "layers", "web.toml"]
     assert [one.throwaway for one in bench.behaviour.starts] == [False, True]
     bench.behaviour.fails = lambda _: None

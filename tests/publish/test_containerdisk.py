@@ -84,6 +84,20 @@ def test_a_layout_holds_the_disk_and_nothing_else(
     assert {f"sha256:{blob}" for blob in os.listdir(elsewhere / "layout" / "blobs" / "sha256")} == referenced
 
 
+def test_the_labels_of_its_recipe_are_annotations(chain: Images, elsewhere: Path) -> None:
+    web = chain / "web.qcow2"
+    built = {
+        "size": web.stat().st_size,
+        "content": digest_of(web),
+        "recipe-sha256": "ab" * 32,
+        "labels": {"org.opencontainers.image.version": "1.4"},
+    }
+    Path(f"{web}.manifest.json").write_text(json.dumps(built))
+    export_containerdisk(web, layout=elsewhere / "layout")
+    annotations = Layout(elsewhere / "layout").manifest("latest")["annotations"]
+    assert annotations["org.opencontainers.image.version"] == "1.4"
+
+
 def test_the_same_disk_is_the_same_image(chain: Images, elsewhere: Path) -> None:
     first = export_containerdisk(chain / "web.qcow2", layout=elsewhere / "one", compress=True)
     os.utime(chain / "web.qcow2", (1, 1))

@@ -280,6 +280,37 @@ def test_annotations_say_what_the_image_is(chain: Images, registry: RegistryServ
     assert base["annotations"]["io.imgtool.content-digest"] == digest_of(chain / "base.qcow2")
 
 
+def test_what_a_recipe_says_of_its_image_goes_with_it(
+    chain: Images, registry: RegistryServer, repository: str
+) -> None:
+    """Unless the manifest is that of another disk: of an older build, or of an image that was written to."""
+    web = chain / "web.qcow2"
+    built = {
+        "size": web.stat().st_size,
+        "content": digest_of(web),
+        "recipe-sha256": "ab" * 32,
+        "labels": {"org.opencontainers.image.version": "1.4", "io.imgtool.format": "mine"},
+        "checks": [],
+    }
+    beside = Path(f"{web}.manifest.json")
+    beside.write_text(json.dumps(built))
+    own = {
+        "io.imgtool.format": "qcow2",
+        "io.imgtool.virtual-size": str(16 << 20),
+        "io.imgtool.content-digest": built["content"],
+        "io.imgtool.recipe-digest": f"sha256:{'ab' * 32}",
+    }
+    said = {"org.example.team": "a", "org.opencontainers.image.version": "1.5"}
+    manifest = registry_manifest(registry, push(web, repository, annotations=said).digest)
+    assert manifest["annotations"] == {**own, **said}
+    labels = json.loads(registry.blob_file(manifest["config"]["digest"]).read_bytes())["config"]["Labels"]
+    assert labels == {**own, "org.opencontainers.image.version": "1.4"}
+    for other in ({**built, "size": 1}, {**built, "content": "imgtool1:0"}, {}):
+        beside.write_text(json.dumps(other))
+        annotations = registry_manifest(registry, push(web, repository).digest)["annotations"]
+        assert sorted(annotations) == ["io.imgtool.content-digest", "io.imgtool.format", "io.imgtool.virtual-size"]
+
+
 def registry_manifest(registry: RegistryServer, digest: str) -> Any:
     return json.loads(registry.blob_file(digest).read_bytes())
 

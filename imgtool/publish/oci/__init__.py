@@ -28,5 +28,6 @@ Annotations of the manifest, which are labels of the config too, and where it sa
 | `io.imgtool.content-digest` | `imgtool1:…`, what a guest reads: see `imgtool.qemu.digest`; of layers where known |
 | `io.imgtool.parent-digest` | of layers: the digest of the layer beneath |
 | `io.imgtool.recipe-digest` | what the image was built from, where it was built by a recipe |
+| others | the labels of the recipe, and those that `--annotation` gives |
 | `org.opencontainers.image.title` | of layers: the file's name, which other clients save it under |
 """

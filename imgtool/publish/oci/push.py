@@ -15,6 +15,7 @@ from imgtool.chain.encryption import refuse_encrypted
 from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
 from imgtool.errors import RefusedError, UsageError
+from imgtool.image.manifest import Provenance, provenance_of
 from imgtool.image.names import PathLike, printable
 from imgtool.image.names import absolute as absolute_path
 from imgtool.operations.plan import Plan, Touched
@@ -188,19 +189,21 @@ class PushRequest:
 
     def _send(self, layers: Sequence[Layer], meter: Meter) -> Pushed:
         top = layers[-1]
+        built = self._built(top)
         config = Config(
             schema=1,
             format=top.format,
             virtual_size=top.virtual_size,
             layers=tuple(layer.config() for layer in layers),
             content_digest=top.content,
-            recipe_digest=self.recipe_digest,
+            recipe_digest=self._recipe_digest(built),
         )
-        annotations = {FORMAT: top.format, VIRTUAL_SIZE: str(top.virtual_size)}
+        annotations = {} if built is None else dict(built.labels)
+        annotations |= {FORMAT: top.format, VIRTUAL_SIZE: str(top.virtual_size)}
         if top.content is not None:
             annotations[CONTENT_DIGEST] = top.content
-        if self.recipe_digest is not None:
-            annotations[RECIPE_DIGEST] = self.recipe_digest
+        if config.recipe_digest is not None:
+            annotations[RECIPE_DIGEST] = config.recipe_digest
         rootfs = Rootfs(diff_ids=tuple(layer.digest for layer in layers))
         document = ImageConfig(image=config, config=Labels(labels=annotations), rootfs=rootfs)
         content, described = describe(document, IMAGE_CONFIG)
@@ -228,6 +231,16 @@ class PushRequest:
             content_digest=top.content,
             notes=tuple(self.notes),
         )
+
+    def _built(self, top: Layer) -> Provenance | None:
+        """What the manifest beside the image says, if it is of that disk."""
+        found = provenance_of(self.path)
+        return found if found is not None and found.content == top.content else None
+
+    def _recipe_digest(self, built: Provenance | None) -> str | None:
+        if self.recipe_digest is not None or built is None:
+            return self.recipe_digest
+        return f"sha256:{built.recipe_sha256}"
 
 
 def publish(
@@ -310,7 +323,8 @@ def push(
     (`HOST[:PORT]/NAME[:TAG]`).
 
     With `content` what a guest reads is digested and recorded, which reads the whole disk once. `annotations` are
-    added to the manifest's. Raises as `guard` does; RefusedError for a chain that is damaged or whose parents changed
+    added to the manifest's, as are the labels of a recipe that built it, with its digest, where `recipe_digest` names
+    no other. Raises as `guard` does; RefusedError for a chain that is damaged or whose parents changed
     (not with `force`), or whose images cannot be layers; RegistryError when the registry does not take it: run again,
     it resumes where it stopped.
     """
