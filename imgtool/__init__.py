@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from imgtool.operations.repair import repair as repair
     from imgtool.operations.reset import reset as reset
     from imgtool.operations.shorten import shorten as shorten
+    from imgtool.publish.buildcache import LayerCache as LayerCache
     from imgtool.publish.containerdisk import export_containerdisk as export_containerdisk
     from imgtool.publish.mount import mount as mount
     from imgtool.publish.mount import unmount as unmount
@@ -182,6 +183,7 @@ _HOMES = {
     "imgtool.operations.repair": ("repair",),
     "imgtool.operations.reset": ("reset",),
     "imgtool.operations.shorten": ("shorten",),
+    "imgtool.publish.buildcache": ("LayerCache",),
     "imgtool.publish.containerdisk": ("export_containerdisk",),
     "imgtool.publish.mount": ("mount", "unmount"),
     "imgtool.publish.oci.connection": ("Connection",),

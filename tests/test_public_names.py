@@ -67,6 +67,7 @@ PUBLIC = [
     "trusting",
     "read_header",
     "ImageOpts",
+    "LayerCache",
     "Limits",
     "Programs",
     "QemuImg",

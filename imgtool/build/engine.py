@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -27,7 +27,7 @@ from imgtool.build.session import Decide, OnError, Session, Tools
 from imgtool.build.store import Layer, Store
 from imgtool.build.target import check_output, refuse_replacing
 from imgtool.build.watcher import Watcher
-from imgtool.errors import ConfigError
+from imgtool.errors import ConfigError, ImgtoolError
 from imgtool.image.manifest import SUFFIX
 from imgtool.image.names import printable
 from imgtool.image.policy import current, in_force
@@ -36,6 +36,7 @@ from imgtool.qemu.qemu_img import QemuImg
 if TYPE_CHECKING:
     from imgtool.build.guest import Starter
     from imgtool.build.layers import Ground
+    from imgtool.build.sharing import Cache
 
 
 class LayerResult(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -55,6 +56,8 @@ class LayerResult(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """It took, now or when it was made."""
     size: int
     """Bytes of its overlay's file."""
+    pulled: bool = False
+    """It came from the cache that machines share."""
 
 
 class OutputResult(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -110,8 +113,11 @@ class Builder:
         on_error: OnError = "clean",
         decide: Decide = lambda _: "give-up",
         force: bool = False,
+        cache_from: Cache | None = None,
+        cache_to: Cache | None = None,
     ) -> None:
-        """`secrets` are values by name. `force` replaces an output although images stand on it."""
+        """`secrets` are values by name. `force` replaces an output although images stand on it. Layers that are not
+        in the store are looked for in `cache_from`, and all that the image has go to `cache_to`."""
         self.tools = Tools(
             store=store,
             qemu_img=qemu_img,
@@ -122,6 +128,8 @@ class Builder:
             on_error=on_error,
             decide=decide,
             force=force,
+            cache_from=cache_from,
+            cache_to=cache_to,
         )
 
     def plan(self, loaded: Loaded, choice: Choice = Choice()) -> BuildPlan:  # noqa: B008 - it is frozen
@@ -144,12 +152,27 @@ class Builder:
             stack.enter_context(self.tools.store.using())
             refuse_unknown(loaded)
             self.tools.store.clear_stale()
+            builds = []
             for below in parents(loaded):
                 self.tools.watcher.note(f"{printable(below.path)} first")
                 with trusting(self.tools.store, below):
-                    _Build(self.tools, below, Choice()).run()
+                    builds.append(_Build(self.tools, below, Choice()).run())
             with trusting(self.tools.store, loaded):
-                return _Build(self.tools, loaded, choice).run()
+                builds.append(_Build(self.tools, loaded, choice).run())
+            self._share([layer.folder for built in builds for layer in built.layers])
+            return builds[-1]
+
+    def _share(self, folders: list[str]) -> None:
+        """Pushes the layers in these folders to the cache that other machines look into."""
+        cache, store = self.tools.cache_to, self.tools.store
+        if cache is None:
+            return
+        from imgtool.build.sharing import push_layers
+
+        self.tools.watcher.note(f"layers go to {cache.name}")
+        pushed = push_layers(store, [layer for folder in folders if (layer := store.layer(folder))], cache)
+        count = sum(layer.state == "pushed" for layer in pushed)
+        self.tools.watcher.note(f"{count} of {len(pushed)} layers were not there yet")
 
 
 def _refuse_replacing(tools: Tools, loaded: Loaded) -> None:
@@ -211,14 +234,15 @@ class _Build:
             document = self.inputs.document(number, content, self.tools.memory)
             key = document.key()
             with self._claimed(key, number):
-                layer, cached = self._layer(number, document, below)
+                layer, how = self._layer(number, document, below)
             manifest = layer.manifest
             results.append(
                 (
                     LayerResult(
                         name=self.recipe.layers[number].name,
                         key=key,
-                        cached=cached,
+                        cached=how != "built",
+                        pulled=how == "pulled",
                         folder=layer.folder,
                         content=manifest.content,
                         seconds=manifest.seconds,
@@ -236,21 +260,26 @@ class _Build:
             key, lambda: self.watcher.note(f"another build is making the layer {name}: waiting for it")
         )
 
-    def _layer(self, number: int, document: KeyDocument, below: Layer | None) -> tuple[Layer, bool]:
-        """The layer of this key, and whether it was there. Called with the key held."""
+    def _layer(
+        self, number: int, document: KeyDocument, below: Layer | None
+    ) -> tuple[Layer, Literal["found", "pulled", "built"]]:
+        """The layer of this key, and where it comes from. Called with the key held."""
         wanted = self.recipe.layers[number]
         key = document.key()
         total = self.last + 1
         forced = self.choice.forces(self.loaded, number)
         found = None if forced else self.store.find(key)
+        stale = found is not None
+        pulled = None if forced or stale else self._pulled(number, document, below)
+        found = found or pulled
         if found is not None and is_fresh(found, inert(wanted)):
             # What the guest wrote meanwhile, if it runs, stands on another copy of the layer beneath.
             self.session.end_guest()
             self.watcher.hit(number, total, wanted.name, key)
             self._deliver(number, found)
             self._note(number, document, found)
-            return found, True
-        why = why_missed(self.inputs, number, document, forced=forced, stale=found is not None)
+            return found, "found" if pulled is None else "pulled"
+        why = why_missed(self.inputs, number, document, forced=forced, stale=stale)
         if not self.looked_ahead:
             self._look_ahead(number)
         self.watcher.start(number, total, wanted.name, key, "; ".join(why))
@@ -260,7 +289,25 @@ class _Build:
         self._deliver(number, layer)
         self._note(number, document, layer)
         self.watcher.done(wanted.name, layer.manifest.seconds, layer.manifest.size)
-        return layer, False
+        return layer, "built"
+
+    def _pulled(self, number: int, document: KeyDocument, below: Layer | None) -> Layer | None:
+        """The layer from the cache that machines share. What is wrong with that stops no build."""
+        cache = self.tools.cache_from
+        if cache is None or self.looked_ahead:  # nobody else stands on what was just built
+            return None
+        from imgtool.build.sharing import bring
+
+        name = self.recipe.layers[number].name
+        try:
+            item = cache.find(document.key())
+            if item is None:
+                return None
+            self.watcher.note(f"the layer {name} comes from {cache.name}")
+            return bring(cache, item, self.store, self.inputs, number, document, below, self.tools.qemu_img)
+        except ImgtoolError as error:
+            self.watcher.note(f"the layer {name} is not taken from {cache.name}: {error.message}")
+            return None
 
     def _deliver(self, number: int, layer: Layer) -> None:
         wanted = self.recipe.layers[number]

@@ -18,6 +18,7 @@ from imgtool.qemu.qemu_img import QemuImg
 
 if TYPE_CHECKING:
     from imgtool.build.guest import Guest, Start
+    from imgtool.build.sharing import Cache
 
 
 def build_image(
@@ -32,6 +33,8 @@ def build_image(
     on_error: OnError = "clean",
     decide: Decide = lambda _: "give-up",
     force: bool = False,
+    cache_from: Cache | None = None,
+    cache_to: Cache | None = None,
     watcher: Watcher | None = None,
     fetch: Fetch | None = None,
     qemu_img: QemuImg | None = None,
@@ -43,7 +46,8 @@ def build_image(
     layer, `from_layer` that one and those after it; `to_layer` is the last that is built, and no output is made.
     `secrets` are values by the names that steps have them under. When a step fails, `on_error` leaves nothing
     ("clean") or the failed overlay ("keep"), or asks `decide` with the guest still running ("shell"). `force`
-    replaces an output although images stand on it.
+    replaces an output although images stand on it. `cache_from` is where layers of other machines are looked for,
+    such as `imgtool.LayerCache("registry.example.org/cache")`, and `cache_to` where this image's go in the end.
     `watcher` is told what goes on. `fetch` brings bases from registries, as `imgtool.fetch` does.
 
     ConfigError, with the line, for a recipe or an input that is wrong, StepFailed for a step that fails, and whatever
@@ -51,7 +55,17 @@ def build_image(
     for the next build.
     """
     choice = Choice(no_cache=no_cache, from_layer=from_layer, to_layer=to_layer)
-    made = _builder(layers, qemu_img, watcher=watcher, secrets=secrets, on_error=on_error, decide=decide, force=force)
+    made = _builder(
+        layers,
+        qemu_img,
+        watcher=watcher,
+        secrets=secrets,
+        on_error=on_error,
+        decide=decide,
+        force=force,
+        cache_from=cache_from,
+        cache_to=cache_to,
+    )
     with _fetching(fetch):
         return made.build(_loaded(recipe, arguments), choice)
 
@@ -84,6 +98,8 @@ def _builder(
     on_error: OnError = "clean",
     decide: Decide = lambda _: "give-up",
     force: bool = False,
+    cache_from: Cache | None = None,
+    cache_to: Cache | None = None,
 ) -> Builder:
     """A Builder that starts real VMs. What starting one takes is loaded when the first one is."""
     store = Store(None if layers is None else absolute(layers))
@@ -103,6 +119,8 @@ def _builder(
         on_error=on_error,
         decide=decide,
         force=force,
+        cache_from=cache_from,
+        cache_to=cache_to,
     )
 
 

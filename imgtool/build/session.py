@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from imgtool.build.guest import Guest, Starter
     from imgtool.build.plan import Inputs
     from imgtool.build.recipe import Loaded, Recipe
+    from imgtool.build.sharing import Cache
 
 OnError = Literal["clean", "keep", "shell"]
 
@@ -43,6 +44,8 @@ class Tools(NamedTuple):
     on_error: OnError
     decide: Decide
     force: bool
+    cache_from: Cache | None
+    cache_to: Cache | None
 
 
 class Session:

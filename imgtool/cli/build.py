@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from imgtool.build.lint import Lint
     from imgtool.build.plan import BuildPlan
     from imgtool.build.session import Decide, Failure
+    from imgtool.publish.buildcache import LayerCache
 
 layers_option = click.option(
     "--layers",
@@ -70,6 +71,7 @@ class BuildCommand(click.Command):
     "  imgtool build web.toml --on-error shell\n"
     "  APT_TOKEN=… imgtool build web.toml --from-layer packages\n"
     "  imgtool build web.toml --arg VERSION=1.5\n"
+    "  imgtool build web.toml --cache-from registry.example.org/cache --cache-to registry.example.org/cache\n"
     "  imgtool build web.toml --secret APT_TOKEN=token.txt\n"
     "  imgtool build lint web.qcow2\n"
     "\n"
@@ -105,6 +107,14 @@ class BuildCommand(click.Command):
     help="Read a secret from FILE or, without FILE, from the environment, where the recipe's secrets are "
     "looked up by default.",
 )
+@click.option(
+    "--cache-from",
+    metavar="REPOSITORY",
+    help="Take layers that are not here from this repository of a registry.",
+)
+@click.option(
+    "--cache-to", metavar="REPOSITORY", help="Push the image's layers to this repository, for other machines."
+)
 @layers_option
 @force_option("Replace the output even if images stand on it.")
 @progress_option
@@ -124,6 +134,8 @@ def build(
     to_layer: str | None,
     on_error: str,
     secrets: tuple[str, ...],
+    cache_from: str | None,
+    cache_to: str | None,
     layers_: str | None,
     force: bool,
 ) -> None:
@@ -165,11 +177,21 @@ def build(
         on_error=on_error,  # type: ignore[arg-type]
         decide=_console(context),
         force=force,
+        cache_from=_cache(cache_from),
+        cache_to=_cache(cache_to),
         watcher=watcher_for(context),
         fetch=fetch,
         qemu_img=context.qemu_img,
     )
     emit(context, built, _built_lines(built))
+
+
+def _cache(repository: str | None) -> LayerCache | None:
+    if repository is None:
+        return None
+    from imgtool.publish.buildcache import LayerCache
+
+    return LayerCache(repository)
 
 
 def arguments_of(words: Sequence[str]) -> dict[str, str]:
@@ -277,7 +299,7 @@ def _built_lines(built: Built) -> Iterator[str]:
     from imgtool.image.names import printable
 
     for layer in built.layers:
-        how = "cached" if layer.cached else f"{layer.seconds:.1f} s"
+        how = "pulled" if layer.pulled else "cached" if layer.cached else f"{layer.seconds:.1f} s"
         yield f"{layer.name:<20} {layer.key[:12]}  {how:>9}  {short_size(layer.size)}"
     for output in built.outputs:
         how = "made" if output.made else "up to date"

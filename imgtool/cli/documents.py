@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from imgtool.build.prune import Kept, Verified
+from imgtool.build.sharing import Shared
 from imgtool.build.store import Manifest
-from imgtool.cli.layers_share import Shared
 from imgtool.machine.control import Status
 from imgtool.machine.doctor import Check
 from imgtool.machine.nets.values import Network

@@ -76,6 +76,31 @@ def _chosen(store: Store, name: str) -> Layer:
     return found[-1]
 
 
+def chosen(store: Store, names: Sequence[str]) -> list[Layer]:
+    """The layers of these names, of which a recipe's (.toml) stands for all that its last build used; all layers
+    where there are no names."""
+    if not names:
+        return store.layers()
+    return [
+        layer
+        for name in names
+        for layer in (_built(store, name) if name.endswith(".toml") else [_chosen(store, name)])
+    ]
+
+
+def _built(store: Store, recipe: str) -> list[Layer]:
+    from imgtool.build.records import last_record
+    from imgtool.image.names import absolute, printable
+
+    record = last_record(store, absolute(recipe))
+    found = [store.layer(built.folder) for built in record.layers] if record is not None else []
+    if not found:
+        raise ImageNotFoundError(
+            f"there are no layers of {printable(recipe)}", hint=f"`imgtool build {printable(recipe)}` makes them"
+        )
+    return [layer for layer in found if layer is not None]
+
+
 @click.command("list", epilog="\b\nExample:\n  imgtool layers list --output json")
 @layers_option
 @quiet_option
@@ -212,14 +237,14 @@ def _tree_lines(found: Sequence[Layer]) -> Iterator[str]:
 @output_option()
 @pass_context
 def verify(context: Context, /, names: tuple[str, ...], quick: bool, layers_: str | None) -> int:
-    """Verify that layers are as they were sealed. The exit status is 3 if one is not."""
+    """Verify that layers are as they were sealed. The exit status is 3 if one is not. A recipe (.toml) stands for the
+    layers of its last build."""
     from imgtool.build.prune import verify as verify_layers
     from imgtool.cli.output import emit
 
     store = _store(layers_)
     with store.using():
-        chosen = [_chosen(store, name) for name in names] if names else store.layers()
-        found = verify_layers(store, chosen, context.qemu_img, quick=quick)
+        found = verify_layers(store, chosen(store, names), context.qemu_img, quick=quick)
     emit(context, found, _verify_lines(found))
     return 3 if any(one.verdict != "whole" for one in found) else 0
 

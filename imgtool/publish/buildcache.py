@@ -17,21 +17,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from imgtool.errors import ImageFormatError
+from imgtool.errors import ImageFormatError, UsageError
 from imgtool.image.header import read_header
-from imgtool.publish.archive import archive_of
-from imgtool.publish.oci.connection import Connection
+from imgtool.publish.archive import archive_of, unpack
+from imgtool.publish.oci.connection import DEFAULT, Connection
 from imgtool.publish.oci.errors import DigestError, RegistryError, RegistryNotFoundError
 from imgtool.publish.oci.known import Known
 from imgtool.publish.oci.layers import layer_blob, layer_name
 from imgtool.publish.oci.parallel import Meter
 from imgtool.publish.oci.push import publish
-from imgtool.publish.oci.reference import Reference
-from imgtool.publish.oci.transfer import download
+from imgtool.publish.oci.reference import parse_reference
+from imgtool.publish.oci.transfer import download, downloading
 from imgtool.publish.oci.values import LAYER, Descriptor, checked_manifest, decode, describe
 
 CONFIG = "application/vnd.imgtool.build-layer.v1+json"
@@ -58,76 +59,127 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     image: Descriptor
     files: Descriptor
 
+    @property
+    def below(self) -> str:
+        return self.layer.below
 
-def find(repository: Reference, key: str, connection: Connection) -> Found | None:
-    """The build layer of this key; None when the repository has none. RegistryError when what it has is no such."""
-    reference = repository._replace(tag=key, digest=None)
-    registry = connection.open(reference)
-    try:
-        content, _, _ = registry.manifest(key)
-    except RegistryNotFoundError:
-        return None
-    manifest = checked_manifest(content, f"the manifest of {reference}")
-    kinds = tuple(descriptor.media_type for descriptor in manifest.layers)
-    if manifest.config.media_type != CONFIG or kinds != (IMAGE, FILES):
-        raise RegistryError(f"{reference} is no layer of a build")
-    layer = decode(registry.document(manifest.config), CachedLayer, f"the config of {reference}")
-    if layer.key != key:
-        raise RegistryError(f"{reference} is the layer of another key")
-    return Found(layer=layer, image=manifest.layers[0], files=manifest.layers[1])
+    @property
+    def content(self) -> str:
+        return self.layer.content
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return self.layer.document
+
+    @property
+    def size(self) -> int:
+        """Bytes that are to be fetched."""
+        return self.image.size + self.files.size
 
 
-def push_layer(
-    repository: Reference,
-    layer: CachedLayer,
-    image: str,
-    folder: str,
-    files: list[str],
-    *,
-    connection: Connection,
-    known: Known | None = None,
-) -> int:
-    """Pushes the overlay `image` and what is there of `files` in `folder`. Returns the bytes that were sent."""
-    known = known or Known()
-    registry = connection.open(repository._replace(tag=layer.key, digest=None))
-    with contextlib.ExitStack() as stack:
-        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, fd)
-        blobs = []
-        header = read_header(fd, format="qcow2")
-        for kind, blob in (
-            (IMAGE, layer_blob(fd, header, f"sha256:{layer.below}")),
-            (FILES, archive_of(stack, folder, files)),
-        ):
-            blobs.append((Descriptor(media_type=kind, digest=blob.digest(), size=blob.size), blob))
-        content, described = describe(layer, CONFIG)
-        _, states = publish(
-            registry,
-            blobs,
-            (described, content),
-            annotations={},
-            known=known,
-            jobs=connection.jobs,
-            meter=Meter(0, None),
-        )
+class LayerCache:
+    """A repository of a registry (`HOST[:PORT]/NAME`) that keeps layers for other machines: the `cache` of
+    `build_image`.
+
+    UsageError for what names no repository; its methods raise RegistryError when the registry cannot be reached, or
+    has something else than it says.
+    """
+
+    def __init__(self, repository: str, *, connection: Connection = DEFAULT) -> None:
+        """`repository` has no tag; `connection` says how its registry is reached. Nothing is sent yet."""
+        self.reference = parse_reference(repository)
+        if self.reference.digest is not None or ":" in repository.rpartition("/")[2]:
+            raise UsageError("a repository has no tag here: layers go under their keys", hint="HOST[:PORT]/NAME")
+        self.connection = connection
+
+    @property
+    def name(self) -> str:
+        """`HOST[:PORT]/NAME`"""
+        return self.reference.repository
+
+    def find(self, key: str) -> Found | None:
+        """The build layer of this key; None when the repository has none."""
+        reference = self.reference._replace(tag=key, digest=None)
+        registry = self.connection.open(reference)
+        try:
+            content, _, _ = registry.manifest(key)
+        except RegistryNotFoundError:
+            return None
+        manifest = checked_manifest(content, f"the manifest of {reference}")
+        kinds = tuple(descriptor.media_type for descriptor in manifest.layers)
+        if manifest.config.media_type != CONFIG or kinds != (IMAGE, FILES):
+            raise RegistryError(f"{reference} is no layer of a build")
+        layer = decode(registry.document(manifest.config), CachedLayer, f"the config of {reference}")
+        if layer.key != key:
+            raise RegistryError(f"{reference} is the layer of another key")
+        return Found(layer=layer, image=manifest.layers[0], files=manifest.layers[1])
+
+    def fetch(self, item: Found, folder: str, image: str, *, scratch: str, files: Sequence[str]) -> None:
+        """The overlay becomes the file `image` in `folder`, and what came with it those of `files` there. What was
+        fetched in part stays in `scratch` for the next attempt.
+
+        DigestError when they are not those; RegistryError when the overlay is not what is said of it."""
+        registry = self.connection.open(self.reference._replace(tag=item.layer.key, digest=None))
+        parts = [_part(scratch, one) for one in (item.image, item.files)]
+        with downloading(parts[0]) as overlay, downloading(parts[1]) as archive:
+            download(registry, item.image, overlay, lambda _: None)
+            download(registry, item.files, archive, lambda _: None)
+            _check(overlay, item.layer)
+            unpack(parts[1], folder, list(files))
+            os.unlink(parts[1])
+            os.rename(parts[0], os.path.join(folder, image))
+
+    def push(
+        self,
+        key: str,
+        image: str,
+        *,
+        below: str,
+        content: str,
+        virtual_size: int,
+        document: dict[str, Any],
+        files: Sequence[str],
+    ) -> int:
+        """Puts the overlay `image` and what is there of `files` beside it under a key; the bytes that were sent."""
+        layer = CachedLayer(key=key, below=below, content=content, virtual_size=virtual_size, document=document)
+        registry = self.connection.open(self.reference._replace(tag=key, digest=None))
+        with contextlib.ExitStack() as stack:
+            fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            blobs = []
+            for kind, blob in (
+                (IMAGE, layer_blob(fd, read_header(fd, format="qcow2"), f"sha256:{below}")),
+                (FILES, archive_of(stack, os.path.dirname(image), list(files))),
+            ):
+                blobs.append((Descriptor(media_type=kind, digest=blob.digest(), size=blob.size), blob))
+            described = describe(layer, CONFIG)
+            _, states = publish(
+                registry,
+                blobs,
+                (described[1], described[0]),
+                annotations={},
+                known=Known(),
+                jobs=self.connection.jobs,
+                meter=Meter(0, None),
+            )
         return sum(blob.size for descriptor, blob in blobs if states[descriptor.digest] == "uploaded")
 
 
-def fetch_layer(repository: Reference, found: Found, image: int, files: int, connection: Connection) -> None:
-    """Fetches the overlay and the archive of a build layer into the files open at `image` and `files`.
+def _part(scratch: str, descriptor: Descriptor) -> str:
+    return os.path.join(scratch, f".imgtool-{descriptor.digest.replace(':', '-')[:48]}.part")
 
-    DigestError when they are not those; RegistryError when the overlay is not what is said of it."""
-    registry = connection.open(repository._replace(tag=found.layer.key, digest=None))
-    download(registry, found.image, image, lambda _: None)
-    download(registry, found.files, files, lambda _: None)
+
+def _check(overlay: int, layer: CachedLayer) -> None:
+    """That the overlay open there is the one that `layer` describes, and reads nothing but that and what it stands
+    on."""
     try:
-        header = read_header(image, format="qcow2")
+        header = read_header(overlay, format="qcow2")
     except ImageFormatError as error:
-        raise RegistryError(f"the layer {found.layer.key}: {error.message}") from error
+        raise RegistryError(f"the layer {layer.key}: {error.message}") from error
     if (
-        header.backing != layer_name(found.layer.below)
-        or header.virtual_size != found.layer.virtual_size
+        header.backing != layer_name(layer.below)
+        or header.virtual_size != layer.virtual_size
         or header.data_file is not None
         or getattr(header.details, "external_data", False)
     ):
-        raise DigestError(f"the overlay of the layer {found.layer.key} is not what is said of it")
+        raise DigestError(f"the overlay of the layer {layer.key} is not what is said of it")

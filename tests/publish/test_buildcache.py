@@ -11,16 +11,17 @@ import pytest
 
 from imgtool.build.base import fetching
 from imgtool.build.engine import trusting
+from imgtool.build.plan import Choice
 from imgtool.build.prune import verify
+from imgtool.build.sharing import Shared, pull_layers, push_layers
 from imgtool.build.store import Layer, Store
-from imgtool.cli.layers_share import Shared, pull_layers, push_layers
-from imgtool.errors import ConfigError, UsageError
+from imgtool.build.watcher import Watcher
+from imgtool.errors import ConfigError, ImageFormatError, UsageError
 from imgtool.publish.archive import archive, archive_of, file_entry, unpack
-from imgtool.publish.oci.connection import DEFAULT
-from imgtool.publish.oci.errors import DigestError, RegistryError
+from imgtool.publish.buildcache import LayerCache
+from imgtool.publish.oci.errors import RegistryError
 from imgtool.publish.oci.fetch import fetch
 from imgtool.publish.oci.push import push
-from imgtool.publish.oci.reference import parse_reference
 from tests.build.conftest import Bench
 from tests.conftest import Images
 from tests.publish.registries import RegistryServer
@@ -75,21 +76,15 @@ def states(shared: list[Shared]) -> str:
 def pulled(bench: Bench, repository: str, recipe: str = RECIPE) -> list[Shared]:
     loaded = bench.recipe(recipe)
     with bench.store.using(), trusting(bench.store, loaded):
-        return pull_layers(bench.store, loaded, parse_reference(repository), DEFAULT, bench.qemu_img)
+        return pull_layers(bench.store, loaded, LayerCache(repository), bench.qemu_img)
 
 
 def test_what_one_machine_built_another_only_fetches(benches: tuple[Bench, Bench], registry: RegistryServer) -> None:
     first, second = benches
     repository = f"{registry.host}/cache/shared"
     first.builder().build(first.recipe(RECIPE))
-    assert (
-        states(push_layers(first.store, first.store.layers(), parse_reference(repository), DEFAULT))
-        == "pushed pushed"
-    )
-    assert (
-        states(push_layers(first.store, first.store.layers(), parse_reference(repository), DEFAULT))
-        == "present present"
-    )
+    assert states(push_layers(first.store, first.store.layers(), LayerCache(repository))) == "pushed pushed"
+    assert states(push_layers(first.store, first.store.layers(), LayerCache(repository))) == "present present"
     assert states(pulled(second, repository)) == "pulled pulled"
     assert states(pulled(second, repository)) == "present present"
     built = second.builder().build(second.recipe(RECIPE))
@@ -108,7 +103,7 @@ def test_the_layers_before_one_that_changed_are_fetched(
     first, second = benches
     repository = f"{registry.host}/cache/changed"
     first.builder().build(first.recipe(RECIPE))
-    push_layers(first.store, first.store.layers(), parse_reference(repository), DEFAULT)
+    push_layers(first.store, first.store.layers(), LayerCache(repository))
     changed = RECIPE.replace("make b", "make c")
     assert states(pulled(second, repository, changed)) == "pulled missing"
     built = second.builder().build(second.recipe(changed))
@@ -123,10 +118,68 @@ def test_a_layer_that_was_spoilt_is_not_taken(benches: tuple[Bench, Bench], regi
     (layer, _) = first.store.layers()
     lied = layer._replace(manifest=msgspec.structs.replace(layer.manifest, content="imgtool1:" + "0" * 64))
 
-    push_layers(Saying(), [lied], parse_reference(repository), DEFAULT)
-    with pytest.raises(DigestError, match="another disk"):
+    push_layers(Saying(), [lied], LayerCache(repository))
+    with pytest.raises(ImageFormatError, match="another disk"):
         pulled(second, repository, recipe)
     assert second.store.layers() == []
+
+
+class Notes(Watcher):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+PARENT = RECIPE.replace("web", "parent").replace("make", "prepare")
+
+
+def test_a_build_takes_what_others_built_and_gives_what_it_has(
+    benches: tuple[Bench, Bench], registry: RegistryServer
+) -> None:
+    """Of the recipe that it starts from, too."""
+    first, second = benches
+    cache = LayerCache(f"{registry.host}/cache/at-once")
+    for bench in benches:
+        bench.recipe(PARENT, "parent.toml")
+    recipe = RECIPE.replace("base.qcow2", "parent.toml")
+    built = first.builder(cache_from=cache, cache_to=cache).build(first.recipe(recipe))
+    assert [(layer.cached, layer.pulled) for layer in built.layers] == [(False, False)] * 2
+    notes = Notes()
+    built = second.builder(cache_from=cache, cache_to=cache, watcher=notes).build(second.recipe(recipe))
+    assert [(layer.cached, layer.pulled) for layer in built.layers] == [(True, True)] * 2
+    assert second.behaviour.boots == 0
+    assert (second.folder / "release.txt").read_bytes() == b"1.0"
+    assert notes.notes[-1] == "0 of 4 layers were not there yet"
+    changed = recipe.replace("make b", "make c")
+    since = len(registry.log)
+    built = second.builder(cache_from=cache).build(second.recipe(changed.replace("web-1", "web-2")))
+    assert [(layer.cached, layer.pulled) for layer in built.layers] == [(True, False), (False, False)]
+    assert len(registry.requests(since)) < 5, "what is here is not asked for"
+
+
+def test_a_cache_that_is_spoilt_or_away_stops_no_build(
+    benches: tuple[Bench, Bench], registry: RegistryServer
+) -> None:
+    first, second = benches
+    recipe = RECIPE.replace("make a", "make lies")
+    first.builder().build(first.recipe(recipe))
+    lied = [
+        layer._replace(manifest=msgspec.structs.replace(layer.manifest, content="imgtool1:" + "0" * 64))
+        for layer in first.store.layers()
+    ]
+    spoilt = LayerCache(f"{registry.host}/cache/lies")
+    push_layers(Saying(), lied[:1], spoilt)
+    for cache, problem in ((spoilt, "a guest would read another disk"), (LayerCache("127.0.0.1:1/cache"), "")):
+        notes = Notes()
+        built = second.builder(cache_from=cache, watcher=notes).build(second.recipe(recipe), Choice(to_layer="one"))
+        assert [layer.cached for layer in built.layers] == [False]
+        (said,) = [note for note in notes.notes if note.startswith("the layer one is not taken from")]
+        assert problem in said
+        (layer,) = second.store.layers()
+        with second.store.alone():
+            second.store.remove(layer)
 
 
 def test_layers_made_by_hand_stay_here(benches: tuple[Bench, Bench], registry: RegistryServer) -> None:
@@ -137,8 +190,7 @@ def test_layers_made_by_hand_stay_here(benches: tuple[Bench, Bench], registry: R
         for layer in first.store.layers()
     ]
 
-    reference = parse_reference(f"{registry.host}/cache/by-hand")
-    assert push_layers(Saying(), layers, reference, DEFAULT) == []
+    assert push_layers(Saying(), layers, LayerCache(f"{registry.host}/cache/by-hand")) == []
 
 
 def test_a_recipe_starts_from_an_image_in_a_registry(
