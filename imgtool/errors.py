@@ -33,9 +33,10 @@
     │   ├── RegistryAuthError
     │   ├── RegistryNotFoundError
     │   └── DigestError             … or sent other bytes than it should
+    ├── DownloadError               a file of the web could not be fetched, or is not the one that was wanted
     └── ProofError                  a changed copy is not what it should be, and was thrown away
 
-Those of machines, registries and proofs are defined where they are raised, the others here.
+Those of machines, registries, the web and proofs are defined where they are raised, the others here.
 Every error owns its exit status and a stable `code`; `imgtool.cli` is the one place that prints and exits.
 """
 

@@ -10,19 +10,20 @@ from contextvars import ContextVar
 import msgspec
 
 from imgtool.build.memory import Memory
-from imgtool.build.recipe import OCI, Loaded, load_recipe
+from imgtool.build.recipe import OCI, WEB, Loaded, load_recipe
 from imgtool.chain.graph import Image
 from imgtool.chain.walk import guard
 from imgtool.errors import ConfigError, ImageNotFoundError, UsageError
 from imgtool.image.names import printable
 from imgtool.qemu.qemu_img import QemuImg
 
-_SOURCES = "`from` is an image's file, another recipe (.toml), or oci:REGISTRY/NAME@sha256:HEX"
+_SOURCES = "`from` is an image's file, another recipe (.toml), https://…, or oci:REGISTRY/NAME@sha256:HEX"
 
 _PULL = "`imgtool pull` makes a local image of it; in Python, `fetch=imgtool.fetch` does"
 
 Fetch = Callable[[str, str], str]
-"""(reference in a registry, digest of its manifest) → the path of a local image, the same for the same digest."""
+"""(reference in a registry, digest of its manifest; or URL, digest of the file) → the path of a local image, the same
+for the same digest."""
 
 _fetch: ContextVar[Fetch | None] = ContextVar("imgtool.fetch", default=None)
 
@@ -49,9 +50,9 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
 def base_path(loaded: Loaded) -> str:
     """The image that `from` means: itself, or another recipe's output. ConfigError with the line when it is none."""
     given = loaded.recipe.image.from_
-    if given.startswith(OCI):
+    if _is_remote(given):
         return _fetched(loaded, given)
-    if not given.endswith(".toml"):
+    if not _is_recipe(given):
         return given
     other = load_recipe(given, loaded.given)
     if not other.recipe.outputs:
@@ -61,11 +62,16 @@ def base_path(loaded: Loaded) -> str:
 
 def _fetched(loaded: Loaded, given: str) -> str:
     """The local image of a reference, whose digest is pinned: a tag may be another image tomorrow."""
-    reference, _, digest = given.removeprefix(OCI).partition("@")
-    pinned = loaded.recipe.image.sha256
-    digest = digest or (f"sha256:{pinned.lower()}" if pinned is not None else "")
+    reference, digest = given, ""
+    if given.startswith(OCI):
+        reference, _, digest = given.removeprefix(OCI).partition("@")
+    image = loaded.recipe.image
+    pins = {"sha256": image.sha256, "sha512": None if given.startswith(OCI) else image.sha512}
+    digest = digest or next((f"{name}:{pin.lower()}" for name, pin in pins.items() if pin is not None), "")
     if not digest:
-        hint = "…@sha256:HEX, or sha256 = beside it: `imgtool push` and `imgtool pull` print it"
+        hint = "sha256 = or sha512 = beside it; whoever publishes the file publishes them, too"
+        if given.startswith(OCI):
+            hint = "…@sha256:HEX, or sha256 = beside it: `imgtool push` and `imgtool pull` print it"
         raise _wrong(loaded, f"{printable(given)} may be another image tomorrow: its digest is not pinned", hint)
     fetch = _fetch.get()
     if fetch is None:
@@ -73,12 +79,20 @@ def _fetched(loaded: Loaded, given: str) -> str:
     return fetch(reference, digest)
 
 
+def _is_remote(given: str) -> bool:
+    return given.startswith((OCI, *WEB))
+
+
+def _is_recipe(given: str) -> bool:
+    return given.endswith(".toml") and not _is_remote(given)
+
+
 def parents(loaded: Loaded) -> list[Loaded]:
     """The recipes that must be built before this one, the first first. ConfigError when they go in a circle."""
     found: list[Loaded] = []
     seen = [os.path.realpath(loaded.path)]
     here = loaded
-    while here.recipe.image.from_.endswith(".toml"):
+    while _is_recipe(here.recipe.image.from_):
         below = load_recipe(here.recipe.image.from_, loaded.given)
         real = os.path.realpath(below.path)
         if real in seen:
@@ -109,10 +123,14 @@ def find_base(loaded: Loaded, memory: Memory, qemu_img: QemuImg) -> Base:
     except ImageNotFoundError as error:
         where = f"{printable(loaded.path)}:{loaded.line('image', 'from')}"
         raise ImageNotFoundError(f"{where}: {error.message}", hint=error.hint or _SOURCES, path=error.path) from None
-    in_registry = image.from_.startswith(OCI)  # there the digest is the manifest's
-    if image.sha256 is not None and not in_registry and memory.sha256(path) != image.sha256.lower():
-        message = f"{printable(path)} is not the file that sha256 pins"
-        raise _wrong(loaded, message, f"its sha256 is {memory.sha256(path)}", "sha256")
+    for name, pin in (("sha256", image.sha256), ("sha512", image.sha512)):
+        if pin is None or image.from_.startswith(OCI):  # there the digest is the manifest's
+            continue
+        found = memory.file_digest(name, path)
+        if found != pin.lower():
+            raise _wrong(
+                loaded, f"{printable(path)} is not the file that {name} pins", f"its {name} is {found}", name
+            )
     size = chain[0].virtual_size
     format = chain[0].format
     assert size is not None

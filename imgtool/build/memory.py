@@ -58,14 +58,18 @@ class Memory:
         return found
 
     def sha256(self, path: str) -> str:
-        """The SHA-256 of the bytes of the file at `path`, in hex. ConfigError when it cannot be read, or is no
+        """The SHA-256 of the bytes of the file at `path`, in hex. ConfigError as `file_digest`."""
+        return self.file_digest("sha256", path)
+
+    def file_digest(self, algorithm: str, path: str) -> str:
+        """The digest of the bytes of the file at `path`, in hex. ConfigError when it cannot be read, or is no
         regular file: a FIFO could be waited for without end, and a device's bytes change without its times."""
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise ConfigError(
                     f"{printable(path)} is no regular file", hint="write what it holds to a file", path=path
                 )
-            return self.digest("sha256", [path], lambda: file_sha256(path))
+            return self.digest(algorithm, [path], lambda: file_digest(algorithm, path))
         except OSError as error:
             raise ConfigError(f"{printable(path)} cannot be read: {error.strerror}", path=path) from error
 
@@ -106,7 +110,12 @@ class Memory:
 
 
 def file_sha256(path: str) -> str:
-    digest = hashlib.sha256()
+    return file_digest("sha256", path)
+
+
+def file_digest(algorithm: str, path: str) -> str:
+    """Of a file's bytes, in hex. OSError when it cannot be read."""
+    digest = hashlib.new(algorithm)
     with open(path, "rb", buffering=0) as file:
         while piece := file.read(_CHUNK):
             digest.update(piece)

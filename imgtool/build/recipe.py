@@ -54,6 +54,8 @@ STEP_SECONDS = 3600.0
 
 OCI = "oci:"
 """How a `from` begins that names an image in a registry."""
+WEB = ("https://", "http://")
+"""How one does that names a file of the web."""
 
 
 class Image(Config, frozen=True, kw_only=True):
@@ -62,9 +64,12 @@ class Image(Config, frozen=True, kw_only=True):
     name: str
     """Letters, digits and `_.+-` after a letter or digit, at most 64 of them."""
     from_: str = msgspec.field(name="from")
-    """An image; another recipe (`base.toml`) for its output; `oci:REGISTRY/NAME:TAG`."""
+    """An image; another recipe (`base.toml`) for its output; `oci:REGISTRY/NAME:TAG`; `https://…`. What is not on
+    this host needs a digest."""
     sha256: str | None = None
-    """What the SHA-256 of the file `from` has to be, in hex."""
+    """What the SHA-256 of the file `from` has to be, in hex; of a registry's image that of its manifest."""
+    sha512: str | None = None
+    """What the SHA-512 of the file `from` has to be, in hex."""
     format: str | None = None
     """The format of `from`; None lets its header decide."""
     size: Size | None = None
@@ -240,7 +245,7 @@ def load_recipe(path: str, given: Mapping[str, str] = MappingProxyType({})) -> L
     where = absolute(path)
     parsed, arguments = _parsed(text, where, given)
     recipe = with_absolute_paths(parsed, os.path.dirname(where))
-    if not recipe.image.from_.startswith(OCI):
+    if not recipe.image.from_.startswith((OCI, *WEB)):
         base = os.path.join(os.path.dirname(where), recipe.image.from_)
         recipe = replace(recipe, image=replace(recipe.image, from_=os.path.abspath(base)))
     return Loaded(where, text, recipe, arguments, given)

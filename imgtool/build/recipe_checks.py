@@ -20,9 +20,9 @@ def check(recipe: Recipe) -> None:
     """What the types do not say. Wrong, with the place, for the first thing that is not right."""
     if not _CALLED.fullmatch(recipe.image.name):
         raise Wrong(("image", "name"), f"image.name cannot be {printable(recipe.image.name)!r}", _NAME_HINT)
-    pin = recipe.image.sha256
-    if pin is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", pin):
-        raise Wrong(("image", "sha256"), "image.sha256 is not 64 hexadecimal digits")
+    for name, pin, length in (("sha256", recipe.image.sha256, 64), ("sha512", recipe.image.sha512, 128)):
+        if pin is not None and not re.fullmatch(rf"[0-9a-fA-F]{{{length}}}", pin):
+            raise Wrong(("image", name), f"image.{name} is not {length} hexadecimal digits")
     _check_ready(recipe.machine.ready)
     seen: dict[str, int] = {}
     for number, layer in enumerate(recipe.layers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imgtool.cli.context import Context
+from imgtool.image.names import harmless
 
 if TYPE_CHECKING:
     from imgtool.build.base import Fetch
@@ -15,9 +16,13 @@ def fetcher(context: Context, connection: Connection | None = None) -> Fetch:
     """For `imgtool.build.base.fetching`; what talks to registries is loaded when a recipe needs it."""
 
     def bring(reference: str, digest: str) -> str:
+        from imgtool.cli.progress import progress
         from imgtool.publish.oci.connection import DEFAULT
         from imgtool.publish.oci.fetch import fetch
 
-        return fetch(reference, digest, connection=connection or DEFAULT, qemu_img=context.qemu_img)
+        with progress(context, f"fetch {harmless(reference)}") as show:
+            return fetch(
+                reference, digest, connection=connection or DEFAULT, qemu_img=context.qemu_img, progress=show
+            )
 
     return bring

@@ -1,19 +1,24 @@
-"""Images of registries as local files that others build on: pulled once, read-only, found again by their digest."""
+"""Images of registries and of the web as local files that others build on: pulled once, read-only, found again by
+their digest."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from imgtool.errors import UsageError
 from imgtool.image.names import PathLike, absolute, printable
 from imgtool.image.userdirs import user_dir
+from imgtool.publish.download import download, is_url, name_of
 from imgtool.publish.oci.connection import DEFAULT, Connection
 from imgtool.publish.oci.pull import PullRequest
 from imgtool.publish.oci.reference import is_digest, parse_reference
 from imgtool.qemu.qemu_img import QemuImg
 from imgtool.qemu.replace import replacing
+
+Progress = Callable[[float], None]
 
 
 class _Fetched(msgspec.Struct, frozen=True):
@@ -33,28 +38,41 @@ def fetch(
     folder: PathLike | None = None,
     connection: Connection = DEFAULT,
     qemu_img: QemuImg | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """The path of a local, read-only image: the one in a registry whose manifest has `digest`, which is there under
-    `reference`. What was fetched before needs no network. Images share the bases that they have in common.
+    `reference`, or the file of the web at the URL `reference` whose bytes have it. What was fetched before needs no
+    network. Images of a registry share the bases that they have in common.
 
-    UsageError for what is no reference or digest; else as `pull`."""
-    parsed = parse_reference(reference)
-    if not is_digest(digest):
-        raise UsageError(f"{printable(digest)!r} is not a digest", hint="sha256: and 64 hexadecimal digits")
+    UsageError for what is no reference or digest; DownloadError for what cannot be had from the web, or is another
+    file; else as `pull`."""
     folder = default_folder() if folder is None else absolute(folder)
     record = os.path.join(folder, f".{digest.replace(':', '-')}.json")
     known = _remembered(record)
     if known is not None:
         return known
+    if is_url(reference):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        path = os.path.join(folder, name_of(reference, digest))
+        download(reference, digest, path, progress=progress)
+        _remember(record, path, [path])
+        return path
+    parsed = parse_reference(reference)
+    if not is_digest(digest):
+        raise UsageError(f"{printable(digest)!r} is not a digest", hint="sha256: and 64 hexadecimal digits")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     stem = f"{parsed.name.rpartition('/')[2]}-{digest.partition(':')[2][:12]}"
     pinned = str(parsed._replace(tag=None, digest=digest))
     request = PullRequest(pinned, folder, stem=stem, read_only=True, connection=connection)
-    pulled = request.make(qemu_img or QemuImg())
-    files = {layer.path: _look(layer.path) for layer in pulled.layers}
-    with replacing(record, overwrite=True) as hidden, open(hidden, "wb") as file:
-        file.write(msgspec.json.encode(_Fetched(pulled.path, files)))
+    pulled = request.make(qemu_img or QemuImg(), progress=progress)
+    _remember(record, pulled.path, [layer.path for layer in pulled.layers])
     return pulled.path
+
+
+def _remember(record: str, path: str, files: Sequence[str]) -> None:
+    found = _Fetched(path, {file: _look(file) for file in files})
+    with replacing(record, overwrite=True) as hidden, open(hidden, "wb") as file:
+        file.write(msgspec.json.encode(found))
 
 
 def _remembered(record: str) -> str | None:
