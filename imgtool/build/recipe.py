@@ -184,17 +184,16 @@ class Output(Config, frozen=True, kw_only=True):
     """qemu-img's `-o`."""
 
 
-_ALONE = msgspec.Meta(
-    extra_json_schema={"type": ["array", "object"], "if": {"type": "object"}, "then": {"$ref": "#/$defs/Output"}}
-)
-"""A list of tables of which one may be written alone."""
+_ALONE = msgspec.Meta(extra_json_schema={"also": "item"})
+"""A list of tables of which one may be written alone; see `imgtool.cli.schema_input`."""
 
 
 class Recipe(Config, frozen=True, kw_only=True):
     """A golden image, from its base to its file."""
 
     args: dict[str, str | int | bool | Argument] = msgspec.field(default_factory=dict)
-    """Values that whoever builds it may give, by name, with their defaults."""
+    """Values that whoever builds it may give, by name: `VERSION = "1.4"` with a default, or a table of `default`,
+    `values` (all that are possible) and `help`; `{}` has to be given."""
     image: Image
     """What it is called and what it starts from."""
     machine: Guest = Guest()

@@ -39,8 +39,31 @@ arg_option = click.option(
 )
 
 
+ELSEWHERE = {
+    "--build-arg": "--arg NAME=VALUE",
+    "--var": "--arg NAME=VALUE",
+    "--target": "--to-layer NAME",
+    "--pull": "a `from` is pinned by its digest",
+    "-t": "`[output] path` in the recipe names the image, `imgtool push` sends it to a registry",
+    "--tag": "`[output] path` in the recipe names the image, `imgtool push` sends it to a registry",
+    "-f": "the recipe is the argument: `imgtool build RECIPE`",
+    "--file": "the recipe is the argument: `imgtool build RECIPE`",
+}
+"""What docker and Packer call it."""
+
+
 class BuildCommand(click.Command):
     """`build lint` is a command of its own; a recipe of that name is `./lint`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name in ELSEWHERE:
+                raise UsageError(
+                    f"there is no option {error.option_name}", hint=ELSEWHERE[error.option_name]
+                ) from error
+            raise
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -75,7 +98,8 @@ class BuildCommand(click.Command):
     "  imgtool build web.toml --secret APT_TOKEN=token.txt\n"
     "  imgtool build lint web.qcow2\n"
     "\n"
-    "`imgtool schema recipe` describes the recipe format; `imgtool layers` lists and prunes what was built.\n"
+    "`imgtool schema recipe --toml` shows all that a recipe may hold; `imgtool layers` lists and prunes what was\n"
+    "built. "
     "`imgtool build lint IMAGE` looks for what must not be in an image that will be cloned.",
 )
 @file_argument("recipe", metavar="RECIPE")

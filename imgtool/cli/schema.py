@@ -9,6 +9,7 @@ import click
 
 from imgtool.cli.context import Context, pass_context
 from imgtool.cli.output import to_json
+from imgtool.cli.schema_input import widen
 from imgtool.cli.schema_words import describe
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
@@ -113,6 +114,14 @@ DOCUMENTS = {
 """Document name → `module:Type` of the struct that is its shape."""
 
 
+FILES = {
+    "machine": {},
+    "profile": {},
+    "recipe": {"machine": "Whatever a profile holds, and:"},
+}
+"""The documents that people write, and the tables in them of which another document tells."""
+
+
 class _DocumentName(click.Choice[str]):
     """Completed as a choice is; its many values are not listed in an error."""
 
@@ -132,22 +141,31 @@ class _DocumentName(click.Choice[str]):
 @click.command(
     epilog="\b\nExamples:\n"
     "  imgtool schema                            # the names of the documents\n"
-    "  imgtool schema chain > chain.schema.json"
+    "  imgtool schema chain > chain.schema.json\n"
+    "  imgtool schema recipe --toml              # all that a recipe may hold, for people"
 )
 @click.argument("name", type=_DocumentName(sorted(DOCUMENTS)), metavar="[NAME]", required=False)
+@click.option("--toml", is_flag=True, help="Print what a file of that kind may hold, for people, as TOML has it.")
 @pass_context
-def schema(_: Context, name: str | None) -> None:
+def schema(_: Context, name: str | None, toml: bool) -> None:
     """Print the JSON Schema of the document NAME: what a command writes with --output json, under the command's name
     (`chain-show`), `plan` for what it writes with --dry-run, `error` for what it writes to stderr when it fails; or
     what imgtool reads (`profile`, also called `machine`, and `recipe`). Without NAME, list the documents.
 
     The schema of `info`, `inspect` and `overlay-new` is that of one image: of several, they write an array.
     """
+    if toml and name not in FILES:
+        raise UsageError("--toml is for files that people write", hint=f"these are: {', '.join(sorted(FILES))}")
     if name is None:
         for document in sorted(DOCUMENTS):
             click.echo(document)
-        return
-    click.echo(to_json(schema_of(name)))
+    elif toml:
+        from imgtool.cli.schema_toml import lines_of
+
+        for line in lines_of(schema_of(name), elsewhere=FILES[name]):
+            click.echo(line)
+    else:
+        click.echo(to_json(schema_of(name)))
 
 
 def schema_of(name: str) -> dict[str, Any]:
@@ -170,4 +188,5 @@ def schema_of(name: str) -> dict[str, Any]:
         if struct.get("properties", {}).pop("*", None) is not None:
             struct["additionalProperties"] = True
     describe(found, shape, *specifics)
+    widen(found, read=name in FILES)
     return found

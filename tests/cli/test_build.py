@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
+from imgtool.build.recipe import load_recipe
 from imgtool.build.session import Failure
 from imgtool.build.steps import StepFailed
 from imgtool.cli.build import _console
@@ -90,6 +92,49 @@ def test_the_plan_says_what_changed(bench: Bench, imgtool: Imgtool) -> None:
         "build", "web.toml", "--dry-run", "--output", "json", cwd=bench.folder, IMGTOOL_LAYERS=bench.store.root
     )
     assert dry.document == plan
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("--build-arg", "--arg NAME=VALUE"), ("--target", "--to-layer NAME"), ("-t", "imgtool push")]
+)
+def test_words_of_other_programs_lead_to_our_own(imgtool: Imgtool, word: str, hint: str) -> None:
+    done = imgtool("build", "web.toml", word, "x")
+    assert (done.status, hint in done.stderr) == (2, True), done.stderr
+
+
+WITH_ARGUMENTS = """\
+[args]
+TOOL = {}
+
+[image]
+name = "web"
+from = "base.qcow2"
+
+[[layer]]
+name = "one"
+run = ["make $TOOL"]
+args = ["TOOL"]
+"""
+
+
+def test_arguments_are_given_on_the_command_line(bench: Bench, imgtool: Imgtool) -> None:
+    (bench.folder / "args.toml").write_text(WITH_ARGUMENTS)
+    bench.builder().build(load_recipe(str(bench.folder / "args.toml"), {"TOOL": "a"}))
+
+    def explain(*words: str, **env: str) -> Any:
+        return imgtool(
+            "build", "args.toml", "--explain", *words, cwd=bench.folder, IMGTOOL_LAYERS=bench.store.root, **env
+        )
+
+    assert "step.env.TOOL: a → b=c" in explain("--arg", "TOOL=b=c").stdout
+    assert "step.env.TOOL: a → of env" in explain("--arg", "TOOL", TOOL="of env").stdout
+    for words, said in (
+        ((), "args.toml:2: the argument TOOL is not given"),
+        (("--arg", "TOOL"), "TOOL is not set"),
+        (("--arg", "TOOL=x", "--arg", "TOLL=x"), "args.toml has no argument 'TOLL'"),
+    ):
+        done = explain(*words)
+        assert (done.status, said in done.stderr) == (2, True), done.stderr
 
 
 def test_events_come_as_json_lines(bench: Bench, imgtool: Imgtool) -> None:

@@ -160,8 +160,11 @@ def test_layers_of_the_recipe_are_completed(imgtool: Imgtool, tmp_path: Path) ->
     recipe = tmp_path / "web.toml"
     recipe.write_text('[[layer]]\nname = "packages"\n[[layer]]\nname = "sealed"\n[[layer]]\nrun = ["x"]\n')
     assert candidates(imgtool, f"imgtool build {recipe} --from-layer ") == ["packages", "sealed"]
-    recipe.write_text("[[layer]\n")
-    assert candidates(imgtool, f"imgtool build {recipe} --from-layer ") == []
+    recipe.write_text('[args]\nVERSION = "1"\nSUITE = {}\n')
+    assert candidates(imgtool, f"imgtool build {recipe} --arg V") == ["VERSION="]
+    for text in ("[[layer]\n", "layer = 1\n", "args = 1\n"):
+        recipe.write_text(text)
+        assert candidates(imgtool, f"imgtool build {recipe} --from-layer ") == []
 
 
 def seal_layers(folder: Path, *names: str) -> None:

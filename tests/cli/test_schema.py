@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import jsonschema
 import msgspec
 import pytest
 
+from fixtures import pipelines
+from imgtool.build.recipe import parse_recipe
 from imgtool.cli.main import cli
 from imgtool.cli.schema import DOCUMENTS, schema_of
+from imgtool.machine.profile import parse_profile
 from tests.cli.conftest import Imgtool
 from tests.conftest import Images
 
@@ -196,3 +200,55 @@ def test_a_name_that_is_none_says_what_was_meant_and_where_they_are_listed(
 
 def test_without_a_name_they_are_listed(imgtool: Imgtool) -> None:
     assert imgtool("schema").stdout.splitlines() == sorted(DOCUMENTS)
+
+
+PROFILE = """\
+machine = "q35,usb=off"
+memory = "2G"
+smp = 2
+rng = true
+network = ["user", { type = "nat", net = "lab" }]
+drive = ["file=a.qcow2", { file = "b.raw", format = "raw" }]
+numa = ["node,cpus=0", "node,cpus=1"]
+vga = "std"
+agent = true
+"""
+
+
+def test_what_is_read_is_valid_as_its_schema_says() -> None:
+    """Editors look into it; option strings and sizes in QEMU's notation are as right as tables and bytes."""
+    parse_profile(PROFILE)
+    jsonschema.validate(tomllib.loads(PROFILE), schema_of("profile"))
+    for right, wrong in (("agent = true", "agent = 1"), ("rng = true", "rng = [1]"), ("smp = 2", "smp = [2]")):
+        assert right in PROFILE
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(tomllib.loads(PROFILE.replace(right, wrong)), schema_of("profile"))
+    text = Path(pipelines.__path__[0], "web.toml").read_text()
+    several = text.replace("[output]", '[[output]]\npath = "a"\n[[output]]')
+    several = several.replace("[image]", '[args]\nV = 1\n[image]\nsize = "8G"')
+    for recipe in (text, several):
+        parse_recipe(recipe)
+        jsonschema.validate(tomllib.loads(recipe), schema_of("recipe"))
+
+
+def test_what_a_file_may_hold_is_told_to_people_too(imgtool: Imgtool) -> None:
+    lines = imgtool("schema", "recipe", "--toml").stdout.splitlines()
+    headers = [line.partition(" ")[0] for line in lines if line.startswith("[")]
+    names = ["image", "machine", "[layer]", "[layer.copy]", "[layer.fetch]", "[check]", "[output]"]
+    assert headers == [f"[{name}]" for name in names]
+    assert max(map(len, lines)) <= 120
+    copies = lines[headers_at(lines, "[[layer.copy]]") :]
+    assert copies[1].split("#")[0].strip() == 'from = "…"'
+    assert copies[1].endswith("(needed)")
+    machine = lines[headers_at(lines, "[machine]") : headers_at(lines, "[[layer]]")]
+    assert not any(line.startswith("kernel") for line in machine), "that is told of profiles"
+    profile = imgtool("schema", "profile", "--toml").stdout
+    assert "[[network]]" in profile
+    assert 'Or: memory = "…" | N' in profile
+    for words in (["info"], []):
+        refused = imgtool("schema", *words, "--toml")
+        assert (refused.status, "these are: machine, profile, recipe" in refused.stderr) == (2, True)
+
+
+def headers_at(lines: list[str], header: str) -> int:
+    return next(number for number, line in enumerate(lines) if line.startswith(header))

@@ -92,6 +92,20 @@ def placed(name: str) -> str | None:
     return ".".join(TABLES[name]) if name in TABLES else _QEMU.get(name)
 
 
+def spellings(name: str) -> tuple[str, ...]:
+    """What `typed` reads the setting `name` from, beside tables, as JSON Schema calls it. Arrays are of strings."""
+    found = []
+    if name in _ONE:
+        found += ["string", "integer"]
+    if name in _SWITCHES:
+        found.append("boolean")
+    if name in _MANY or name in ("network", "numa"):
+        found.append("string")
+    if name == "numa":
+        found.append("array")
+    return tuple(found)
+
+
 def typed(name: str, value: Any) -> Any:
     """The setting `name` with its option strings read into plain tables, as `msgspec.convert` takes them. What holds
     no option string is returned as it is. UsageError from the option's parser."""

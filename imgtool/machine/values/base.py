@@ -16,7 +16,7 @@ Size = Annotated[
     msgspec.Meta(
         ge=0,
         description="bytes; a profile may also write it in QEMU's notation: 2G",
-        extra_json_schema={"type": ["integer", "string"]},
+        extra_json_schema={"also": "string"},  # see imgtool.cli.schema_input
         extra={"unit": "bytes"},
     ),
 ]
