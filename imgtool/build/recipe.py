@@ -322,28 +322,3 @@ def seconds_of(duration: Duration) -> float:
 
 def timeout_of(step: Layer | Check) -> float:
     return STEP_SECONDS if step.timeout is None else seconds_of(step.timeout)
-
-
-def _line_of(text: str, first: int, words: tuple[str, ...], index: int) -> int:
-    """The line of the element `index` of the list of strings that begins on line `first`; `first` when it is written
-    in a way that hides it (escapes, several lines)."""
-    lines = text.splitlines()
-    at = first
-    for number, line in _places(lines, first, words):
-        if number == index:
-            at = line
-    return at
-
-
-def _places(lines: list[str], first: int, words: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    line, column = first, 0
-    for number, word in enumerate(words):
-        if "\n" in word or not word:
-            return
-        while line <= len(lines):
-            found = lines[line - 1].find(word, column)
-            if found >= 0:
-                yield number, line
-                column = found + len(word)
-                break
-            line, column = line + 1, 0
