@@ -38,6 +38,7 @@ def _question(start: int, length: int) -> bytes:
 
 if sys.platform.startswith("linux"):
     _ANYBODY = _question(_PERM_BASE, _SPAN)
+    _ANY_USER = _question(_PERM_BASE, _PERM_BITS)
     _WRITERS = (_question(_PERM_BASE + _WRITE, 1), _question(_PERM_BASE + _RESIZE, 1))
     _NOBODY = struct.pack("h", fcntl.F_UNLCK)
 
@@ -67,6 +68,12 @@ def _locked(fd: int, question: bytes) -> bool:
         return not fcntl.fcntl(fd, _F_OFD_GETLK, question).startswith(_NOBODY)
     except OSError:
         return False
+
+
+def is_open(fd: int) -> bool:
+    """Whether some QEMU program has the image open at `fd`, for reading or writing. A lock that only forbids others
+    something, as that of `forbid_writers`, does not count."""
+    return sys.platform.startswith("linux") and _locked(fd, _ANY_USER)
 
 
 def forbid_writers(fd: int) -> bool:

@@ -148,7 +148,12 @@ def _local(node: Image) -> bool:
 
 def refuse_in_use(images: Iterable[Image], *, why: str, even_reading: bool = False) -> None:
     """ImageInUseError when a program writes one of `images`, or with `even_reading` has it open; `why` ends the
-    sentence."""
+    sentence.
+
+    A reader would not notice that another file takes the image's place. But a machine that stands on the image, maybe
+    by an overlay which was not found, may write it later (`block-commit`): QEMU then opens it by its name, and with
+    what it remembers of the old file's tables it damages the new one. So who replaces an image refuses readers, as
+    QEMU's own locks do."""
     for image in images:
         if image.in_use == "write" or (even_reading and image.in_use is not None):
             users = users_of(image.path)

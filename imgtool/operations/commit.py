@@ -91,7 +91,7 @@ class CommitRequest:
         self._look_at_snapshots()
         hurt = self._others()
         if hurt and preserve_siblings and all(image.parent == self.base.path for image in hurt):
-            refuse_in_use(hurt, why="it cannot be given what it would lose")
+            refuse_in_use(hurt, why="it cannot be given what it would lose", even_reading=True)
             for image in hurt:
                 refuse_not_replaceable(image)
                 refuse_not_movable(image)
@@ -115,7 +115,8 @@ class CommitRequest:
         if not self.force:
             refuse_known_by_number(self.base, [self._nearest])
         refuse_encrypted([self.overlay, *self.around.chain_below()])
-        refuse_in_use([self.overlay, *self.below], why="committing would change a disk under a running machine")
+        why = "committing would change a disk under a running machine"
+        refuse_in_use([self.overlay, *self.below], why=why, even_reading=True)
 
     @property
     def _nearest(self) -> Image:

@@ -112,6 +112,7 @@ class FlattenRequest:
             )
         refuse_sealed(self.image)
         refuse_not_replaceable(self.image)
+        refuse_in_use([self.image], why="it would be changed under a running machine", even_reading=True)
         if self.image.format in MOVABLE:
             refuse_not_movable(self.image)
         elif not force:

@@ -56,13 +56,12 @@ class CopyRequest:
         """With `same_content` a guest reads the same from the disk after the verb, and overlays go on remembering the
         image. Changes that were interrupted are not finished: see `settle`.
 
-        ImageInUseError when a program writes the image, or without `same_content` has it open; RefusedError for a
-        sealed one."""
+        ImageInUseError when a program has the image open; RefusedError for a sealed one."""
         self.around = Around(image, format=format, whole=False, settle=False)
         self.image = top = self.around.image
         refuse_sealed(top)
         refuse_part(top)
-        refuse_in_use([top], why="it cannot be changed", even_reading=not same_content)
+        refuse_in_use([top], why="it cannot be changed", even_reading=True)
         self.in_place = in_place(top)
         follow = same_content and not self.in_place
         self.children = self.around.children(top, but=[top.path]) if follow else []

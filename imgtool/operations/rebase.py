@@ -120,7 +120,7 @@ class RebaseRequest:
         self.onto = None if backing is None else self._look(backing, backing_format, absolute, relative)
         self.children = around.children(self.image, but=[self.image.path])
         in_the_way = "it would be changed under a running machine"
-        refuse_in_use([self.image], why=in_the_way)
+        refuse_in_use([self.image], why=in_the_way, even_reading=True)
         refuse_in_use(self.children, why=f"it stands on {printable(self.image.path)}")
         # by force the name may be changed without proof, and then they are left to notice that
         self.followers = followers(self.image, self.children, refuse=not (unsafe and force))

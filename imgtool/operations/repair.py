@@ -157,7 +157,8 @@ class RepairRequest:
         around = Around(image.path, store=self.store)
         image = around.image
         children = around.children(image)
-        _refuse_written(image)
+        refuse_sealed(image)
+        refuse_in_use([image], why="it cannot be repaired", even_reading=True)
         refuse_not_replaceable(image)
         refuse_in_use(children, why=f"it stands on {printable(image.path)}")
         with Transaction(image.path) as change:

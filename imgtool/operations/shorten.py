@@ -118,6 +118,7 @@ class ShortenRequest:
         refuse_sealed(image)
         refuse_not_replaceable(image)
         refuse_not_movable(image)
+        refuse_in_use([image], why="it would be changed under a running machine", even_reading=True)
         refuse_in_use(self._children(image), why=f"it stands on {printable(image.path)}")
 
     def _followers(self) -> list[Image]:

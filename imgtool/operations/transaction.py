@@ -25,7 +25,7 @@ from imgtool.errors import (
     ImgtoolError,
     RefusedError,
 )
-from imgtool.image.locks import forbid_writers
+from imgtool.image.locks import forbid_writers, is_open
 from imgtool.image.names import HIDDEN, printable
 from imgtool.image.users import users_of
 from imgtool.operations.alone import alone_in
@@ -288,6 +288,7 @@ class Transaction:
         with alone_in(self._directories()):
             for held in self._held.values():
                 self._check_unchanged(held)
+            self._check_unread()
             if confirm is not None:
                 confirm()
             yield
@@ -328,6 +329,18 @@ class Transaction:
             raise _os_error(error, held.path, "cannot be looked at") from error
         if now != held.identity or _head_of(held.fd) != held.head:
             raise changed(held.path)
+
+    def _check_unread(self) -> None:
+        """ImageInUseError when a program has opened a held image that is to be replaced: see `refuse_in_use`."""
+        replaced = {step.was[0] for step in self._steps if step.verb == "replace"}
+        for held in self._held.values():
+            if held.identity[0] in replaced and is_open(held.fd):
+                users = users_of(held.path)
+                raise ImageInUseError(
+                    f"{printable(held.path)} is in use{users.by}: it cannot be replaced",
+                    hint=f"nothing was changed; {users.ending}",
+                    path=held.path,
+                )
 
     def _record(self, *lines: dict[str, Any]) -> None:
         try:
