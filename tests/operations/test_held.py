@@ -23,7 +23,7 @@ CHANGES = [
     "chain flatten mid.qcow2",
     "chain move mid.qcow2 new.qcow2",
     "chain move base.qcow2 new.qcow2",
-    "chain shorten --delete top.qcow2",
+    "chain shorten --delete --force top.qcow2",
     "overlay reset --force mid.qcow2",
     "overlay delete --force mid.qcow2",
     "snapshot -c s1 mid.qcow2",
