@@ -44,6 +44,7 @@ class Board(Struct, frozen=True):
 
 
 def family(name: str) -> Family:
+    """The family of a machine type by its full name: distributions make up aliases, such as Ubuntu's ubuntu-q35."""
     if name == "pc" or name.startswith("pc-i440fx-"):
         return "pc"
     if name == "q35" or name.startswith("pc-q35-"):
@@ -58,7 +59,8 @@ def family(name: str) -> Family:
 def board(machine: Machine, host: Host) -> Board:
     """The board of `machine`. A type that this QEMU lacks gets the traits of its family; `validate` refuses it."""
     name = machine_name(machine, host)
-    kind = family(name)
+    known = host.capabilities.machine(name)
+    kind = family(known.name if known else name)
     if kind == "pc":
         return Board(
             name, kind, True, "ide", (2, 2), "-pci", floppy=True, parallel=True, vga=True, pflash=True, dies=True

@@ -855,6 +855,17 @@ def test_virtiofs_has_virtiofsd_beside_it_and_shared_memory(make_host: MakeHost)
     assert found.helpers == (Helper(name="virtiofsd-share0", argv=argv_, socket="/run/vm/share0.sock"),)
 
 
+@pytest.mark.parametrize(("own", "common"), [("ubuntu", "pc"), ("ubuntu-q35", "q35")])
+def test_a_distribution_s_own_name_of_a_machine_is_that_machine(make_host: MakeHost, own: str, common: str) -> None:
+    """Ubuntu's default is `ubuntu`, an alias of pc-i440fx-noble."""
+    host = make_host()
+    settings = {"fda": "/d/f.img", "hda": "/d/b.raw", "drive": ["/d/a.qcow2,if=ide,index=2"]}
+    expected = compiled({**settings, "machine": common}, host).argv
+    machines = [replace(m, alias=own) if m.alias == common else m for m in host.capabilities.machines]
+    there = replace(host, capabilities=replace(host.capabilities, machines=tuple(machines)))
+    assert list(compiled({**settings, "machine": own}, there).argv) == [own if w == common else w for w in expected]
+
+
 def test_passt_stands_behind_a_stream(make_host: MakeHost) -> None:
     found = compiled(
         {"network": ["passt,hostfwd=tcp::2222-:22,ipv6=off,mac=52:54:00:00:00:01"]}, make_host(passt="/p")
