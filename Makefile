@@ -7,10 +7,12 @@ PACKAGES_TEST := $(PACKAGES_DEMO) iproute2 mount procps nftables dnsmasq-base bu
     fish fuse3 libnbd-bin libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libxml2-utils \
     netcat-openbsd openssh-server qemu-block-extra swtpm-tools zsh \
     debian-archive-keyring e2fsprogs fakeroot mmdebstrap
-# Debian 12 has libvirt's drivers in libvirt-daemon, virtiofsd in qemu-system-common, SPICE in QEMU itself.
+# Debian 12 has virtiofsd in qemu-system-common and SPICE in QEMU itself; it and Ubuntu 24.04 have libvirt's drivers in
+# libvirt-daemon.
 PACKAGES_TEST += $(shell . /etc/os-release 2>/dev/null; \
-    [ "$$ID" != debian ] || [ "$${VERSION_ID:-99}" -lt 13 ] || \
-    echo libvirt-daemon-driver-network libvirt-daemon-driver-storage qemu-system-modules-spice virtiofsd)
+    [ "$$ID $${VERSION_ID%%.*}" = "debian 12" ] || echo qemu-system-modules-spice virtiofsd; \
+    case "$$ID $${VERSION_ID%%.*}" in ("debian 12" | "ubuntu 24") ;; \
+    (*) echo libvirt-daemon-driver-network libvirt-daemon-driver-storage ;; esac)
 PACKAGES_MATRIX := $(PACKAGES_TEST)
 PACKAGES_BENCH := $(PACKAGES_DEMO) libvirt-clients libvirt-daemon-system
 

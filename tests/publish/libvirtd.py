@@ -45,8 +45,9 @@ ip tuntap add dev it-tap0 mode tap
 libvirtd --pid-file "$0/libvirtd.pid" &
 wait $!  # as the first process, the shell reaps what others leave behind: libvirt waits for that
 """
-_DEBIANS_USER = "libvirt-qemu"
-"""Debian's libvirtd looks it up before it reads whom its qemu.conf names; it comes with libvirt-daemon-system."""
+_LOOKED_UP = ("libvirt-qemu", "kvm")
+"""Debian's libvirtd looks the one up, and Ubuntu's the other, before it reads whom its qemu.conf names. They come
+with libvirt-daemon-system and udev."""
 
 
 class Libvirt:
@@ -151,7 +152,7 @@ class RootLibvirt(Libvirt):
         (self.folder / "etc" / "qemu.conf").write_text(_ROOT_CONFIG.format(folder=self.folder))
         for name, fields in (("passwd", "x:0:0::/:/bin/false"), ("group", "x:0:")):
             known = Path("/etc", name).read_text()
-            (self.folder / name).write_text(f"{known}{_DEBIANS_USER}:{fields}\n")
+            (self.folder / name).write_text("".join([known, *(f"{who}:{fields}\n" for who in _LOOKED_UP)]))
         env = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
         inside = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         inside += ["sh", "-euc", _IN_NAMESPACES, str(self.folder)]

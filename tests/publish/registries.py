@@ -108,7 +108,7 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
         key_cert_sign=ca,
         crl_sign=ca,
         content_commitment=False,
-        key_encipherment=False,
+        key_encipherment=not ca,  # Ubuntu's QEMU 8.2 demands it
         data_encipherment=False,
         key_agreement=False,
         encipher_only=False,
