@@ -344,6 +344,24 @@ def test_a_base_with_two_names_is_refused(store: Store) -> None:
     assert "2 names" in refused(store, RefusedError, "top.qcow2").message
 
 
+def test_a_snapshot_of_a_base_that_grows_stays_what_it_was(store: Store, img: QemuImg) -> None:
+    """qemu-img reads it as large as the disk is now, as after a resize; applied, it has the size that it had."""
+    store.base("base.qcow2", 1, 1)
+    img.snapshot_create(store / "base.qcow2", "one")
+    store.write(store / "base.qcow2", (1, 2))
+    store.overlay("top.qcow2", "base.qcow2", {20: 3}, size=2 << 20)
+    store.overlay("sibling.qcow2", "base.qcow2", {2: 4})
+    held, before = store.snapshot("base.qcow2", "one"), store.content()
+    commit(store / "top.qcow2", preserve_siblings=True)
+    assert store.content("sibling.qcow2", "top.qcow2") == {
+        name: before[name] for name in ("sibling.qcow2", "top.qcow2")
+    }
+    assert store.snapshot("base.qcow2", "one") == held + bytes(1 << 20)
+    img.snapshot_apply(store / "base.qcow2", "one")
+    assert img.info(store / "base.qcow2").virtual_size == 1 << 20
+    assert store.by_qemu("base.qcow2") == held
+
+
 def test_an_image_that_keeps_its_data_elsewhere_is_refused(store: Store, img: QemuImg) -> None:
     store.base("base.qcow2", 1)
     img.create(
