@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.images import (
+    Opened,
     explained,
     open_image,
     print_option_help,
@@ -28,7 +30,8 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.progress import progress
 from imgtool.cli.requests import OnCopy, header_of, settle
-from imgtool.errors import UsageError
+from imgtool.errors import RefusedError, UsageError
+from imgtool.image.header import Header
 from imgtool.image.names import printable
 from imgtool.image.qapi_json import to_builtins
 from imgtool.image.version2 import refuse_amend
@@ -46,7 +49,7 @@ from imgtool.image.version2 import refuse_amend
 @cache_option("The cache mode for writing.  [default: writeback]")
 @image_opts_option
 @object_option
-@force_option("Allow what QEMU calls unsafe: erasing the last key of a LUKS image.")
+@force_option("Allow what QEMU calls unsafe, erasing the last key of a LUKS image, and any name of a data file.")
 @progress_option
 @quiet_option
 @dry_run_option
@@ -80,6 +83,8 @@ def amend(
     header = header_of(opened)
     if header is not None and opened.path is not None:
         refuse_amend(header, opened.path, chosen)
+        if "data_file" in chosen and not force:
+            _check_data_file(opened, header, chosen["data_file"])
     arguments: dict[str, Any] = {"format": opened.format, "cache": cache, "force": force, "objects": objects}
     program = qemu_img(context)
     # a copy would leave the key that is to be erased in the blocks of the old file
@@ -102,3 +107,26 @@ def amend(
         yield f"{opened.name}: {done}"
 
     say(context, to_builtins(changed), lines())
+
+
+def _check_data_file(opened: Opened, header: Header, name: str) -> None:
+    """RefusedError when the image has no external data file, or not under `name`: QEMU writes any name, and then does
+    not open the image any more, not even to write another."""
+    from imgtool.chain.look import LOCAL_PROTOCOLS
+    from imgtool.image.reference import parse_data_file
+
+    if not getattr(header.details, "external_data", False):
+        raise RefusedError(
+            f"{opened.place} has no external data file that could get another name",
+            hint="`imgtool convert -O qcow2 -o data_file=NAME` makes an image that has one",
+            path=opened.path,
+        )
+    directory = os.path.dirname(opened.path or "")
+    found = parse_data_file(os.fsencode(name), directory=directory) if name else None
+    place = directory if found is None else found.path if found.protocol in LOCAL_PROTOCOLS else None
+    if place is not None and (not os.path.exists(place) or os.path.isdir(place)):
+        raise RefusedError(
+            f"{printable(place)} is no file: {opened.place}, without its data, could not be opened any more",
+            hint="`imgtool chain move` renames a data file, and the image follows; --force writes the name",
+            path=opened.path,
+        )

@@ -30,6 +30,29 @@ def test_a_dry_run_changes_nothing(images: Images, imgtool: Imgtool) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_data_file_gets_a_name_that_leads_to_one(images: Images, imgtool: Imgtool) -> None:
+    """QEMU writes any name, and could not open the image afterwards even to write another."""
+    images.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "disk.qcow2", "1M")
+    images.base("plain.qcow2")
+    before = (images / "disk.qcow2").read_bytes()
+    for name, image, said in (
+        ("", "disk.qcow2", f"{images.directory} is no file"),
+        ("gone.raw", "disk.qcow2", f"{images / 'gone.raw'} is no file"),
+        ("data.raw", "plain.qcow2", "has no external data file"),
+    ):
+        for more in ([], ["--dry-run"]):
+            done = imgtool("amend", "-o", f"data_file={name}", images / image, *more)
+            assert done.status == 1
+            assert said in done.stderr
+    assert (images / "disk.qcow2").read_bytes() == before
+    (images / "data.raw").rename(images / "other.raw")
+    assert imgtool("amend", "--force", "-o", "data_file=other.raw", images / "disk.qcow2").status == 1
+    (images / "data.raw").symlink_to("other.raw")
+    assert imgtool("amend", "-o", "data_file=other.raw", images / "disk.qcow2").status == 0
+    (images / "data.raw").unlink()
+    assert imgtool("check", images / "disk.qcow2", cwd=images.directory).status == 0
+
+
 def test_what_can_be_amended_is_listed(imgtool: Imgtool) -> None:
     done = imgtool("amend", "-f", "qcow2", "-o", "help")
     assert done.status == 0
