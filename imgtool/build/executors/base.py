@@ -25,6 +25,8 @@ _POLL = 0.5
 _SYNC_SECONDS = 600.0
 _BOOT_ID_SECONDS = 10.0
 _DRAFT = "imgtool-"
+_SHORT_SCRIPT = 8192
+"""Bytes; what is shorter needs no file of its own to be sent as."""
 
 
 class Answer(NamedTuple):
@@ -216,8 +218,12 @@ class Way(ABC):
     def _stage(self, script: bytes) -> str:
         """A folder in the guest with the file `script` in it."""
         name = _DRAFT + random.token_hex(8)
-        said = self._do("the guest has no room for a script", shell.program(shell.STAGE, name))
+        # A short one goes with the program that makes its folder: most steps are a line, and each answer takes time.
+        short = script if len(script) <= _SHORT_SCRIPT and b"\0" not in script else b""
+        said = self._do("the guest has no room for a script", shell.program(shell.STAGE, name, short))
         folder = os.fsdecode(said.strip().rpartition(b"\n")[2])
+        if short == script:
+            return folder
         try:
             self._write(io.BytesIO(script), f"{folder}/script")
         except BaseException:

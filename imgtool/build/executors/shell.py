@@ -48,10 +48,10 @@ STAGE: Final = """
 for r in /run /dev/shm /tmp /dev; do
 [ -d $r ] && [ -w $r ] && case "$(stat -f -c %T $r 2>/dev/null)" in *tmpfs|*ramfs) break;; esac
 done || r=/tmp
-d=$r/$1; umask 077; mkdir -p "$r" && mkdir "$d" && cd "$d" && : >script && pwd
+d=$r/$1; umask 077; mkdir -p "$r" && mkdir "$d" && cd "$d" && printf %s "$2" >script && pwd
 """
 """Makes a folder for what a step needs ($1 is its name), in memory where the guest has such a place, and in it the
-empty file `script`. Prints its path."""
+file `script` with the text $2. Prints its path."""
 
 END: Final = """
 p=$(cat "$1/pid") || exit 0
