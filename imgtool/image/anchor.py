@@ -188,12 +188,12 @@ def edited_head(
     reference and the format of its backing file, and its external data file. All else stays, and so does the rest of
     the file.
 
-    ImageFormatError when the image is no qcow2 that takes an anchor, or its first cluster has no room.
+    ImageFormatError when the image is no qcow2, its first cluster has no room, or it takes no anchor.
     """
     header = read_header(fd, format="qcow2")
     details = header.details
     assert isinstance(details, Qcow2Details)
-    if not takes_anchor(header):
+    if isinstance(anchor, Anchor) and not takes_anchor(header):
         raise ImageFormatError(
             "a qcow2 of version 2 has no room for an anchor", hint="`imgtool amend -o compat=1.1` makes it version 3"
         )
