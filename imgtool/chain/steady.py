@@ -66,12 +66,13 @@ def is_changing(directory: str) -> bool:
 
 
 def _doubtful(graph: Graph) -> set[str]:
-    """The directories of images with which something seems wrong, and of what these stand on."""
+    """The directories of images with which something seems wrong, and of what these stand on. None in which no image
+    was read: an image leads nobody into a directory that only it names."""
     found: set[str] = set()
     for image in graph.images:
         if any(one.severity != "info" or one.code == "parent-copied" for one in image.findings):
             found.update(os.path.dirname(path) for path in (image.path, image.parent or "") if path.startswith("/"))
-    return found
+    return found and found & {os.path.dirname(image.path) for image in graph.images if image.virtual_size is not None}
 
 
 def _touched(directories: Iterable[str], since: int) -> bool:
