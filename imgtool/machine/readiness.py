@@ -144,12 +144,20 @@ def _probes(vm: Vm, state: State, wait: Wait) -> Iterator[bool]:
             yield False
 
 
+_STARTED = (
+    *("running", "suspended"),
+    # It was asked to start paused (-S), or to wait for another (-incoming): it is as ready as it will be.
+    *("prelaunch", "paused", "inmigrate"),
+    # Its guest ran, and stopped before anybody looked: at once where its disk cannot be written.
+    *("io-error", "guest-panicked", "internal-error", "shutdown", "watchdog"),
+)
+"""QAPI's RunState of a machine that has been started."""
+
+
 def _is_running(vm: Vm) -> bool:
     try:
         with Monitor.connect(vm.qmp_socket, seconds=_PROBE_SECONDS) as monitor:
-            # A machine that was asked to start paused (-S), or to wait for another (-incoming), is as ready as it
-            # will be.
-            return monitor.execute("query-status")["status"] in ("running", "prelaunch", "paused", "inmigrate")
+            return monitor.execute("query-status")["status"] in _STARTED
     except QmpUnreachable:
         return False
 

@@ -45,6 +45,24 @@ def test_a_vm_whose_disk_has_no_room_is_ended_and_another_runs_on(
         machines("vm", "kill", "writer", check=False)
 
 
+def test_a_vm_whose_disk_had_no_room_at_once_was_started_all_the_same(machines: Machines, tmp_path: Path) -> None:
+    """`boot -d` returns although the guest had stopped before anybody saw it run."""
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(WRITER.ljust(1 << 20, b"\0"))
+    file = {"driver": "file", "filename": str(disk)}
+    full = {"driver": "blkdebug", "image": file, "inject-error": [{"event": "write_aio", "errno": 28}]}
+    words = ["-blockdev", json.dumps({"driver": "raw", "node-name": "d", "file": full})]
+    words += ["-device", "virtio-blk-pci,drive=d,bootindex=0"]
+    machines("boot", "-d", "--name", "full", "--accel", "tcg", "--memory", "32M", "--network", "none", "--", *words)
+    try:
+        deadline = time.monotonic() + 60
+        while json.loads(machines("vm", "show", "full", "--output", "json").stdout)["status"] != "io-error":
+            assert time.monotonic() < deadline
+        machines("vm", "wait", "full", "--for", "running", "--timeout", "20")
+    finally:
+        machines("vm", "kill", "full", check=False)
+
+
 SPEAKER = bytes.fromhex("31c0 8ed8 be177c ac 84c0 7408 b401 31d2 cd14 ebf3 f4 ebfd")
 """A boot sector that says what stands behind it on the first serial port, and halts."""
 
