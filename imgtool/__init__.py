@@ -42,7 +42,7 @@ TYPE_CHECKING = False  # importing it would take longer than all that comes befo
 if TYPE_CHECKING:
     from typing import Any
 
-    from imgtool.build.engine import Built as Built
+    from imgtool.build.built import Built as Built
     from imgtool.build.lint import lint_image as lint_image
     from imgtool.build.prune import prune_layers as prune_layers
     from imgtool.build.prune import verify_layers as verify_layers
@@ -130,7 +130,7 @@ if TYPE_CHECKING:
     from imgtool.sizes import parse_size as parse_size
 
 _HOMES = {
-    "imgtool.build.engine": ("Built",),
+    "imgtool.build.built": ("Built",),
     "imgtool.build.lint": ("lint_image",),
     "imgtool.build.prune": ("prune_layers", "verify_layers"),
     "imgtool.build.run": ("build_image", "plan_build"),

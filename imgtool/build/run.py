@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from imgtool.build.base import Fetch, fetching
-from imgtool.build.engine import Builder, Built
+from imgtool.build.built import Built
+from imgtool.build.engine import Builder
 from imgtool.build.plan import BuildPlan, Choice
 from imgtool.build.recipe import Loaded, load_recipe
 from imgtool.build.session import Decide, OnError

@@ -14,7 +14,7 @@ from imgtool.cli.options import FILE_NAME, Word, file_argument, force_option, fo
 from imgtool.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from imgtool.build.engine import Built
+    from imgtool.build.built import Built
     from imgtool.build.lint import Lint
     from imgtool.build.plan import BuildPlan
     from imgtool.build.session import Decide, Failure

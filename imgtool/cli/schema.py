@@ -22,7 +22,7 @@ DOCUMENTS = {
     "boot-machines": "imgtool.cli.documents:MachineTypes",
     "boot-nic-models": "imgtool.cli.documents:NicModels",
     "boot-plan": "imgtool.machine.plan:PlanDocument",
-    "build": "imgtool.build.engine:Built",
+    "build": "imgtool.build.built:Built",
     "build-lint": "imgtool.build.lint:Lint",
     "build-plan": "imgtool.build.plan:BuildPlan",
     "chain": "imgtool.chain.graph:Graph",

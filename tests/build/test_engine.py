@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imgtool.build.engine import Built
+from imgtool.build.built import Built
 from imgtool.build.executor import ExecutorError, GuestLost
 from imgtool.build.guestwatch import Trouble
 from imgtool.build.plan import Choice
