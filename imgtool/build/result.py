@@ -191,7 +191,7 @@ def _convert(making: Making, hidden: str) -> None:
         backing_format=making.base.format if thin else None,
         options=options_of(output),
         compressed=compression_of(output) != "none",
-        cache="writeback",  # it is read again, to be proved
+        cache="unsafe",  # it stays in the page cache, to be proved
         overwrite=True,
     )
     if thin:

@@ -61,7 +61,6 @@ from imgtool.errors import ImageInUseError, RefusedError, UsageError
 from imgtool.image.names import absolute, pasted, printable, printable_lines
 from imgtool.image.qapi_json import to_builtins
 from imgtool.image.version2 import is_version_2
-from imgtool.qemu.direct import cache_for
 from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_options
 
 
@@ -108,8 +107,8 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
 )
 @rate_limit_option
 @cache_option(
-    "The cache mode for the target.  [default: none, past the page cache, for a new qcow2 or raw image where the "
-    "file system can; else writeback]"
+    "The cache mode for the target.  [default: unsafe for a new file, which imgtool brings to disk itself; else "
+    "writeback]"
 )
 @source_cache_option
 @click.option("-C", "--copy-offload", is_flag=True, help="Let the storage do the copying where it can.")
@@ -207,17 +206,6 @@ def convert(
     places = [source.source for source in sources]
     with explained(context, formats=[format_, output_format], option_format=output_format, options=chosen):
         refuse_too_large(context, program, places, max_size, arguments)
-    arguments["cache"] = others["cache"] or cache_for(
-        target,
-        places,
-        output_format=output_format,
-        format=arguments["format"],
-        backing=arguments["backing"],
-        options=chosen,
-        compressed=others["compressed"],
-        snapshot=snapshot is not None,
-        in_place=others["skip_creation"],
-    )
     if dry_run:
         _plan(context, program.program, places, target, parent.path if parent else None, arguments)
         return
@@ -345,8 +333,10 @@ def _plan(
     arguments: dict[str, Any],
 ) -> None:
     from imgtool.qemu import img_argv
+    from imgtool.qemu.img_make import cache_for
 
     in_place = arguments["skip_creation"] or isinstance(target, ImageOpts)
+    arguments["cache"] = arguments["cache"] or cache_for(target, arguments["options"], in_place=in_place)
     exists = not isinstance(target, ImageOpts) and os.path.lexists(os.fsdecode(target))
     images = [touched(target, "write" if in_place else "replace" if exists else "create")]
     images += [touched(source, "read") for source in sources]

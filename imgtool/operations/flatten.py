@@ -183,8 +183,9 @@ class FlattenRequest:
                 options=self.options,
                 compressed=self.compressed,
                 bitmaps=self._bitmaps,
+                cache="unsafe",
             )
-            notes = ["written under a hidden name first, then renamed"]
+            notes = ["written under a hidden name first, brought to disk, then renamed"]
             exists = os.path.lexists(target)
             touched = Touched(path=target, action="replace" if exists else "create", bytes=size)
             below.insert(0, Touched(path=image.path, action="read"))
@@ -272,6 +273,7 @@ class FlattenRequest:
                 output_format=self.output_format,
                 options=self.options,
                 compressed=self.compressed,
+                cache="unsafe",  # it stays in the page cache, to be proved
                 overwrite=self.replaced is not None,
                 progress=progress,
                 finish=lambda hidden: self._prove(qemu_img, hidden, to),

@@ -11,7 +11,6 @@ from imgtool.errors import CommandError, ImageExistsError, ImgtoolError, Refused
 from imgtool.image.names import PathLike, absolute, printable
 from imgtool.image.remembered import remember
 from imgtool.qemu import img_argv
-from imgtool.qemu.direct import cache_for
 from imgtool.qemu.img_argv import Backing, Cache, ImageOpts, OptionValue, SnapshotParam, Source, Verbatim
 from imgtool.qemu.img_base import ImgBase, Progress, notes_of, place_named, place_of, renamed_error, some
 from imgtool.qemu.img_change import check_backing
@@ -109,22 +108,10 @@ class Making(ImgBase):
         complete and on disk. A block device, or any target with `skip_creation` (-n), is written in place.
 
         `rate_limit` is bytes a second. Unreadable sectors become zeros with `salvage`, and
-        qemu-img's words about them are the result's `notes`. `finish` is as for `create`. Without `cache` the target
-        is written past the page cache where that is faster, see `direct.cache_for`.
+        qemu-img's words about them are the result's `notes`. `finish` is as for `create`. Without `cache` a new file
+        does not stay in the page cache; with `cache="unsafe"` it does, and is on disk as well.
         """
         images = [sources] if isinstance(sources, str | bytes | os.PathLike | ImageOpts) else list(sources)
-
-        cache = cache or cache_for(
-            target,
-            images,
-            output_format=output_format,
-            format=format,
-            backing=backing,
-            options=options if data_file is None else {**options, "data_file": os.fsdecode(data_file)},
-            compressed=compressed,
-            snapshot=snapshot is not None,
-            in_place=skip_creation,
-        )
 
         def argv(place: Source, options: Mapping[str, OptionValue]) -> list[str]:
             return img_argv.convert(
@@ -142,7 +129,7 @@ class Making(ImgBase):
                 num_coroutines=num_coroutines,
                 out_of_order=out_of_order,
                 rate_limit=rate_limit,
-                cache=cache,
+                cache=cache or cache_for(place, options, in_place=skip_creation),
                 source_cache=source_cache,
                 copy_offload=copy_offload,
                 skip_creation=skip_creation,
@@ -172,7 +159,8 @@ class Making(ImgBase):
             progress=progress,
             force_share=force_share,
             salvage=salvage,
-            cached=cache in ("writeback", "unsafe"),
+            early=cache in (None, "writeback", "unsafe"),
+            keep=cache is not None,
             finish=finish,
         )
 
@@ -187,19 +175,21 @@ class Making(ImgBase):
         progress: Progress | None = None,
         force_share: bool = False,
         salvage: bool = False,
-        cached: bool = False,
+        early: bool = False,
+        keep: bool = True,
         finish: Callable[[str], None] | None = None,
     ) -> Created:
         """Runs the command that `argv` makes for a place to write to, then puts what it wrote where it belongs. All
-        images it opens were approved, and it is started in `cwd`: see `_approve`. `cached`: it fills the page cache.
+        images it opens were approved, and it is started in `cwd`: see `_approve`. `early`, `keep`: `written_early`.
         """
         for source in sources:
             if not isinstance(source, ImageOpts):
                 check_input(absolute(source))
         with making.place() as (place, options, hidden):
             limits = NO_LIMITS if making.in_place else limits
-            early = cached and isinstance(place, str) and not making.in_place
-            with written_early(str(place)) if early else contextlib.nullcontext():
+            early = early and not making.in_place
+            bulk = str(options.get("data_file", place))
+            with written_early(bulk, keep=keep) if early else contextlib.nullcontext():
                 done = self._run(argv(place, options), limits, progress, cwd)
             if done.status != 0 or (done.stderr.strip() and not salvage):
                 error = failure(done, path=place_of(making.target))
@@ -282,8 +272,8 @@ class _Making:
             with contextlib.ExitStack() as stack:
                 options = dict(self.options)
                 if self.data_file is not None:
-                    kept = _is_device(self.data_file) or options.get("keep_data_file") in (True, "on")
-                    data = self.data_file if kept else stack.enter_context(_new(self.data_file))
+                    options["data_file"] = self.data_file
+                    data = self.data_file if _keeps_data_file(options) else stack.enter_context(_new(self.data_file))
                     hidden[data] = self.data_file
                     options["data_file"] = data
                 if several:
@@ -310,6 +300,19 @@ class _Making:
         backing = os.path.join(folder, os.fsdecode(self.backing))
         if os.path.exists(self.target) and os.path.samefile(backing, self.target):
             raise UsageError(f"{printable(self.target)} would be its own backing file", path=self.target)
+
+
+def cache_for(place: Source, options: Mapping[str, OptionValue], *, in_place: bool = False) -> Cache:
+    """What `-t` says where nobody chose. A new file needs none of qemu-img's flushes: it is brought to disk when it
+    is complete, before it has its name."""
+    flushed = in_place or isinstance(place, ImageOpts) or _is_device(place)
+    return "writeback" if flushed or _keeps_data_file(options) else "unsafe"
+
+
+def _keeps_data_file(options: Mapping[str, OptionValue]) -> bool:
+    """Whether the data file that `options` name is there already, and written in place."""
+    given = options.get("data_file")
+    return given is not None and (_is_device(str(given)) or options.get("keep_data_file") in (True, "on"))
 
 
 def _is_device(target: Source) -> bool:

@@ -106,6 +106,9 @@ class _Work:
         self.file = os.path.join(folder, f"{HIDDEN}{mark}.tmp")
         self.directory = os.path.join(folder, f"{HIDDEN}{mark}.d")
         self.path = os.path.join(self.directory, self.name) if several_files else self.file
+        self._open: int | None = None
+        """Held as long as the file is worked on: if the disk fails to take what a program wrote, the kernel might
+        forget that with a file which nobody has open, and fsync would say nothing of it."""
 
     def start(self, replaced: os.stat_result | None) -> str:
         """Makes the place to work in. O_EXCL: nobody's symlink is followed."""
@@ -113,7 +116,7 @@ class _Work:
             os.mkdir(self.directory)
             return self.path
         mode = 0o644 if replaced is None else stat.S_IMODE(replaced.st_mode) | 0o600
-        os.close(os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode))
+        self._open = os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
         return self.path
 
     def finish(self, overwrite: bool) -> None:
@@ -164,6 +167,9 @@ class _Work:
 
     def clear(self) -> None:
         """Takes away whatever is unfinished: this run's or, before `start`, that of a run that was killed."""
+        if self._open is not None:
+            os.close(self._open)
+            self._open = None
         for place in [*self._moved(), self.path, self.file]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(place)

@@ -149,7 +149,7 @@ def test_a_dry_run_prints_a_command_that_does_it(images: Images, imgtool: Imgtoo
     plan = imgtool("convert", "-O", "qcow2", "-c", path, target, "--dry-run", "--output", "json").document
     (command,) = plan["commands"]
     zstd = ["-o", "compression_type=zstd"] if knows_zstd(Programs()) else []
-    words = ["convert", "-t", "writeback", *zstd, "-c", "-O", "qcow2", "-f", "qcow2", str(path), str(target)]
+    words = ["convert", "-t", "unsafe", *zstd, "-c", "-O", "qcow2", "-f", "qcow2", str(path), str(target)]
     assert command[1:] == words
     assert [(image["action"], image["path"]) for image in plan["images"]] == [
         ("create", str(target)),
