@@ -86,14 +86,18 @@ _ARGUMENTS = "imgtool.cli.boot.arguments"
     "--accel",
     type=Word("accelerators"),
     metavar="[auto|kvm|tcg|hvf]",
-    help="auto proves that kvm works before using it.",
+    help="auto proves that kvm works before using it.  [default: auto]",
 )
 @click.option("--ephemeral", is_flag=True, default=None, help="Discard what the guest writes.")
 @click.option(
     "--new-overlay", type=FILE_NAME, metavar="PATH", help="Create an overlay of IMAGE there, and boot that."
 )
 @machine_options
-@click.option("--nic-model", metavar="MODEL", help="The network card, where --network names none; `help` lists them.")
+@click.option(
+    "--nic-model",
+    metavar="MODEL",
+    help="The network card, where --network names none; `help` lists them.  [default: virtio]",
+)
 @firmware_options
 @cloud_init_options
 @click.option("--sandbox/--no-sandbox", default=None, help="QEMU's own seccomp filter.  [default: on]")

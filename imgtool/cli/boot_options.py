@@ -17,9 +17,13 @@ FILES = ("fda", "fdb", "hda", "hdb", "hdc", "hdd", "cdrom", "kernel", "initrd", 
 _WORDS: tuple[tuple[str, str, str], ...] = (
     ("name", "NAME", "The VM's name.  [default: made from IMAGE]"),
     ("uuid", "UUID", "The machine's UUID."),
-    ("machine", "TYPE[,PROP=…]", "Machine type and properties; `help` lists the types."),
-    ("cpu", "MODEL[,±FEATURE…]", "CPU model and features; `help` lists them."),
-    ("smp", "N|cpus=…", "CPUs and their topology: sockets=, dies=, cores=, threads=, maxcpus=."),
+    ("machine", "TYPE[,PROP=…]", "Machine type and properties; `help` lists the types.  [default: QEMU's own]"),
+    (
+        "cpu",
+        "MODEL[,±FEATURE…]",
+        "CPU model and features; `help` lists them.  [default: the host's, or max when emulating]",
+    ),
+    ("smp", "N|cpus=…", "CPUs and their topology: sockets=, dies=, cores=, threads=, maxcpus=.  [default: 1]"),
     ("memory", "SIZE[,…]", "Memory (2G); slots= and maxmem= leave room for more.  [default: 1G]"),
     ("boot", "ORDER|order=…", "Boot order: a floppy, c disk, d CD-ROM, n network; once=, menu=, …"),
     ("append", "WORDS", "The kernel's command line."),
@@ -28,7 +32,7 @@ _WORDS: tuple[tuple[str, str, str], ...] = (
         "TYPE[,…]",
         "The screen: gtk, sdl, curses, vnc, spice, egl-headless, dbus, none; a window if no terminal.",
     ),
-    ("vga", "CARD", "The graphics card: std, cirrus, vmware, qxl, virtio, none."),
+    ("vga", "CARD", "The graphics card: std, cirrus, vmware, qxl, virtio, none.  [default: std]"),
     ("keymap", "LAYOUT", "Keyboard layout, such as de."),
     ("vsock", "CID", "A vsock device with this context id."),
     ("rtc", "BASE[,…]", "The clock: utc, localtime, or a date."),
@@ -41,7 +45,8 @@ _REPEATED: tuple[tuple[str, str, str], ...] = (
     (
         "network",
         "TYPE[,…]",
-        "A network: user (hostfwd=tcp::2222-:22), bridge, tap, nat, passt, socket, …, none. May be repeated.",
+        "A network: user (the default; hostfwd=tcp::2222-:22), bridge, tap, nat, passt, socket, …, none. "
+        "May be repeated.",
     ),
     (
         "numa",

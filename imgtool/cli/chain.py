@@ -46,7 +46,7 @@ ELSEWHERE = {
     "ls": "imgtool chain show",
     "check": "imgtool chain verify",
     "commit": "imgtool overlay commit",
-    "rebase": "imgtool rebase",
+    "new": "imgtool overlay new",
     "mv": "imgtool chain move",
     "gc": "imgtool chain collect",
     "prune": "imgtool chain collect",

@@ -75,7 +75,7 @@ class CheckCommand(click.Command):
 @image_opts_option
 @object_option
 @force_option("With -r all: repair it even if other images stand on it.")
-@timeout_option
+@timeout_option(default="none")
 @quiet_option
 @dry_run_option
 @output_option()

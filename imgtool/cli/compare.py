@@ -50,7 +50,7 @@ _OWN = (2, 3, 4)
 @force_share_option("Read them even while a virtual machine writes them.")
 @image_opts_option
 @object_option
-@timeout_option
+@timeout_option(default="none")
 @progress_option
 @quiet_option
 @dry_run_option

@@ -130,7 +130,7 @@ from imgtool.qemu.img_argv import ImageOpts, SnapshotParam, Source, parse_option
     metavar="SIZE",
     help="Refuse if the new image would be larger; a raw image counts with its full size.",
 )
-@timeout_option
+@timeout_option(default="none")
 @progress_option
 @quiet_option
 @dry_run_option

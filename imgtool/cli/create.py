@@ -87,7 +87,7 @@ class Parent(NamedTuple):
 @options_option("The format's own options; -o help lists them.")
 @object_option
 @force_option("Replace an existing file; make an overlay smaller than its backing file.")
-@timeout_option
+@timeout_option(default="60")
 @quiet_option
 @dry_run_option
 @output_option()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--tag", metavar="TAG", help="With --layout: its tag there.  [default: latest]")
 @click.option(
     "-O",
-    "--output-format",
+    "--target-format",
     "disk_format",
     type=click.Choice(["qcow2", "raw"]),
     default="qcow2",

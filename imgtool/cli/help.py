@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
 
 from imgtool.cli.lazy import Sectioned
@@ -13,16 +15,33 @@ LIMITS = ("timeout", "limit_cpu", "limit_memory")
 """What commands that start qemu-img have together; of others `--timeout` is their own."""
 
 
+_HYPHEN = "\N{NON-BREAKING HYPHEN}"
+
+
+class _Formatter(click.HelpFormatter):
+    """click's, which breaks lines at spaces only: half of `server-key.pem` is no name."""
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", _HYPHEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        super().write_dl([(first, second.replace("-", _HYPHEN)) for first, second in rows], col_max, col_spacing)
+
+    def write(self, string: str) -> None:
+        super().write(string.replace(_HYPHEN, "-"))
+
+
 def help_of(ctx: click.Context) -> str:
     """The whole text for the command of `ctx`."""
     command = ctx.command
+    formatter = _Formatter(width=ctx.terminal_width, max_width=ctx.max_content_width)
     if isinstance(command, click.Group):
-        return command.get_help(ctx)
-    formatter = ctx.make_formatter()
-    command.format_usage(ctx, formatter)
-    command.format_help_text(ctx, formatter)
-    _write_options(ctx, formatter)
-    command.format_epilog(ctx, formatter)
+        command.format_help(ctx, formatter)
+    else:
+        command.format_usage(ctx, formatter)
+        command.format_help_text(ctx, formatter)
+        _write_options(ctx, formatter)
+        command.format_epilog(ctx, formatter)
     return formatter.getvalue().rstrip("\n")
 
 

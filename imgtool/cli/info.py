@@ -40,7 +40,7 @@ PROBLEMS = 3
 )
 @image_opts_option
 @object_option
-@timeout_option
+@timeout_option(default="60")
 @output_option()
 @pass_context
 def info(

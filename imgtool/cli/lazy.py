@@ -96,6 +96,9 @@ class LazyGroup(click.Group):
     def _suggest(self, ctx: click.Context, name: str) -> str:
         if name in self._elsewhere:
             return f"did you mean `{self._elsewhere[name]}`?"
+        root = ctx.find_root()
+        if isinstance(root.command, click.Group) and name in root.command.list_commands(root):
+            return f"did you mean `{root.command_path} {name}`?"
         import difflib
 
         near = difflib.get_close_matches(name, self._entries, n=1)

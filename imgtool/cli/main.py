@@ -116,7 +116,12 @@ OF_COMMANDS = ("--output", "-q", "--quiet", "--progress", "--dry-run", "--trust"
     callback=lambda ctx, _, value: _use_program(ctx, "qemu-system-x86_64", value),
     help="The qemu-system-x86_64 to use.  [env: IMGTOOL_QEMU_SYSTEM_X86_64]",
 )
-@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colour in the output.")
+@click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="Colour in the output.  [default: auto]",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.option(
     "--version",

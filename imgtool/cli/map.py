@@ -46,7 +46,7 @@ Map = list[MapEntry]
 @force_share_option()
 @image_opts_option
 @object_option
-@timeout_option
+@timeout_option(default="none")
 @output_option()
 @pass_context
 def map_(

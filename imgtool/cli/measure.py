@@ -48,7 +48,7 @@ from imgtool.image.qapi_json import to_builtins
 @force_share_option()
 @image_opts_option
 @object_option
-@timeout_option
+@timeout_option(default="60")
 @output_option()
 @pass_context
 def measure(

@@ -144,28 +144,33 @@ def force_share_option(text: str = "Read it even while a virtual machine writes 
     return click.option("-U", "--force-share", is_flag=True, help=text)
 
 
-def timeout_option(command: F) -> F:
-    """`--timeout`, and with it the other limits on qemu-img."""
-    for name, kind, metavar, text in reversed(
-        (
-            ("limit-memory", SIZE, "SIZE", "Let qemu-img use this much address space.  [default: 2G]"),
-            (
-                "limit-cpu",
-                click.IntRange(min=1),
-                "SECONDS",
-                "Let qemu-img use this much CPU time for quick commands.  [default: 30]",
-            ),
-        )
-    ):
-        command = click.option(
-            f"--{name}", type=kind, metavar=metavar, expose_value=False, callback=_limit, help=text
+def timeout_option(*, default: str) -> Callable[[F], F]:
+    """`--timeout`, and with it the other limits on qemu-img; `default` is what --help says of this command's."""
+
+    def added(command: F) -> F:
+        for name, kind, metavar, text in reversed(_LIMITS):
+            command = click.option(
+                f"--{name}", type=kind, metavar=metavar, expose_value=False, callback=_limit, help=text
+            )(command)
+        return click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help=f"Stop qemu-img after this long.  [default: {default}]",
         )(command)
-    return click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="SECONDS",
-        help="Stop qemu-img after this long.",
-    )(command)
+
+    return added
+
+
+_LIMITS: tuple[tuple[str, click.ParamType[int], str, str], ...] = (
+    ("limit-memory", SIZE, "SIZE", "Let qemu-img use this much address space.  [default: 2G]"),
+    (
+        "limit-cpu",
+        click.IntRange(min=1),
+        "SECONDS",
+        "Let qemu-img use this much CPU time for quick commands.  [default: 30]",
+    ),
+)
 
 
 def _limit(ctx: click.Context, param: click.Parameter, value: int | None) -> None:

@@ -70,11 +70,14 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
             yield (*path, name)
 
 
-def test_what_is_no_example_fits_a_terminal_of_80_columns() -> None:
+def test_what_is_no_example_fits_a_terminal_of_80_columns_and_no_name_is_broken() -> None:
     wide = []
+    broken = []
     for words in commands(cli):
         text = CliRunner().invoke(cli, [*words, "--help"], terminal_width=80).stdout
         body, _, examples = text.partition("Example")
         prose = [line for line in examples.splitlines() if not line.startswith("    ")]
         wide += [(*words, line) for line in (*body.splitlines(), *prose) if len(line) > 80]
+        broken += [(*words, line) for line in text.splitlines() if re.search(r"\w-$", line)]
     assert wide == []
+    assert broken == []  # half of `server-key.pem` is no name

@@ -29,6 +29,9 @@ from tests.cli.conftest import Imgtool
         ("layers rm a", "did you mean `imgtool layers prune`?"),
         ("net rm lab", "did you mean `imgtool net delete`?"),
         ("chain tree", "did you mean `imgtool chain show`?"),
+        ("chain new a b", "did you mean `imgtool overlay new`?"),
+        ("chain rebase a", "did you mean `imgtool rebase`?"),
+        ("vm boot a", "did you mean `imgtool boot`?"),
     ],
 )
 def test_a_command_of_another_program_is_answered_with_imgtools_own(imgtool: Imgtool, typed: str, hint: str) -> None:
