@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import os
 import shutil
 from collections.abc import Iterator
@@ -134,10 +136,21 @@ def _accelerators(qemu: Capabilities) -> Iterator[Check]:
 
 def _kvm_fix(reason: str) -> str:
     if "Permission denied" in reason:
-        return f"adduser {os.environ.get('USER', 'you')} kvm, then log in again"
+        return access_fix("/dev/kvm")
     if "No such file" in reason:
         return "modprobe kvm_intel or kvm_amd; in a virtual machine: have its host allow nested virtualisation"
     return "guests are emulated (tcg) until then; on your own host, check its BIOS and nested virtualisation"
+
+
+def access_fix(device: str) -> str:
+    """How a user comes to open `device`: through its group, where that may read and write it and is not root's."""
+    user = os.environ.get("USER", "you")
+    with contextlib.suppress(OSError, KeyError):
+        found = os.stat(device)
+        group = grp.getgrgid(found.st_gid).gr_name
+        if found.st_mode & 0o060 == 0o060 and found.st_gid != 0:
+            return f"adduser {user} {group}, then log in again"
+    return f"{device} is root's alone here: setfacl -m u:{user}:rw {device}"
 
 
 def _firmware(qemu: Capabilities, name: str, *, secure_boot: bool) -> Check:
@@ -199,7 +212,7 @@ def _bridge() -> Check:
 def _nat() -> Check:
     lacks = needs.lacking(needs.NAT, needs.find_tools())
     device = needs.tun()
-    if device is not None:
+    if device is not None and needs.may_administer():  # who has yet to become root will open it then
         lacks.append(device)
     if not lacks:
         return _yes("nat", "nft, dnsmasq, ip, and the right to use them")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import grp
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from imgtool.machine.doctor import NAMES, Check, examine, needed
+from imgtool.machine.doctor import NAMES, Check, access_fix, examine, needed
 from imgtool.machine.outside import is_virtiofsd_of_qemu, parse_hugetlbfs, parse_meminfo
 from imgtool.qemu.process import Completed
 from imgtool.qemu.programs import Programs
@@ -61,6 +62,18 @@ def test_what_is_installed_and_does_not_run_is_said(tmp_path: Path, monkeypatch:
         assert "libfoo.so.1: cannot open shared object file" in checks[name].detail
     assert [checks[name].ok for name in ("kvm", "tcg", "uefi", "secure-boot", "user-network")] == [False] * 5
     assert checks["ssh"].ok
+
+
+def test_a_device_is_for_its_group_or_for_root_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "ada")
+    device = tmp_path / "kvm"
+    device.touch()
+    group = grp.getgrgid(os.getgid() or 5)  # 5: tty, wherever these run as root
+    os.chown(device, -1, group.gr_gid)
+    device.chmod(0o660)
+    assert access_fix(str(device)) == f"adduser ada {group.gr_name}, then log in again"
+    device.chmod(0o600)
+    assert access_fix(str(device)) == f"{device} is root's alone here: setfacl -m u:ada:rw {device}"
 
 
 def test_mounts_may_have_any_name() -> None:
