@@ -347,7 +347,8 @@ def _say(context: Context, plan: Plan) -> None:
     for text in plan.warnings:
         warn(context, text)
     if plan.machine.accel in (None, "auto") and plan.choice.accelerator == "tcg" and plan.choice.proofs:
-        remark(context, f"emulating (tcg): {plan.choice.proofs[0].accelerator}: {plan.choice.proofs[0].reason}")
+        proof = plan.choice.proofs[0]
+        remark(context, f"emulating (tcg): {proof.accelerator}: {proof.reason}; see `imgtool doctor`")
     for secret in plan.command.secrets:
         remark(context, f"{secret.protocol.upper()} asks for the password in {printable(secret.path)}")
     if not plan.detached:

@@ -265,6 +265,10 @@ def _start(
             argv, env=env, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, setup=_setup(limits, cwd)
         )
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and "/" not in argv[0]:
+            from imgtool.qemu.programs import not_found
+
+            raise not_found(argv[0]) from None
         raise ProgramError(
             f"cannot start {argv[0]}: {error.strerror}", hint="`imgtool --version` shows what is found"
         ) from error

@@ -21,8 +21,16 @@ PACKAGES = {
     "qemu-nbd": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-storage-daemon": "qemu-system-common",
+    "ssh": "openssh-client",
 }
 """The Debian package of each program, for the hint of an error."""
+
+
+def not_found(name: str) -> ProgramError:
+    """The error for a program that is not installed."""
+    package = PACKAGES.get(name, "qemu-system" if name.startswith("qemu-") else None)
+    return ProgramError(f"{name} was not found on PATH", hint=package and f"on Debian: apt-get install {package}")
 
 
 class Version(NamedTuple):
@@ -71,8 +79,7 @@ class Programs:
                 return os.path.abspath(found)
         found = which(name)
         if found is None:
-            package = PACKAGES.get(name, "qemu")
-            raise ProgramError(f"{name} was not found on PATH", hint=f"on Debian: apt-get install {package}")
+            raise not_found(name)
         return os.path.abspath(found)
 
     def version(self, name: str) -> Version:

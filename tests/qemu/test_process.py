@@ -47,6 +47,16 @@ def test_output_and_status_are_kept_apart() -> None:
     assert (done.argv, done.status, done.stdout, done.stderr) == (tuple(argv), 3, b"out\n", b"err\n")
 
 
+def test_a_program_that_is_not_there_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ProgramError) as caught:
+        run(["ssh", "-V"])
+    assert (caught.value.message, caught.value.hint) == (
+        "ssh was not found on PATH",
+        "on Debian: apt-get install openssh-client",
+    )
+
+
 def test_much_output_on_both_pipes_does_not_block() -> None:
     done = run(python("import os\nfor _ in range(64): os.write(1, b'o' * 65536); os.write(2, b'e' * 65536)"))
     assert len(done.stdout) == 64 * 65536
