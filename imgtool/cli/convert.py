@@ -184,7 +184,7 @@ def convert(
     if isinstance(target, str):
         if not others["skip_creation"]:
             check_name(context, target, target_format, "-O")
-        _check_target(target, sources, force=force, in_place=others["skip_creation"])
+        _check_target(target, sources, force=force, in_place=others["skip_creation"], dry_run=dry_run)
         if force:
             warn_of_children(context, target)
         parent = parent_of(target, backing, backing_format) if backing else None
@@ -303,7 +303,7 @@ def _check_parent(sources: list[Opened], parent: str | None) -> None:
             )
 
 
-def _check_target(target: str, sources: list[Opened], *, force: bool, in_place: bool) -> None:
+def _check_target(target: str, sources: list[Opened], *, force: bool, in_place: bool, dry_run: bool) -> None:
     """Refuses before any work what would be refused after it."""
     try:
         status = os.stat(target)
@@ -319,8 +319,10 @@ def _check_target(target: str, sources: list[Opened], *, force: bool, in_place: 
     if in_place:
         refuse_children(target, children_of(target), doing="writing to it")
         return
-    from imgtool.qemu.replace import exists_already
+    from imgtool.qemu.replace import exists_already, tidy
 
+    if not dry_run:
+        tidy(target)
     raise exists_already(target, status)
 
 

@@ -13,7 +13,14 @@ import os
 import stat
 from collections.abc import Iterator
 
-from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, ImageNotFoundError, RefusedError
+from imgtool.errors import (
+    ImageError,
+    ImageExistsError,
+    ImageInUseError,
+    ImageNotFoundError,
+    ImgtoolError,
+    RefusedError,
+)
 from imgtool.image.names import HIDDEN, PathLike, absolute, printable
 from imgtool.qemu.inputs import in_use
 
@@ -31,7 +38,11 @@ def replacing(target: PathLike, *, overwrite: bool = False, several_files: bool 
     """
     given = absolute(target)
     final = os.path.realpath(given) if os.path.islink(given) and overwrite else given
-    _check_target(final, overwrite)
+    try:
+        _check_target(final, overwrite)
+    except ImageExistsError:
+        tidy(final)
+        raise
     work = _Work(final, several_files)
     with _held(work):
         try:
@@ -43,6 +54,16 @@ def replacing(target: PathLike, *, overwrite: bool = False, several_files: bool 
                 work.finish(overwrite)
         finally:
             work.clear()
+
+
+def tidy(final: str) -> None:
+    """Takes away what an imgtool that was killed after it had made `final` left there. That it cannot is no error."""
+    work = _Work(final, several_files=False)
+    if os.path.isdir(work.directory):
+        work = _Work(final, several_files=True)
+    if os.path.lexists(work.lock):
+        with contextlib.suppress(ImgtoolError, OSError), _held(work):
+            pass
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import zlib
 from pathlib import Path
 
 from imgtool.image.header import Header, Qcow2Details, read_header
@@ -20,7 +21,7 @@ def digest(path: str | Path, format: str | None = None) -> str:
 
 
 def read_disk(path: str | Path, format: str | None = None) -> bytes:
-    """The disk: of a raw image, or of a qcow2 without compression, subclusters and keys, through its whole chain."""
+    """The disk: of a raw image, or of a qcow2 without zstd, subclusters and keys, through its whole chain."""
     where = os.fspath(path)
     fd = os.open(where, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -55,11 +56,21 @@ def _overlay(fd: int, header: Header, disk: bytearray) -> None:
         if not table:
             continue
         (entry,) = struct.unpack(">Q", os.pread(fd, 8, table + cluster % per_table * 8))
-        assert not entry & _COMPRESSED
         at = cluster * size
         length = min(size, header.virtual_size - at)
+        if entry & _COMPRESSED:
+            disk[at : at + length] = _unpacked(fd, entry, size)[:length]
+            continue
         if entry & _ZERO:
             disk[at : at + length] = bytes(length)
         elif entry & _OFFSET:
             data = os.pread(fd, length, entry & _OFFSET)
             disk[at : at + length] = data + bytes(length - len(data))
+
+
+def _unpacked(fd: int, entry: int, size: int) -> bytes:
+    """See "Compressed Clusters Descriptor" in QEMU's docs/interop/qcow2.txt."""
+    bits = 62 - (size.bit_length() - 1 - 8)
+    offset, sectors = entry & (1 << bits) - 1, (entry & _COMPRESSED - 1) >> bits
+    packed = os.pread(fd, (sectors + 1) * 512 - offset % 512, offset)
+    return zlib.decompressobj(wbits=-12).decompress(packed, size)

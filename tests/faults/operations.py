@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from imgtool.operations.collect import collect
@@ -100,7 +101,43 @@ def _collected(store: Path) -> None:
     collect(store, keep=[store / "mid.qcow2"])
 
 
+def _convert(*words: str) -> Callable[[Path], list[str | Path]]:
+    """A copy of the middle of a chain, as a new image or, with --force, over one that is there."""
+    return lambda store: ["convert", *words, store / "mid.qcow2", store / "new.qcow2"]
+
+
+def _copied(store: Path) -> None:
+    _chain(store)
+    base(store / "new.qcow2", (0, 8), (7, 8))
+
+
 OPERATIONS = (
+    Operation(
+        "create",
+        _chain,
+        lambda store: ["create", "-f", "qcow2", store / "new.qcow2", "1M"],
+        done="already exists",
+    ),
+    Operation(
+        "create -b",
+        _chain,
+        lambda store: ["create", "-f", "qcow2", "-b", "mid.qcow2", "-F", "qcow2", store / "new.qcow2"],
+        done="already exists",
+    ),
+    Operation("convert", _chain, _convert("-O", "qcow2"), done="already exists"),
+    Operation(
+        "convert -B", _chain, _convert("-O", "qcow2", "-B", "base.qcow2", "-F", "qcow2"), done="already exists"
+    ),
+    Operation(
+        "convert -c", _chain, _convert("-O", "qcow2", "-c", "-o", "compression_type=zlib"), done="already exists"
+    ),
+    Operation("convert --force", _copied, _convert("-O", "qcow2", "--force")),
+    Operation(
+        "convert to raw",
+        _chain,
+        lambda store: ["convert", "-O", "raw", store / "mid.qcow2", store / "new.raw"],
+        done="already exists",
+    ),
     Operation("commit", _chain, lambda store: ["commit", store / "top.qcow2"]),
     Operation("commit -d", _chain, lambda store: ["commit", "-d", store / "top.qcow2"]),
     Operation("commit -b", _chain, lambda store: ["commit", "-b", store / "base.qcow2", store / "top.qcow2"]),

@@ -234,6 +234,18 @@ def test_the_next_run_finds_the_whole_or_clears_away_what_a_killed_one_left(
     assert not [name for name in names(tmp_path) if name.startswith(".")]
 
 
+@pytest.mark.parametrize(("several", "stop"), [(False, "after link 1"), (True, "after link 3")])
+def test_a_run_that_is_refused_clears_away_what_one_killed_after_its_work_left(
+    tmp_path: Path, several: bool, stop: str
+) -> None:
+    target = tmp_path / "a"
+    killed_at(target, several, stop)
+    with pytest.raises(ImageExistsError), replacing(target):
+        pytest.fail("it would have been replaced")
+    assert names(tmp_path) == ({"a", "part-1", "part-2"} if several else {"a"})
+    assert target.read_text() == "half and half"
+
+
 def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
     with replacing(tmp_path / "a") as place:
         Path(place).write_text("first")
