@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from imgtool.chain.findings import Finding
-from imgtool.image.header import Snapshot
+from imgtool.image.snapshot_table import Snapshot
 
 InUse = Literal["read", "write"]
 BackingKind = Literal["file", "json", "protocol"]

@@ -16,10 +16,11 @@ import msgspec
 from imgtool.chain.findings import Finding, finding
 from imgtool.chain.graph import Backing, BackingKind, DataFile, Image
 from imgtool.errors import ImageFormatError
-from imgtool.image.header import Header, HeaderReader, Qcow2Details, read_snapshots
+from imgtool.image.header import Header, HeaderReader, Qcow2Details
 from imgtool.image.locks import lock_state
 from imgtool.image.names import printable
 from imgtool.image.reference import Reference, parse, parse_data_file
+from imgtool.image.snapshot_table import read_snapshots
 
 OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 """O_NONBLOCK for the file that became a FIFO between stat and open."""

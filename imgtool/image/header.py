@@ -12,7 +12,7 @@ from collections.abc import Callable
 from imgtool.errors import ImageFormatError
 from imgtool.image.formats import FORMATS, magics, qcow2, raw
 from imgtool.image.formats.base import Details, Header
-from imgtool.image.formats.qcow2 import Qcow2Details, Snapshot
+from imgtool.image.formats.qcow2 import Qcow2Details
 from imgtool.image.source import HEAD, READ_LIMIT, Source
 
 __all__ = [
@@ -22,14 +22,11 @@ __all__ = [
     "Header",
     "HeaderReader",
     "Qcow2Details",
-    "Snapshot",
     "parse",
     "probe",
     "read_header",
-    "read_snapshots",
 ]
 
-_SNAPSHOT_LIMIT = 8 << 20
 _MOST_KNOWN = 64  # beginnings of images that a HeaderReader keeps, 4 KiB each
 
 # the two usual formats are imported up front; the others' modules when an image needs them
@@ -115,8 +112,3 @@ def probe(head: bytes, *, name: str | None = None) -> str:
             hint="no honest program writes such a file; name the format if you know it",
         )
     return found[0] if found else "raw"
-
-
-def read_snapshots(fd: int, header: Header, *, most: int = 1000) -> list[Snapshot]:
-    """The internal snapshots of the image at `fd`, whose header was read before; the first `most` of them."""
-    return qcow2.read_snapshots(Source.of(fd, limit=_SNAPSHOT_LIMIT), header, most=most)

@@ -7,14 +7,14 @@ clusters, so that what both still name is the same.
 from __future__ import annotations
 
 import os
-import struct
 from array import array
 
 from imgtool.errors import ImageFormatError
+from imgtool.image.formats.base import until_nul
 from imgtool.image.formats.qcow2 import Qcow2Details
 from imgtool.image.header import read_header
+from imgtool.image.snapshot_table import whole_table
 
-_ENTRY = struct.Struct(">QIHHIIQII")
 _OFFSET = 0x00FFFFFFFFFFFE00
 _COPIED = 1 << 63
 _MOST_L1 = 32 << 20
@@ -23,22 +23,13 @@ _MOST_L1 = 32 << 20
 def written_since(fd: int) -> dict[str, int]:
     """For each internal snapshot of the qcow2 at `fd`, by its ID, how many bytes of the disk (whole clusters) are not
     what they were. Empty for an image that has none. ImageFormatError for a damaged table."""
-    header = read_header(fd, format="qcow2")
-    details = header.details
+    details = read_header(fd, format="qcow2").details
     assert isinstance(details, Qcow2Details)
     now = _l1(fd, details.l1_offset, details.l1_entries)
     found = {}
-    offset = details.snapshots_offset
-    for _ in range(header.snapshots):
-        offset = offset + 7 & ~7
-        entry = os.pread(fd, _ENTRY.size, offset)
-        if len(entry) < _ENTRY.size:
-            raise ImageFormatError("not a valid qcow2 image: its snapshot table is cut off")
-        table, entries, id_bytes, name_bytes, *_, extra_bytes = _ENTRY.unpack(entry)
-        identity = os.pread(fd, id_bytes, offset + _ENTRY.size + extra_bytes)
-        then = _l1(fd, table, entries)
-        found[os.fsdecode(identity.partition(b"\0")[0])] = _differing(fd, now, then, details) * details.cluster_size
-        offset += _ENTRY.size + extra_bytes + id_bytes + name_bytes
+    for entry in whole_table(fd):
+        then = _l1(fd, entry.l1_offset, entry.l1_entries)
+        found[os.fsdecode(until_nul(entry.id))] = _differing(fd, now, then, details) * details.cluster_size
     return found
 
 

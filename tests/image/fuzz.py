@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from imgtool.errors import CommandTimeout, ImageFormatError
-from imgtool.image.header import Header, Snapshot, read_header, read_snapshots
+from imgtool.image.header import Header, read_header
+from imgtool.image.snapshot_table import Snapshot, read_snapshots
 from imgtool.image.source import READ_LIMIT
 from imgtool.qemu.process import Limits, run
 

@@ -13,7 +13,8 @@ import pytest
 
 from imgtool.errors import ImageFormatError
 from imgtool.image.formats.qcow2 import Qcow2Details
-from imgtool.image.header import Header, read_header, read_snapshots
+from imgtool.image.header import Header, read_header
+from imgtool.image.snapshot_table import read_snapshots
 
 QEMU_IMG = os.environ.get("IMGTOOL_QEMU_IMG", "qemu-img")
 

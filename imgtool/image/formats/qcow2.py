@@ -6,7 +6,6 @@ import struct
 
 import msgspec
 
-from imgtool.errors import ImageFormatError
 from imgtool.image.formats import magics
 from imgtool.image.formats.base import Details, Header, bytes_of, refuse, until_nul
 from imgtool.image.source import Source
@@ -336,62 +335,3 @@ def _read_bitmaps(
         refuse("qcow2", "its bitmaps extension is wrong")
     result.bitmaps = count
     result.bitmap_directory = (directory, directory_bytes)
-
-
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """An internal snapshot. Source: QAPI's SnapshotInfo and docs/interop/qcow2.txt."""
-
-    id: str
-    """Bytes that are no UTF-8 are lone surrogates, in the name too."""
-    name: str
-    """As the user gave it; several may share one."""
-    vm_state_size: int
-    """Bytes; 0 when only the disk was saved."""
-    date_sec: int
-    """Seconds since 1970, UTC."""
-    date_nsec: int
-    """The nanoseconds that belong to `date_sec`."""
-    vm_clock_nsec: int
-    """Nanoseconds the guest had run."""
-    disk_size: int
-    """Bytes of the disk at that time."""
-    icount: int | None = None
-    """Instructions the guest had executed, where record/replay counted them."""
-
-
-_SNAPSHOT = struct.Struct(">QIHHIIQII")
-_MAX_SNAPSHOT_EXTRA = 1024
-_NO_ICOUNT = 2**64 - 1
-
-
-def read_snapshots(source: Source, header: Header, *, most: int) -> list[Snapshot]:
-    """The first `most` snapshots of the table. ImageFormatError where QEMU would refuse the table."""
-    details = header.details
-    if not isinstance(details, Qcow2Details):
-        return []
-    snapshots = []
-    offset = details.snapshots_offset
-    for _ in range(min(header.snapshots, most)):
-        offset = offset + 7 & ~7
-        _, _, id_bytes, name_bytes, sec, nsec, clock, state, extra_bytes = _SNAPSHOT.unpack(
-            source.at(offset, _SNAPSHOT.size)
-        )
-        if extra_bytes > _MAX_SNAPSHOT_EXTRA:
-            raise ImageFormatError("not a valid qcow2 image: a snapshot's extra data is too long")
-        rest = source.at(offset + _SNAPSHOT.size, extra_bytes + id_bytes + name_bytes)
-        offset += _SNAPSHOT.size + len(rest)
-        identity = rest[extra_bytes : extra_bytes + id_bytes]
-        icount = int.from_bytes(rest[16:24]) if extra_bytes >= 24 else _NO_ICOUNT
-        snapshots.append(
-            Snapshot(
-                id=until_nul(identity).decode("utf-8", "surrogateescape"),
-                name=until_nul(rest[extra_bytes + id_bytes :]).decode("utf-8", "surrogateescape"),
-                vm_state_size=int.from_bytes(rest[:8]) if extra_bytes >= 8 else state,
-                date_sec=sec,
-                date_nsec=nsec,
-                vm_clock_nsec=clock,
-                disk_size=int.from_bytes(rest[8:16]) if extra_bytes >= 16 else header.virtual_size,
-                icount=None if icount == _NO_ICOUNT else icount,
-            )
-        )
-    return snapshots
