@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 import msgspec
 
@@ -147,96 +148,70 @@ class _Extensions:
         self.crypto_header: tuple[int, int] | None = None
 
 
+class _Fields(NamedTuple):
+    """The fixed part of the header, in the file's order."""
+
+    magic: bytes
+    version: int
+    backing_offset: int
+    backing_bytes: int
+    cluster_bits: int
+    size: int
+    encryption: int
+    l1_entries: int
+    l1_offset: int
+    refcounts_offset: int
+    refcounts_clusters: int
+    snapshots: int
+    snapshots_offset: int
+    incompatible: int
+    compatible: int
+    autoclear: int
+    refcount_order: int
+    header_length: int
+
+
 def parse(source: Source) -> Header:
     """The header of a qcow2 image, refused where QEMU would refuse it for what its header says. Unknown incompatible
     features are returned, though QEMU refuses them too: `Qcow2Details.unknown_incompatible`."""
-    head = source.head
-    if len(head) < _HEADER_BYTES:
-        head = head + bytes(_HEADER_BYTES - len(head))
-    (
-        magic,
-        version,
-        backing_offset,
-        backing_bytes,
-        cluster_bits,
-        size,
-        encryption,
-        l1_entries,
-        l1_offset,
-        refcounts_offset,
-        refcounts_clusters,
-        snapshots,
-        snapshots_offset,
-        incompatible,
-        compatible,
-        autoclear,
-        refcount_order,
-        header_length,
-    ) = _HEADER.unpack_from(head)
-    if magic != magics.QCOW2:
-        refuse("qcow2", "it does not begin with qcow2's magic number")
-    if version not in (2, 3):
-        refuse("qcow2", f"version {version} is unknown")
-    if not 9 <= cluster_bits <= 21:
-        refuse("qcow2", f"clusters of 2^{cluster_bits} bytes; 512 bytes to 2 MiB are possible")
-    cluster_size = 1 << cluster_bits
-    compression = 0
-    if version == 2:
-        incompatible = compatible = autoclear = 0
-        refcount_order = 4
-        header_length = 72
-    else:
-        if not 104 <= header_length <= cluster_size:
-            refuse("qcow2", f"a header of {header_length} bytes")
-        if header_length > _COMPRESSION_TYPE_AT:
-            compression = head[_COMPRESSION_TYPE_AT]
-        _check_features(incompatible, compression, cluster_bits, refcount_order)
-    if backing_offset > cluster_size:
+    head = source.head.ljust(_HEADER_BYTES, b"\0")
+    fields = _read_fields(head)
+    cluster_size = 1 << fields.cluster_bits
+    compression = head[_COMPRESSION_TYPE_AT] if fields.header_length > _COMPRESSION_TYPE_AT else 0
+    _check_features(fields, compression)
+    if fields.backing_offset > cluster_size:
         refuse("qcow2", "its backing file's name lies outside the first cluster")
-    if encryption >= len(_ENCRYPTIONS):
-        refuse("qcow2", f"encryption method {encryption} is unknown")
-    _check_table(
-        "reference count table", refcounts_offset, refcounts_clusters, cluster_size, _MAX_REFCOUNT_TABLE_BYTES
-    )
-    _check_table(
-        "snapshot table", snapshots_offset, snapshots, _SNAPSHOT_BYTES, _SNAPSHOT_BYTES * MAX_SNAPSHOTS, cluster_size
-    )
-    _check_table("L1 table", l1_offset, l1_entries, 8, _MAX_L1_BYTES, cluster_size)
-    if not refcounts_clusters:
-        refuse("qcow2", "it has no reference count table")
-    l1_shift = 2 * cluster_bits - (4 if incompatible & EXTENDED_L2 else 3)
-    if l1_entries < -(-size >> l1_shift):
-        refuse("qcow2", f"an L1 table of {l1_entries} entries is too small for {size} bytes")
-    virtual_size = bytes_of("qcow2", size >> 9)
-    extensions = _read_extensions(
-        source, header_length, backing_offset or cluster_size, cluster_size, encryption, autoclear
-    )
-    backing = _read_backing(source, backing_offset, backing_bytes, cluster_size)
+    if fields.encryption >= len(_ENCRYPTIONS):
+        refuse("qcow2", f"encryption method {fields.encryption} is unknown")
+    _check_tables(fields, cluster_size)
+    virtual_size = bytes_of("qcow2", fields.size >> 9)
+    extensions = _read_extensions(source, fields, cluster_size)
+    backing = _read_backing(source, fields, cluster_size)
     return Header(
         format="qcow2",
         virtual_size=virtual_size,
         backing=backing,
         backing_format=extensions.backing_format if backing is not None else None,
-        data_file=extensions.data_file if incompatible & DATA_FILE else None,
-        snapshots=snapshots,
+        data_file=extensions.data_file if fields.incompatible & DATA_FILE else None,
+        snapshots=fields.snapshots,
         details=Qcow2Details(
-            version=version,
+            version=fields.version,
             cluster_size=cluster_size,
-            refcount_bits=1 << refcount_order,
+            refcount_bits=1 << fields.refcount_order,
             compression=_COMPRESSIONS[compression],
-            encryption=_ENCRYPTIONS[encryption],
-            incompatible=incompatible,
-            compatible=compatible,
-            autoclear=autoclear,
+            encryption=_ENCRYPTIONS[fields.encryption],
+            incompatible=fields.incompatible,
+            compatible=fields.compatible,
+            autoclear=fields.autoclear,
             feature_table=extensions.names,
             extensions=tuple(extensions.found),
-            header_length=header_length,
-            l1_offset=l1_offset,
-            l1_entries=l1_entries,
-            refcount_table_offset=refcounts_offset,
-            refcount_table_clusters=refcounts_clusters,
-            snapshots_offset=snapshots_offset,
-            backing_offset=backing_offset,
+            header_length=fields.header_length,
+            l1_offset=fields.l1_offset,
+            l1_entries=fields.l1_entries,
+            refcount_table_offset=fields.refcounts_offset,
+            refcount_table_clusters=fields.refcounts_clusters,
+            snapshots_offset=fields.snapshots_offset,
+            backing_offset=fields.backing_offset,
             bitmaps=extensions.bitmaps,
             bitmap_directory=extensions.bitmap_directory,
             crypto_header=extensions.crypto_header,
@@ -244,15 +219,45 @@ def parse(source: Source) -> Header:
     )
 
 
-def _check_features(incompatible: int, compression: int, cluster_bits: int, refcount_order: int) -> None:
+def _read_fields(head: bytes) -> _Fields:
+    """Version 2 has no fields past the snapshot table's: they get the values it implies."""
+    fields = _Fields._make(_HEADER.unpack_from(head))
+    if fields.magic != magics.QCOW2:
+        refuse("qcow2", "it does not begin with qcow2's magic number")
+    if fields.version not in (2, 3):
+        refuse("qcow2", f"version {fields.version} is unknown")
+    if not 9 <= fields.cluster_bits <= 21:
+        refuse("qcow2", f"clusters of 2^{fields.cluster_bits} bytes; 512 bytes to 2 MiB are possible")
+    if fields.version == 2:
+        return fields._replace(incompatible=0, compatible=0, autoclear=0, refcount_order=4, header_length=72)
+    if not 104 <= fields.header_length <= 1 << fields.cluster_bits:
+        refuse("qcow2", f"a header of {fields.header_length} bytes")
+    return fields
+
+
+def _check_features(fields: _Fields, compression: int) -> None:
     if compression >= len(_COMPRESSIONS):
         refuse("qcow2", f"compression type {compression} is unknown")
-    if bool(incompatible & COMPRESSION) != bool(compression):
+    if bool(fields.incompatible & COMPRESSION) != bool(compression):
         refuse("qcow2", "its compression type and the feature bit for it contradict each other")
-    if incompatible & EXTENDED_L2 and cluster_bits < 14:
+    if fields.incompatible & EXTENDED_L2 and fields.cluster_bits < 14:
         refuse("qcow2", "clusters too small for extended L2 entries")
-    if refcount_order > 6:
-        refuse("qcow2", f"reference counts of 2^{refcount_order} bits; at most 64 are possible")
+    if fields.refcount_order > 6:
+        refuse("qcow2", f"reference counts of 2^{fields.refcount_order} bits; at most 64 are possible")
+
+
+def _check_tables(fields: _Fields, cluster_size: int) -> None:
+    """The sizes and places of the tables that the header names."""
+    refcounts, clusters = fields.refcounts_offset, fields.refcounts_clusters
+    _check_table("reference count table", refcounts, clusters, cluster_size, _MAX_REFCOUNT_TABLE_BYTES)
+    most = _SNAPSHOT_BYTES * MAX_SNAPSHOTS
+    _check_table("snapshot table", fields.snapshots_offset, fields.snapshots, _SNAPSHOT_BYTES, most, cluster_size)
+    _check_table("L1 table", fields.l1_offset, fields.l1_entries, 8, _MAX_L1_BYTES, cluster_size)
+    if not clusters:
+        refuse("qcow2", "it has no reference count table")
+    l1_shift = 2 * fields.cluster_bits - (4 if fields.incompatible & EXTENDED_L2 else 3)
+    if fields.l1_entries < -(-fields.size >> l1_shift):
+        refuse("qcow2", f"an L1 table of {fields.l1_entries} entries is too small for {fields.size} bytes")
 
 
 def _check_table(what: str, offset: int, entries: int, entry_bytes: int, most: int, cluster_size: int = 0) -> None:
@@ -263,7 +268,8 @@ def _check_table(what: str, offset: int, entries: int, entry_bytes: int, most: i
         refuse("qcow2", f"its {what} cannot lie at offset {offset:#x}")
 
 
-def _read_backing(source: Source, offset: int, length: int, cluster_size: int) -> bytes | None:
+def _read_backing(source: Source, fields: _Fields, cluster_size: int) -> bytes | None:
+    offset, length = fields.backing_offset, fields.backing_bytes
     if not offset:
         return None
     if length > min(_MAX_BACKING_NAME, cluster_size - offset):
@@ -271,9 +277,9 @@ def _read_backing(source: Source, offset: int, length: int, cluster_size: int) -
     return until_nul(source.at(offset, length)) or None
 
 
-def _read_extensions(
-    source: Source, offset: int, end: int, cluster_size: int, encryption: int, autoclear: int
-) -> _Extensions:
+def _read_extensions(source: Source, fields: _Fields, cluster_size: int) -> _Extensions:
+    """They fill the space between the header and the backing file's name."""
+    offset, end = fields.header_length, fields.backing_offset or cluster_size
     result = _Extensions()
     found = result.found
     while offset < end:
@@ -293,9 +299,9 @@ def _read_extensions(
         elif kind == EXT_DATA_FILE:
             result.data_file = _read_data_file(source, offset, length)
         elif kind == EXT_BITMAPS:
-            _read_bitmaps(source, offset, length, cluster_size, autoclear, result)
+            _read_bitmaps(source, offset, length, cluster_size, fields.autoclear, result)
         elif kind == EXT_CRYPTO:
-            result.crypto_header = _read_crypto(source, offset, length, cluster_size, encryption)
+            result.crypto_header = _read_crypto(source, offset, length, cluster_size, fields.encryption)
         offset += length + 7 & ~7
     return result
 
