@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from imgtool.chain.graph import Backing, Image
 from imgtool.errors import RefusedError
+from imgtool.image.formats.qcow2 import MAX_SNAPSHOTS
 from imgtool.image.header import Qcow2Details, read_header
 from imgtool.image.names import printable
-from imgtool.image.snapshot_table import exchange_disks
+from imgtool.image.snapshot_table import Snapshot, exchange_disks, read_snapshots
 from imgtool.operations.around import header_of
 from imgtool.operations.proof import Progress, prove_same, prove_sound
 from imgtool.operations.transaction import Transaction
@@ -80,6 +81,13 @@ def refit(
     return copy
 
 
+def every_snapshot(path: str, format: str) -> list[Snapshot]:
+    """The internal snapshots of the image at `path`: a graph lists the first thousand only."""
+    with open(path, "rb") as file:
+        header = read_header(file.fileno(), format=format)
+        return read_snapshots(file.fileno(), header, most=MAX_SNAPSHOTS)
+
+
 class _Work:
     def __init__(
         self,
@@ -95,6 +103,7 @@ class _Work:
         self.onto, self.onto_format = onto, onto_format
         self.caches = caches
         self.format = image.format or "qcow2"
+        self.snapshots = every_snapshot(image.path, self.format) if image.snapshots else []
 
     def fill(self, progress: Progress | None = None) -> None:
         """Copies whatever would read differently on the new backing file."""
@@ -150,7 +159,7 @@ class _Work:
         verbs.snapshot_create(self.copy, token, format=format)
         before = self._ids()
         twins: dict[bytes, bytes] = {}
-        for snapshot in self.image.snapshots:
+        for snapshot in self.snapshots:
             verbs.snapshot_apply(self.copy, snapshot.id, format=format)
             self.fill()
             self.name_old()
@@ -163,7 +172,7 @@ class _Work:
             exchange_disks(fd, twins)
         finally:
             os.close(fd)
-        for name in (token, *(f"{token}-{snapshot.id}" for snapshot in self.image.snapshots)):
+        for name in (token, *(f"{token}-{snapshot.id}" for snapshot in self.snapshots)):
             verbs.snapshot_delete(self.copy, name, format=format)
 
     def _ids(self) -> set[bytes]:
@@ -174,7 +183,7 @@ class _Work:
         old = self.change.stage(self.image.path, copy_of=self.image.path)
         new = self.change.stage(self.image.path, copy_of=self.copy)
         source = new if self.onto is None else self.opened(new)
-        for snapshot in self.image.snapshots:
+        for snapshot in self.snapshots:
             for copy in (old, new):
                 self.qemu_img.snapshot_apply(copy, snapshot.id, format=self.format)
             prove_same(self.qemu_img, source, old, formats=(self.format, self.format), image=self.image.path)

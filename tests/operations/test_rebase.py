@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from imgtool.errors import (
 )
 from imgtool.operations.commit import commit
 from imgtool.operations.rebase import RebaseRequest, rebase
+from imgtool.operations.refit import every_snapshot
 from imgtool.qemu.img_argv import Verbatim
 from imgtool.qemu.qemu_img import QemuImg
 
@@ -152,6 +154,30 @@ def test_internal_snapshots_read_the_same_too(store: Store, img: QemuImg) -> Non
     assert store.content("top.qcow2") == before
     assert store.snapshot("top.qcow2", "one") == held
     assert img.check(store / "top.qcow2").status == "clean"
+
+
+def test_no_snapshot_is_left_out_however_many_there_are(store: Store, img: QemuImg) -> None:
+    """A graph lists a thousand; one that rebase left out would read another disk afterwards."""
+    path = store.base("old.qcow2", 1)
+    img.snapshot_create(path, "one")
+    with path.open("r+b") as file:
+        fields = file.read(72)
+        (at,) = struct.unpack_from(">Q", fields, 64)
+        file.seek(at)
+        entry = file.read(len("1") + len("one") + 40 + 24)
+        assert entry.endswith(b"1one")
+        copies = b"".join(
+            (entry[:-4] + b"%04d" % number).ljust(-(-len(entry) // 8) * 8, b"\0") for number in range(1001)
+        )
+        file.seek(0, os.SEEK_END)
+        end = -(-file.tell() // 65536) * 65536
+        file.seek(end)
+        file.write(copies)
+        file.seek(60)
+        file.write(struct.pack(">IQ", 1001, end))
+    (image,) = walk(path)
+    assert len(image.snapshots) == 1000
+    assert len(every_snapshot(image.path, "qcow2")) == 1001
 
 
 def test_snapshots_and_bitmaps_together_are_refused(store: Store, img: QemuImg) -> None:
