@@ -53,7 +53,6 @@ class Monitor:
         self._loop = loop
         self._client = client
         self._name = name
-        self._events: list[dict[str, Any]] = []
 
     @classmethod
     def connect(cls, address: str | socket.socket, *, seconds: float = CONNECT_SECONDS) -> Monitor:

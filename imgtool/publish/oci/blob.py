@@ -54,13 +54,6 @@ class Blob:
         return f"sha256:{found.hexdigest()}"
 
 
-def concatenated(*blobs: Blob | bytes) -> Blob:
-    parts: list[bytes | Part] = []
-    for blob in blobs:
-        parts += [blob] if isinstance(blob, bytes) else blob._parts
-    return Blob(*parts)
-
-
 def _length(part: bytes | Part) -> int:
     return part.length if isinstance(part, Part) else len(part)
 
