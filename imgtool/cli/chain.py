@@ -10,7 +10,7 @@ import click
 
 from imgtool.cli.context import Context, output_option, pass_context
 from imgtool.cli.lazy import Entry, LazyGroup
-from imgtool.cli.options import FILE_NAME, file_argument, format_option
+from imgtool.cli.options import file_argument, format_option, store_option
 
 if TYPE_CHECKING:
     from imgtool.chain.draw import Line, Style
@@ -68,14 +68,7 @@ def chain() -> None:
     "  imgtool chain show . --output dot | dot -Tsvg > chain.svg"
 )
 @file_argument("images", metavar="IMAGE|DIR…", nargs=-1)
-@click.option(
-    "--store",
-    "stores",
-    type=FILE_NAME,
-    metavar="DIR",
-    multiple=True,
-    help="Also look for dependents in this directory and below. May be repeated.",
-)
+@store_option()
 @format_option("The format of IMAGE; without it, its header decides.")
 @output_option("dot", "mermaid")
 @pass_context

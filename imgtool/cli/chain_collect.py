@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from imgtool.cli.chain_verify import stores_option
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
-from imgtool.cli.options import FILE_NAME, file_argument
+from imgtool.cli.options import FILE_NAME, file_argument, store_option
 from imgtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Keep this image and what it stands on. May be repeated.",
 )
-@stores_option
+@store_option("Also look in this directory and below.")
 @click.option("--undo", is_flag=True, help="Bring back the last batch, or that of --id.")
 @click.option("--purge", is_flag=True, help="Delete batches for good: all of them, or that of --id.")
 @click.option("-l", "--list", "list_", is_flag=True, help="List the batches in quarantine.")

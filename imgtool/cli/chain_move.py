@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from imgtool.cli.chain_verify import stores_option
 from imgtool.cli.context import (
     Context,
     dry_run_option,
@@ -17,7 +16,7 @@ from imgtool.cli.context import (
     progress_option,
     quiet_option,
 )
-from imgtool.cli.options import file_argument
+from imgtool.cli.options import file_argument, store_option
 from imgtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     "  imgtool chain move --dry-run /var/lib/images /srv/images"
 )
 @file_argument("paths", metavar="SRC… DST", nargs=-1)
-@stores_option
+@store_option("Also look in this directory and below.")
 @progress_option
 @quiet_option
 @dry_run_option

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from imgtool.cli.chain_verify import human as verify_lines
-from imgtool.cli.chain_verify import status_of, stores_option
+from imgtool.cli.chain_verify import status_of
 from imgtool.cli.context import (
     Context,
     dry_run_option,
@@ -18,7 +18,7 @@ from imgtool.cli.context import (
     progress_option,
     quiet_option,
 )
-from imgtool.cli.options import Word, file_argument, force_option
+from imgtool.cli.options import Word, file_argument, force_option, store_option
 
 if TYPE_CHECKING:
     from imgtool.operations.anchor import Anchored
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "  imgtool chain repair --deep disk.qcow2"
 )
 @file_argument("images", metavar="IMAGE|DIR…", nargs=-1)
-@stores_option
+@store_option("Also look in this directory and below.")
 @click.option(
     "--only",
     type=Word("defects"),

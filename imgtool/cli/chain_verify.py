@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from imgtool.cli.context import Context, output_option, pass_context, progress_option, quiet_option
-from imgtool.cli.options import FILE_NAME, file_argument, format_option
+from imgtool.cli.options import file_argument, format_option, store_option
 
 if TYPE_CHECKING:
     from imgtool.chain.verify import Defect, Verification
@@ -21,18 +21,6 @@ _COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
 _SHOWN_IMAGES = 3
 
 
-def stores_option(command: click.decorators.FC) -> click.decorators.FC:
-    """`--store DIR`"""
-    return click.option(
-        "--store",
-        "stores",
-        type=FILE_NAME,
-        metavar="DIR",
-        multiple=True,
-        help="Also look in this directory and below. May be repeated.",
-    )(command)
-
-
 @click.command(
     epilog="\b\nExamples:\n"
     "  imgtool chain verify /var/lib/libvirt/images\n"
@@ -41,7 +29,7 @@ def stores_option(command: click.decorators.FC) -> click.decorators.FC:
     "  imgtool chain verify . --output json | jq -r '.defects[] | select(.repair) | .repair | @sh'"
 )
 @file_argument("images", metavar="IMAGE|DIR…", nargs=-1)
-@stores_option
+@store_option("Also look in this directory and below.")
 @format_option("The format of IMAGE; without it, its header decides.")
 @click.option(
     "--deep",

@@ -18,10 +18,11 @@ from imgtool.cli.options import (
     image_opts_option,
     object_option,
     rate_limit_option,
+    store_option,
 )
 from imgtool.cli.progress import progress
 from imgtool.cli.render import size
-from imgtool.cli.requests import looking, only_with_image_opts, refuse_unseen, said, show_plan, store_option
+from imgtool.cli.requests import looking, only_with_image_opts, refuse_unseen, said, show_plan
 from imgtool.image.names import printable
 from imgtool.image.qapi_json import to_builtins
 
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 )
 @cache_option("The cache mode for writing the copy, which is synced in any case.  [default: unsafe]")
 @rate_limit_option
-@store_option
+@store_option()
 @image_opts_option
 @object_option
 @force_option("Even if other images, or internal snapshots, read what is written to.")

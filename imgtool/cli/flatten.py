@@ -17,10 +17,11 @@ from imgtool.cli.options import (
     format_option,
     option_map,
     options_option,
+    store_option,
 )
 from imgtool.cli.progress import progress
 from imgtool.cli.render import counted, size
-from imgtool.cli.requests import looking, said, show_plan, store_option
+from imgtool.cli.requests import looking, said, show_plan
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 @options_option("With --to: options of that format, as in qemu-img create.", words="flattened_options")
 @click.option("-c", "--compress", is_flag=True, help="With --to: compress the data.")
 @format_option()
-@store_option
+@store_option()
 @force_option("Replace an existing NEW; flatten even if a parent has changed since its overlay was created.")
 @progress_option
 @quiet_option

@@ -194,6 +194,12 @@ def options_option(text: str, *, words: str = "created_options") -> Callable[[F]
     return click.option("-o", "--options", "options", type=kind, metavar="NAME=VALUE,…", multiple=True, help=text)
 
 
+def store_option(text: str = "Also look for dependents in this directory and below.") -> Callable[[F], F]:
+    return click.option(
+        "--store", "stores", type=FILE_NAME, metavar="DIR", multiple=True, help=f"{text} May be repeated."
+    )
+
+
 def force_option(text: str) -> Callable[[F], F]:
     return click.option("--force", is_flag=True, help=text)
 

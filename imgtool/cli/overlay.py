@@ -12,13 +12,13 @@ import click
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context
 from imgtool.cli.lazy import Entry, LazyGroup
 from imgtool.cli.options import (
-    FILE_NAME,
     SIZE,
     file_argument,
     force_option,
     option_map,
     options_option,
     second_format_option,
+    store_option,
 )
 from imgtool.errors import ImageNotFoundError
 from imgtool.image.names import printable
@@ -160,14 +160,7 @@ def _check_order(base: str, path: str) -> None:
     "  imgtool overlay list base.qcow2 --all --store ~/vms --output json | jq -r '.[].path'",
 )
 @file_argument("base", metavar="BASE")
-@click.option(
-    "--store",
-    "stores",
-    type=FILE_NAME,
-    metavar="DIR",
-    multiple=True,
-    help="Also look in this directory and below. May be repeated.",
-)
+@store_option("Also look in this directory and below.")
 @click.option("-a", "--all", "deep", is_flag=True, help="Include overlays of overlays.")
 @output_option()
 @pass_context

@@ -9,9 +9,9 @@ import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, quiet_option
 from imgtool.cli.images import qemu_img
-from imgtool.cli.options import file_argument, force_option
+from imgtool.cli.options import file_argument, force_option, store_option
 from imgtool.cli.render import size
-from imgtool.cli.requests import looking, said, show_plan, store_option
+from imgtool.cli.requests import looking, said, show_plan
 from imgtool.image.names import printable
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="\b\nExamples:\n  imgtool overlay reset vm.qcow2\n  imgtool overlay reset vm.qcow2 --dry-run")
 @file_argument("image", metavar="OVERLAY")
-@store_option
+@store_option()
 @force_option("Even if other images stand on it, or internal snapshots would be lost.")
 @quiet_option
 @dry_run_option
@@ -47,7 +47,7 @@ def reset(context: Context, image: str, stores: tuple[str, ...], force: bool, dr
     "  imgtool overlay delete vm.qcow2 --store /srv/vms --dry-run"
 )
 @file_argument("image", metavar="OVERLAY")
-@store_option
+@store_option()
 @force_option("Even if other images stand on it, it is sealed, or it is not an overlay.")
 @quiet_option
 @dry_run_option

@@ -20,10 +20,11 @@ from imgtool.cli.options import (
     object_option,
     second_format_option,
     source_cache_option,
+    store_option,
 )
 from imgtool.cli.output import remark
 from imgtool.cli.progress import progress
-from imgtool.cli.requests import looking, only_with_image_opts, refuse_unseen, said, show_plan, store_option
+from imgtool.cli.requests import looking, only_with_image_opts, refuse_unseen, said, show_plan
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
 from imgtool.image.qapi_json import to_builtins
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 @cache_option("The cache mode for writing the copy, which is synced in any case.  [default: unsafe]")
 @source_cache_option
 @force_share_option("With --image-opts: read the backing files even while a virtual machine writes them.")
-@store_option
+@store_option()
 @image_opts_option
 @object_option
 @force_option("With -u: rebase even if a guest will or may read different data.")

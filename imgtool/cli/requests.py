@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-
-import click
+from typing import TYPE_CHECKING, Any, Protocol
 
 from imgtool.cli.context import Context
 from imgtool.cli.images import Opened, not_found
-from imgtool.cli.options import FILE_NAME
 from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.names import absolute, printable
 
@@ -22,24 +19,11 @@ if TYPE_CHECKING:
     from imgtool.qemu.qemu_img import QemuImg
     from imgtool.qemu.results import Changed
 
-F = TypeVar("F", bound="Callable[..., Any]")
-
 
 class Request(Protocol):
     """A change that may be made."""
 
     def plan(self, program: str) -> Plan: ...
-
-
-def store_option(command: F) -> F:
-    return click.option(
-        "--store",
-        "stores",
-        type=FILE_NAME,
-        metavar="DIR",
-        multiple=True,
-        help="Also look for dependents in this directory and below. May be repeated.",
-    )(command)
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.images import qemu_img
-from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
+from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option, store_option
 from imgtool.cli.progress import progress
 from imgtool.cli.render import counted
-from imgtool.cli.requests import looking, said, show_plan, store_option
+from imgtool.cli.requests import looking, said, show_plan
 from imgtool.image.names import printable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     "--delete", is_flag=True, help="Delete the files of the merged layers, which nothing stands on any longer."
 )
 @format_option()
-@store_option
+@store_option()
 @force_option("Even if a parent has changed since its overlay was made, or snapshots are deleted with a layer.")
 @progress_option
 @quiet_option
