@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from imgtool.cli.context import (
@@ -14,6 +16,10 @@ from imgtool.cli.context import (
 )
 from imgtool.cli.options import FILE_NAME, file_argument, force_option, format_option
 from imgtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from imgtool.machine.config import Machine
+    from imgtool.publish.libvirt.define import Defined
 
 
 @click.command(
@@ -73,26 +79,13 @@ def libvirt(
     Settings that libvirt cannot express are an error that names them all; with --partial they are left out, and
     listed on stderr. A domain of the same name is defined anew, if imgtool wrote it.
     """
-    from msgspec.structs import replace
-
-    from imgtool.cli.output import emit, remark, warn
     from imgtool.cli.progress import progress
-    from imgtool.image.names import absolute, printable
-    from imgtool.machine.config import Machine
-    from imgtool.machine.profile import load_profile
-    from imgtool.machine.values.storage import Drive
+    from imgtool.image.names import absolute
     from imgtool.publish.libvirt.define import DefineRequest, with_seed
 
-    machine = Machine() if profile is None else load_profile(profile)
-    if image is not None:
-        first = Drive(file=absolute(image), format=format_, interface="virtio")
-        machine = replace(machine, drives=(first, *machine.drives))
-    elif format_ is not None:
-        raise UsageError("--format without an IMAGE")
+    machine = _machine(image, format_, profile, accelerator)
     if pool is not None and uri is None:
         raise UsageError("--pool is where --define copies the images to", hint="add --define URI")
-    if accelerator is not None:
-        machine = replace(machine, accel=accelerator)
     if seed is not None:
         machine = with_seed(machine, absolute(seed), name=name, write=not dry_run)
     request = DefineRequest(
@@ -112,6 +105,31 @@ def libvirt(
         return
     with progress(context, "upload") as show:
         done = request.make(progress=show)
+    _tell(context, done)
+
+
+def _machine(image: str | None, format: str | None, profile: str | None, accelerator: str | None) -> Machine:
+    """The profile's, with `image` as its first disk."""
+    from msgspec.structs import replace
+
+    from imgtool.image.names import absolute
+    from imgtool.machine.config import Machine
+    from imgtool.machine.profile import load_profile
+    from imgtool.machine.values.storage import Drive
+
+    machine = Machine() if profile is None else load_profile(profile)
+    if image is not None:
+        first = Drive(file=absolute(image), format=format, interface="virtio")
+        machine = replace(machine, drives=(first, *machine.drives))
+    elif format is not None:
+        raise UsageError("--format without an IMAGE")
+    return machine if accelerator is None else replace(machine, accel=accelerator)
+
+
+def _tell(context: Context, done: Defined) -> None:
+    from imgtool.cli.output import emit, remark, warn
+    from imgtool.image.names import printable
+
     for one in done.left_out:
         warn(context, f"{one.setting} is left out: {one.reason}")
     for volume in done.volumes:
