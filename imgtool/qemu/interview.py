@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -67,6 +67,28 @@ def none_monitor(program: str) -> Iterator[Monitor]:
             process.close()
 
 
+_QUERIES = (
+    "query-target",
+    "query-machines",
+    "query-cpu-definitions",
+    "query-chardev-backends",
+    "query-command-line-options",
+    "query-commands",
+)
+
+
+class _Answers(NamedTuple):
+    """What one emulator said over QMP, undecoded."""
+
+    schema: dict[str, Any]
+    """Its QAPI schema, by name."""
+    queries: dict[str, Any]
+    """What those of `_QUERIES` return that it has."""
+    tpmdevs: Sequence[str]
+    objects: list[dict[str, Any]]
+    device_types: set[str]
+
+
 def ask(program: str, *, runner: Runner = run) -> Capabilities:
     """The capabilities of `program`, asked of it now."""
 
@@ -77,57 +99,53 @@ def ask(program: str, *, runner: Runner = run) -> Capabilities:
     done = runner([program, "--version"], limits=Limits(seconds=_ASK_SECONDS))
     version = parse_version(os.path.basename(program), done.stdout.decode(errors="replace"))
     with none_monitor(program) as monitor:
-        schema = {item["name"]: item for item in monitor.execute("query-qmp-schema")}
-        answers = {
-            command: monitor.execute(command)
-            for command in (
-                "query-target",
-                "query-machines",
-                "query-cpu-definitions",
-                "query-chardev-backends",
-                "query-command-line-options",
-                "query-commands",
-            )
-            if command in schema
-        }
-        tpmdevs = _optional(monitor, "query-tpm-types")
-        creatable = monitor.execute("qom-list-types", {"implements": "user-creatable"})
-        device_types = {
-            item["name"] for item in monitor.execute("qom-list-types", {"implements": "device", "abstract": False})
-        }
+        answers = _answers(monitor)
+    schema, queries = answers.schema, answers.queries
     descriptions = parse_machine_help(help_of("-machine"))
     try:
         return Capabilities(
             program=program,
             version=version,
-            target=answers["query-target"]["arch"],
+            target=queries["query-target"]["arch"],
             accelerators=parse_names(help_of("-accel")),
             machines=tuple(
                 msgspec.convert({**item, "description": descriptions.get(item["name"], "")}, MachineType)
-                for item in answers["query-machines"]
+                for item in queries["query-machines"]
                 if item["name"] != "none"
             ),
-            cpu_models=tuple(msgspec.convert(item, CpuModel) for item in answers.get("query-cpu-definitions", ())),
+            cpu_models=tuple(msgspec.convert(item, CpuModel) for item in queries.get("query-cpu-definitions", ())),
             cpu_features=parse_cpu_features(help_of("-cpu")),
-            devices=_devices(help_of("-device"), device_types),
-            objects=tuple(sorted(item["name"] for item in creatable if not item.get("abstract"))),
+            devices=_devices(help_of("-device"), answers.device_types),
+            objects=tuple(sorted(item["name"] for item in answers.objects if not item.get("abstract"))),
             netdevs=parse_names(help_of("-netdev")),
             netdev_keys=_variant_keys(schema, "netdev_add"),
-            chardevs=tuple(item["name"] for item in answers["query-chardev-backends"]),
+            chardevs=tuple(item["name"] for item in queries["query-chardev-backends"]),
             displays=parse_names(help_of("-display")),
             audiodevs=parse_names(help_of("-audiodev")),
-            tpmdevs=tuple(tpmdevs),
+            tpmdevs=tuple(answers.tpmdevs),
             block_drivers=_variants(schema, "blockdev-add"),
             options={
                 item["option"]: tuple(parameter["name"] for parameter in item["parameters"])
-                for item in answers["query-command-line-options"]
+                for item in queries["query-command-line-options"]
             },
             commands={
-                item["name"]: tuple(schema[item["name"]].get("features", ())) for item in answers["query-commands"]
+                item["name"]: tuple(schema[item["name"]].get("features", ())) for item in queries["query-commands"]
             },
         )
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise DecodeError(f"{program} answers QMP in a shape that QAPI does not promise: {error}") from error
+
+
+def _answers(monitor: Monitor) -> _Answers:
+    schema = {item["name"]: item for item in monitor.execute("query-qmp-schema")}
+    devices = {"implements": "device", "abstract": False}
+    return _Answers(
+        schema=schema,
+        queries={command: monitor.execute(command) for command in _QUERIES if command in schema},
+        tpmdevs=_optional(monitor, "query-tpm-types"),
+        objects=monitor.execute("qom-list-types", {"implements": "user-creatable"}),
+        device_types={item["name"] for item in monitor.execute("qom-list-types", devices)},
+    )
 
 
 def properties(program: str, type_name: str) -> tuple[Property, ...]:
