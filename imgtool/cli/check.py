@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,7 +26,6 @@ from imgtool.image.qapi import ImageCheck
 from imgtool.image.qapi_json import to_builtins
 
 if TYPE_CHECKING:
-    from imgtool.qemu.img_argv import Cache, Repair
     from imgtool.qemu.results import CheckResult
 
 
@@ -101,29 +100,21 @@ def check(
     if repair == "all":
         refuse_with_children(opened, force=force, doing="a repair")
     program = qemu_img(context, timeout)
+    arguments: dict[str, Any] = {
+        "format": opened.format,
+        "repair": repair,
+        "source_cache": source_cache,
+        "force_share": force_share,
+        "objects": objects,
+    }
     if dry_run:
         from imgtool.qemu import img_argv
 
-        argv = img_argv.check(
-            program.program,
-            opened.source,
-            format=opened.format,
-            repair=cast("Repair | None", repair),
-            source_cache=cast("Cache | None", source_cache),
-            force_share=force_share,
-            objects=objects,
-        )
+        argv = img_argv.check(program.program, opened.source, **arguments)
         emit_command(context, argv, [touched(opened.source, "write" if repair else "read")])
         return 0
     with explained(context, formats=[format_]):
-        result = program.check(
-            opened.source,
-            format=opened.format,
-            repair=cast("Repair | None", repair),
-            source_cache=cast("Cache | None", source_cache),
-            force_share=force_share,
-            objects=objects,
-        )
+        result = program.check(opened.source, **arguments)
     if context.json:
         emit(context, _document(result), ())
     elif not context.quiet:

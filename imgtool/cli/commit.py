@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -83,7 +83,8 @@ def commit(
     either as before or as after.
     """
     if image_opts:
-        _in_place(context, image, format_, base, keep, cache, rate_limit, objects, force, dry_run)
+        arguments = {"base": base, "keep": keep, "cache": cache, "rate_limit": rate_limit, "objects": objects}
+        _in_place(context, image, format_, arguments, force, dry_run)
         return
     only_with_image_opts(object=objects)
     from imgtool.operations.commit import CommitRequest
@@ -121,16 +122,7 @@ def _lines(image: str, done: Commit) -> Iterator[str]:
 
 
 def _in_place(
-    context: Context,
-    image: str,
-    format_: str | None,
-    base: str | None,
-    keep: bool,
-    cache: Cache | None,
-    rate_limit: int | None,
-    objects: tuple[str, ...],
-    force: bool,
-    dry_run: bool,
+    context: Context, image: str, format_: str | None, arguments: dict[str, Any], force: bool, dry_run: bool
 ) -> None:
     """An image given by QEMU's options, at the user's own risk."""
     opened = open_image(image, format=format_, image_opts=True)
@@ -139,27 +131,11 @@ def _in_place(
     if dry_run:
         from imgtool.qemu import img_argv
 
-        argv = img_argv.commit(
-            program.program,
-            opened.source,
-            base=base,
-            keep=keep,
-            cache=cache,
-            rate_limit=rate_limit,
-            objects=objects,
-        )
+        argv = img_argv.commit(program.program, opened.source, **arguments)
         emit_command(context, argv, [touched(opened.source, "write")])
         return
     with explained(context, formats=[format_]), progress(context, "commit") as show:
-        done = program.commit(
-            opened.source,
-            base=base,
-            keep=keep,
-            cache=cache,
-            rate_limit=rate_limit,
-            objects=objects,
-            progress=show,
-        )
-    kept = keep or base is not None
+        done = program.commit(opened.source, progress=show, **arguments)
+    kept = arguments["keep"] or arguments["base"] is not None
     lines = [f"{opened.name}: committed, and {'left as it is' if kept else 'emptied'}"]
     said(context, to_builtins(done), lines)
