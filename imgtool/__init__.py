@@ -18,17 +18,17 @@ What the calls have in common:
 * A path is text, bytes or a PathLike; `paths` and `store` are one or several. A size is a number of bytes, or text
   in QEMU's notation (`"10G"`). What is returned has absolute paths, and sizes in bytes.
 * `format` is the image's; its header decides when that is None.
-* `store` are folders in which, and below, images are looked for that stand on those concerned, besides the folders
-  that each call says.
-* `force` goes on where RefusedError would be raised for the reasons that the call says.
+* `store` is for folders in which, and below, images that stand on those concerned are looked for, besides the places
+  that each call names.
+* `force` goes on where RefusedError would be raised for the reasons that the call names.
 * `progress` is called with percentages, 0 to 100.
 * `qemu_img` is the QemuImg, `programs` the Programs to use; None takes the programs on PATH.
-* What a call returns is a struct of `msgspec`. The words for its fields stand below them in its class, and in what
-  `imgtool schema` prints.
+* Calls return structs of `msgspec`. What a field means is said below it in its class, and in what `imgtool schema`
+  prints.
 
-Every error is an ImgtoolError; `help(imgtool.errors)` draws them all. Its `hint` says what to do next, in the words
-of the command line: `--force` is `force=True` here, or `overwrite=True` where a file is to be replaced; other options
-are arguments of their names, too (`-u` is `unsafe=True`); `--trust WORD` is `with imgtool.trusting("WORD"):`, and
+Every error is an ImgtoolError; `help(imgtool.errors)` draws the tree. Its `hint` says what to do next, in the words
+of the command line. Here `--force` is `force=True`, or `overwrite=True` where a file is to be replaced; other options
+are arguments of the same name (`-u` is `unsafe=True`); `--trust WORD` is `with imgtool.trusting("WORD"):`, and
 `imgtool chain anchor` is `imgtool.anchor`.
 
 Names are imported when they are first used.

@@ -4,7 +4,7 @@
     ├── UsageError                  exit 2: the request itself makes no sense
     ├── ConfigError                 exit 2: a profile, recipe or setting is wrong
     ├── RefusedError                a guard said no; `hint` names the option that overrides it
-    │   └── PolicyError             … since an image refers to what the user did not say it may
+    │   └── PolicyError             … an image refers to something the user has not allowed
     ├── ProgramError                a program is missing or unusable
     ├── CommandError                a program ran and failed
     │   ├── CommandTimeout          … it was stopped at its time limit
@@ -22,18 +22,18 @@
     │   ├── QmpCommandError         … it refused a command
     │   ├── AgentUnavailable        … the guest agent does not answer
     │   ├── AgentError              … it refused a command
-    │   │   └── NoSuchProgramError  … since the guest has no such program; exit 127
-    │   ├── NotReady                … the guest did not come as far as was waited for
+    │   │   └── NoSuchProgramError  … the guest has no such program; exit 127
+    │   ├── NotReady                … the guest did not get as far as was waited for
     │   ├── NoWay                   … no address is known for ssh
     │   ├── ExecutorError           … a step of a build could not be done in the guest
     │   │   ├── GuestLost
     │   │   └── StepTimeout
-    │   └── StepFailed              … or was done, and failed
+    │   └── StepFailed              … a step was done, and failed
     ├── RegistryError               a registry could not be reached, or said no
     │   ├── RegistryAuthError
     │   ├── RegistryNotFoundError
-    │   └── DigestError             … or sent other bytes than it should
-    ├── DownloadError               a file of the web could not be fetched, or is not the one that was wanted
+    │   └── DigestError             … it sent other bytes than it should
+    ├── DownloadError               a file on the web could not be fetched, or is not the one that was wanted
     └── ProofError                  a changed copy is not what it should be, and was thrown away
 
 Those of machines, registries, the web and proofs are defined where they are raised, the others here.

@@ -42,7 +42,7 @@ class OutputResult(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What a build came to: the answer of `build`."""
+    """The result of a build."""
 
     recipe: str
     """The recipe's file."""

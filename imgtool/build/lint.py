@@ -187,9 +187,9 @@ _BUILD_KEY = f" {KEY_COMMENT}\n".encode()
 
 
 def lint_image(image: PathLike, *, format: str | None = None, qemu_img: QemuImg | None = None) -> Lint:
-    """What two clones of `image` would share and must not (machine-id, SSH host keys, …), and what a sealed image
-    does not need, found in its file systems without booting it. ImageUnreadableError when none of these can be looked
-    at, ProgramError without debugfs, and what `guard` raises."""
+    """What two clones of `image` would share but must not (machine-id, SSH host keys, …), and what a sealed image
+    does not need, found in its file systems without booting it. ImageUnreadableError when none of these can be read,
+    ProgramError without debugfs, and what `guard` raises."""
     qemu_img = qemu_img or QemuImg()
     path = absolute(image)
     top = guard(path, format=format)[0]

@@ -227,9 +227,9 @@ def _verdict(store: Store, layer: Layer, qemu_img: QemuImg, *, quick: bool) -> t
 def verify_layers(
     layers: PathLike | None = None, *, quick: bool = False, qemu_img: QemuImg | None = None
 ) -> list[Verified]:
-    """Whether the layers in the folder `layers` (None: IMGTOOL_LAYERS, or one of the user's data) are what they were
-    sealed as: their files, their metadata (`qemu-img check`), and unless `quick` what a guest reads of them. Raises
-    nothing for what is found."""
+    """Whether the layers in the folder `layers` (None: IMGTOOL_LAYERS, or one among the user's data) are still what
+    they were when they were sealed: their files, their metadata (`qemu-img check`), and unless `quick` what a guest
+    reads of them. Raises nothing for what is found."""
     store = _store(layers)
     return verify(store, store.layers(), qemu_img or QemuImg(), quick=quick)
 
@@ -242,11 +242,11 @@ def prune_layers(
     all_recipes: bool = False,
     dry_run: bool = False,
 ) -> Pruned:
-    """Removes the layers in the folder `layers` (None: as `verify_layers`) that nobody needs, and kept failures; with
-    `dry_run` it only says which. Images that stand on layers are looked for in the folders `store`, in that of the
-    layers, where recipes put their outputs, and where imgtool made some. With `older_than` (seconds) only what is
-    older goes; with `all_recipes` also what only recipes need, which a build makes again. ImageInUseError while a
-    build goes on."""
+    """Removes the layers in the folder `layers` (None: as `verify_layers`) that nobody needs, and what failed builds
+    have left there; with `dry_run` it only says which. Images that stand on layers are looked for in the folders
+    `store`, in that of the layers, where recipes put their outputs, and where imgtool made some. With `older_than`
+    (seconds) only what is older goes; with `all_recipes` also what only recipes need, which a build makes again.
+    ImageInUseError during a build."""
     look_in = [absolute(folder) for folder in paths_of(store)]
     return prune(_store(layers), look_in=look_in, older_than=older_than, all_recipes=all_recipes, dry_run=dry_run)
 

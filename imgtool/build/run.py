@@ -40,20 +40,21 @@ def build_image(
     fetch: Fetch | None = None,
     qemu_img: QemuImg | None = None,
 ) -> Built:
-    """Brings the image of `recipe`, the path of a TOML file, up to date, those of the recipes it starts from first.
-    Layers that are right already are taken from `layers`, a folder (None: IMGTOOL_LAYERS, or one of the user's data).
+    """Brings the image of `recipe`, the path of a TOML file, up to date, after those of the recipes that it starts
+    from. Layers that are still right are taken from `layers`, a folder (None: IMGTOOL_LAYERS, or one among the user's
+    data).
 
-    `arguments` are values for those that the recipe has, and those that it starts from. `no_cache` builds every
-    layer, `from_layer` that one and those after it; `to_layer` is the last that is built, and no output is made.
-    `secrets` are values by the names that steps have them under. When a step fails, `on_error` leaves nothing
-    ("clean") or the failed overlay ("keep"), or asks `decide` with the guest still running ("shell"). `force`
-    replaces an output although images stand on it. `cache_from` is where layers of other machines are looked for,
-    such as `imgtool.LayerCache("registry.example.org/cache")`, and `cache_to` where this image's go in the end.
-    `watcher` is told what goes on. `fetch` brings bases from registries, as `imgtool.fetch` does.
+    `arguments` are values for the arguments that this recipe and those it starts from declare. `no_cache` builds
+    every layer, `from_layer` that one and those after it; `to_layer` is the last that is built, and no output is
+    made. `secrets` are values by the names under which steps ask for them. When a step fails, `on_error` leaves
+    nothing ("clean") or the failed overlay ("keep"), or asks `decide` while the guest still runs ("shell"). `force`
+    replaces an output although images stand on it. `cache_from` is where layers made by other machines are looked
+    for, such as `imgtool.LayerCache("registry.example.org/cache")`, and `cache_to` is where this image's layers go in
+    the end. `watcher` is told of the progress. `fetch` brings bases from registries, as `imgtool.fetch` does.
 
     ConfigError, with the line, for a recipe or an input that is wrong, StepFailed for a step that fails, and whatever
-    image, chain and machine raise. However it ends, every layer in the store is whole, and what was finished is there
-    for the next build.
+    images, chains and machines raise. However a build ends, every layer in the store is whole, and what was finished
+    is there for the next build.
     """
     choice = Choice(no_cache=no_cache, from_layer=from_layer, to_layer=to_layer)
     made = _builder(
@@ -83,8 +84,9 @@ def plan_build(
     fetch: Fetch | None = None,
     qemu_img: QemuImg | None = None,
 ) -> BuildPlan:
-    """What `build_image` would do: which layers are there, which would be built and why. Changes nothing; a base in a
-    registry that is not here yet is fetched. Raises what a build would before its first step."""
+    """What `build_image` would do: which layers are there, which would be built and why. Changes nothing, except that
+    a base which is not here yet is fetched from its registry. Raises what a build would raise before its first step.
+    """
     choice = Choice(no_cache=no_cache, from_layer=from_layer, to_layer=to_layer)
     with _fetching(fetch):
         return _builder(layers, qemu_img, force=force).plan(_loaded(recipe, arguments), choice)

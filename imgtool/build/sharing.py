@@ -50,7 +50,7 @@ class Item(Protocol):
 
 class Cache(Protocol):
     """Where layers are found that other machines made. Every method raises an ImgtoolError when the cache cannot be
-    reached, or has something else than it says."""
+    reached, or holds something other than it claims to."""
 
     @property
     def name(self) -> str:
@@ -60,8 +60,8 @@ class Cache(Protocol):
         """None when it has nothing under this key."""
 
     def fetch(self, item: Any, folder: str, image: str, *, scratch: str, files: Sequence[str]) -> None:
-        """The overlay becomes the file `image` in `folder`, and what came with it those of `files` there. What was
-        fetched in part stays in `scratch` for the next attempt."""
+        """Fetches the overlay to the file `image` in `folder`, and those of its companions that `files` names into
+        that folder. What was fetched in part stays in `scratch` for the next attempt."""
 
     def push(
         self,
@@ -74,7 +74,8 @@ class Cache(Protocol):
         document: dict[str, Any],
         files: Sequence[str],
     ) -> int:
-        """Puts the overlay `image` and what is there of `files` beside it under a key; the bytes that were sent."""
+        """Pushes the overlay `image`, and those of `files` that lie beside it, under `key`. Returns how many bytes
+        were sent."""
 
 
 class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):

@@ -10,31 +10,32 @@ def title(step: str) -> str:
 
 
 class Watcher:
-    """Every method does nothing. They are called from one thread, in the order things happen."""
+    """What a build reports to. Override the methods for what you want to know: here, they do nothing. They are called
+    from one thread, in the order in which things happen."""
 
     def note(self, text: str) -> None:
         """Something worth a line."""
 
     def hit(self, number: int, total: int, name: str, key: str) -> None:
-        """The layer is in the store."""
+        """The layer was found in the store."""
 
     def start(self, number: int, total: int, name: str, key: str, why: str) -> None:
-        """The layer is going to be built; `why` says what it missed by."""
+        """The layer is going to be built; `why` says why none in the store will do."""
 
     def booting(self, name: str) -> None:
         """A VM is being started."""
 
     def step(self, text: str) -> None:
-        """A step of the layer begins: a command as the recipe has it, or what is done."""
+        """A step of the layer begins. `text` is the command as the recipe has it, or says what is done."""
 
     def output(self, piece: bytes) -> None:
-        """What a step says, secrets masked."""
+        """A piece of what a step prints, with secrets masked."""
 
     def done(self, name: str, seconds: float, size: int) -> None:
-        """The layer is sealed; `size` is in bytes."""
+        """The layer is sealed. It took `seconds`; `size` is in bytes."""
 
     def result(self, text: str) -> None:
-        """The next thing is done on the way from the last layer to the finished image."""
+        """One more thing is done that turns the last layer into the finished image; `text` says what."""
 
     def end(self) -> None:
-        """The build has ended, well or not: nothing more comes."""
+        """The build has ended, well or not. Nothing is called after this."""

@@ -38,11 +38,13 @@ def digest_of(
     qemu_img: QemuImg | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> str:
-    """The content digest (`imgtool1:` and 64 hexadecimal digits) of what a guest reads of `image` and its chain: the
-    same for the same disk, whatever its formats and layers are. `imgtool.qemu.digest` says how it is made.
+    """The content digest (`imgtool1:` and 64 hexadecimal digits) of what a guest reads of `image` and its chain.
+    Images of the same disk have the same digest, whatever their formats and layers. `imgtool.qemu.digest` says how it
+    is made.
 
-    Raises as `guard`; RefusedError for a chain that is encrypted or not in files of this host, ImageInUseError when a
-    program writes one of them, CommandError when qemu-img cannot read them."""
+    Raises as `guard`; RefusedError for a chain that is encrypted or is not made of files on this host,
+    ImageInUseError when a program writes one of them, CommandError when qemu-img cannot read them.
+    """
     from imgtool.qemu.digest import content_digest
 
     chain = guard(image, format=format)

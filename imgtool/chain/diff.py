@@ -75,8 +75,9 @@ def diff(
     qemu_img: QemuImg | None = None,
     force_share: bool = False,
 ) -> Diff:
-    """Where the disks in `a` and `b` differ. When both stand on one image, or one on the other, what was written
-    since is taken from one `qemu-img map` each; else, or with `exact`, their bytes are compared, by pieces of 64 KiB.
+    """Where the disks in `a` and `b` differ. When both stand on the same image, or one stands on the other, what was
+    written since comes from one `qemu-img map` of each; otherwise, and with `exact`, their bytes are compared in
+    pieces of 64 KiB.
 
     Raises as `guard`, `QemuImg.map` and, where bytes are read, `digest_of`.
     """

@@ -47,11 +47,8 @@ class DataFile(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
 
 
 class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
-    """A node: an image that was found, or one that is referred to but could not be looked at.
-
-    `path` is absolute; where a parent is no plain file, it is the reference itself (`nbd://host/disk`). A node that
-    is missing, unusable or remote has no format and no sizes, and says why in its findings.
-    """
+    """A node: an image that was found, or one that is referred to but could not be looked at. A node that is missing,
+    unusable or remote has no format and no sizes, and says why in its findings."""
 
     path: str
     """Absolute; where the image is no plain file, the reference that names it."""
@@ -103,7 +100,8 @@ class Image(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
 
 
 class Graph(msgspec.Struct, kw_only=True, gc=False, rename="kebab"):
-    """Images sorted by path, and where to start: following `children` and `data_file` from `roots` meets each image.
+    """The images that were found, sorted by path. Following `children` and `data_file` from `roots` reaches each of
+    them.
 
     A root is an image without a parent, or, for a cycle, the first of its images by path.
     """

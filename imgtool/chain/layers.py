@@ -67,8 +67,8 @@ class Layers(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 def layers(
     image: PathLike, *, format: str | None = None, qemu_img: QemuImg | None = None, force_share: bool = False
 ) -> Layers:
-    """Who supplies what of the disk in `image`, from one `qemu-img map`. Raises as `guard` and
-    `QemuImg.map`."""
+    """Which image of its chain supplies which part of the disk in `image`, from one `qemu-img map`. Raises as `guard`
+    and `QemuImg.map`."""
     chain = guard(image, format=format)
     extents = read_extents(qemu_img or QemuImg(), layers_of(chain), force_share=force_share)
     parts = tuple(merged(extents))

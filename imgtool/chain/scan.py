@@ -30,11 +30,10 @@ def scan(paths: Paths, *, store: Paths = (), format: str | None = None) -> Graph
 
     Of a directory: every image in it and below. Of an image: its chain down to the base, and what stands on the
     image, looked for in the directories its chain lies in (not below them), in those where imgtool itself made images
-    refer to what was found before, and in those of `store` and below.
-    Whatever a backing file or data file leads to is looked at wherever it lies. Symlinks to directories are not
-    followed, neither are devices, FIFOs and sockets opened, unless an image names a block device. A file without any
-    format's magic number counts as a raw image when its name ends as one's does (`.img`, `.raw`, `.iso`, …) or an
-    image refers to it.
+    refer to what was found before, and in those of `store` and below. Whatever a backing file or data file leads to
+    is looked at wherever it lies. Symlinks to directories are not followed, and devices, FIFOs and sockets not
+    opened, unless an image names a block device. A file without any format's magic number counts as a raw image when
+    its name ends like one (`.img`, `.raw`, `.iso`, …) or an image refers to it.
 
     `format` is that of the images among `paths`, where it should not be probed from their bytes.
 

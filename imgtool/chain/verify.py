@@ -229,7 +229,7 @@ def verify(
 
     With `deep` each image's tables are checked too, several at a time, and the content of every parent is compared
     with what its overlays remember of it; parents that a protocol leads to are opened, where the policy allows it.
-    Raises nothing for what is found, but ImageNotFoundError or ImageUnreadableError for an image among `paths` of
+    Raises nothing for what is found, except ImageNotFoundError or ImageUnreadableError for an image among `paths` of
     which nothing can be said.
     """
     return Verified(paths, store=store, format=format, deep=deep, progress=progress).answer()

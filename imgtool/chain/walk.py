@@ -36,13 +36,13 @@ _HARD_LIMIT = 100_000
 
 
 def walk(path: PathLike, *, format: str | None = None, policy: Policy | None = None) -> list[Image]:
-    """The images of the chain of `path`, that one first, its base last.
+    """The images of the backing chain of `path`: the image itself first, its base last.
 
     Each parent is read in the format its child names, as QEMU does. The last node may be a missing, unusable or
-    remote one, which its findings say. A chain that leads back into itself ends before the image met again, and the
-    last node carries the finding `cycle` (or `self-reference`). With `policy`, what it does not let an image refer to
-    is not opened: the chain ends with its node, and the image above carries the finding `not-trusted`. Raises nothing
-    for what is found.
+    remote one, which its findings say. A chain that leads back into itself ends before the image that it would reach
+    again, and its last node carries the finding `cycle` (or `self-reference`). With `policy`, what it does not let an
+    image refer to is not opened: the chain ends with its node, and the image above carries the finding `not-trusted`.
+    Raises nothing for what is found.
     """
     looker = Looker()
     seen: dict[Identity, str] = {}
@@ -83,14 +83,15 @@ def guard(
     max_depth: int | None = MAX_DEPTH,
     policy: Policy | None = None,
 ) -> list[Image]:
-    """The chain of `path`, as `walk`, if a QEMU program may safely be given it.
+    """The chain of `path`, as `walk` returns it, provided that it is safe to give it to a QEMU program.
 
     PolicyError when an image of the chain refers to what `policy` (None: the one in force) does not allow; without
     `opens_parents` only what `path` itself refers to counts.
 
     ImageNotFoundError, ImageUnreadableError or ImageFormatError when `path` itself cannot be used. ChainError when
     the chain goes in a circle or is deeper than `max_depth` (None: any depth), and, with `opens_parents`, when a
-    backing file or data file is missing or cannot be used. Parents reached by a protocol are let pass.
+    backing file or data file is missing or cannot be used. Whether a parent behind a protocol can be used is not
+    looked at.
     """
     policy = replace(policy or current(), max_depth=_HARD_LIMIT)
     chain = walk(path, format=format, policy=policy)

@@ -73,9 +73,10 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 def inspect(fd: int, *, path: str | None = None, format: str | None = None) -> Inspection:
-    """Inspects the image open for reading at `fd`: a regular file, a block device, or a pipe, of which the first
-    4 MiB are taken. `path`, absolute, says where relative names lead; without it they lead to the
-    current directory. With `format` the image is taken for that and nothing else. Raises nothing."""
+    """Inspects the image open for reading at `fd`: a regular file, a block device, or a pipe, of which the first 4
+    MiB are taken. Relative names in it lead from the directory of `path`, an absolute path, or from the current
+    directory without it. With `format` the image is taken for that and nothing else. Raises nothing: the result says
+    what is wrong."""
     try:
         source = _source(fd)
     except ImageFormatError as error:

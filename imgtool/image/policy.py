@@ -74,7 +74,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def naming(self, *paths: PathLike) -> Policy:
-        """This policy with files, or directories and all below them, that the user named."""
+        """This policy widened by what the user named: files, and directories with everything below them."""
         places = [absolute(path) for path in paths]
         directories = [place for place in places if os.path.isdir(place)]
         return msgspec.structs.replace(
@@ -84,8 +84,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def allows_file(self, path: str, *, directory: str) -> bool:
-        """Whether an image in `directory` may refer to the file at `path`, symlinks on the way followed. The root
-        directory is nobody's own."""
+        """Whether an image in `directory` may refer to the file at `path`, once symlinks are followed. The root
+        directory does not count as an image's own."""
         if os.path.realpath(directory) != "/" and is_below(path, directory):
             return True
         if any(is_below(path, place) for place in self.directories):
@@ -112,9 +112,9 @@ def in_force(policy: Policy) -> contextlib.AbstractContextManager[None]:
 
 
 def trusting(*words: str) -> contextlib.AbstractContextManager[None]:
-    """Within, images may refer to what these `words` of `--trust` say, too: a protocol such as `nbd`, a directory
-    with all below it (with a slash in it), or `guessed-formats`. It counts in this thread (or asynchronous task) and
-    in those that imgtool starts. UsageError for any other word.
+    """A context manager: inside it, images may also refer to what these `words` of `--trust` say: a protocol such as
+    `nbd`, a directory with all below it (with a slash in it), or `guessed-formats`. It applies to this thread (or
+    asynchronous task) and those that imgtool starts. UsageError for any other word.
 
         with imgtool.trusting("nbd", "/srv/bases/"):
             imgtool.verify("/srv/images")

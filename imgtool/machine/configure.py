@@ -21,18 +21,18 @@ from imgtool.machine.profile import read_profile, read_settings
 def configure(
     image: PathLike | None = None, *, format: str | None = None, profile: PathLike | None = None, **settings: Any
 ) -> Machine:
-    """The machine whose first disk (virtio) is `image`, with settings as in a profile, `_` where these have `-`.
+    """The machine whose first disk (virtio) is `image`. `settings` are named as in a profile, with `_` for `-`.
 
         configure("web.qcow2", memory="2G", smp="4,maxcpus=8", network=["user,hostfwd=tcp::2222-:22"], agent=True)
         configure("web.qcow2", profile="vm.toml", drive=[{"file": "data.qcow2", "if": "virtio"}])
 
-    `format` is that of `image`; without it, its header decides. `profile` is the path of a TOML file, over which the
-    `settings` go as the options of `boot` do: `imgtool schema profile` lists them all. A size is text in QEMU's
-    notation, or a number as QEMU takes it: MiB for `memory`, bytes elsewhere. None is a setting that is not given. A
-    name that must not be read as an option string is a pathlib.Path: `drive=[Path("a,b.qcow2")]`. File names are made
-    absolute from the current directory, those in the profile from its own.
+    `format` is that of `image`; without it, its header decides. `profile` is the path of a TOML file, which the
+    `settings` override or extend as the options of `boot` do: `imgtool schema profile` lists them all. A size is text
+    in QEMU's notation, or a number in QEMU's own unit: MiB for `memory`, bytes elsewhere. A setting that is None is
+    not given. Where text would be read as an option string, a file name is a pathlib.Path:
+    `drive=[Path("a,b.qcow2")]`. File names are relative to the current directory, those in the profile to its own.
 
-    UsageError for a setting that is not known or wrong, ConfigError, with the line, for a profile that is wrong.
+    UsageError for a setting that is unknown or wrong, ConfigError, with the line, for a profile that is wrong.
     Nothing is looked at but the profile: `boot` finds out whether the machine can be started.
     """
     words = {}

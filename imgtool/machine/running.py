@@ -50,11 +50,12 @@ def boot(
     programs: Programs | None = None,
     **settings: Any,
 ) -> RunningVm:
-    """Starts a VM in the background, and returns when its QEMU answers; the guest has then just begun (`wait`).
+    """Starts a VM in the background, and returns when its QEMU answers. The guest is only beginning then: see
+    `RunningVm.wait`.
 
-    `what` is a Machine, or an image for `configure`, which takes the `settings`. What `imgtool boot` refuses is
-    refused here unless `force` is set: an image that others stand on, or that is in use. A VM that is `tied` ends
-    with this process, however that ends; another runs on until somebody stops it.
+    `what` is a Machine, or an image, for which `configure` makes one of the `settings`. What `imgtool boot` refuses
+    is refused here too unless `force` is set: an image that others stand on, or that is in use. A VM that is `tied`
+    ends with this process, however that ends; any other runs on until somebody stops it.
 
     UsageError and ConfigError for a machine that makes no sense, ImageError and ChainError for images that cannot be
     used, RefusedError for what must not be done, MachineError and CommandError for what cannot be started.
@@ -85,19 +86,19 @@ def running_vm(name: str) -> RunningVm:
 
 
 def running_vms() -> list[RunningVm]:
-    """All VMs of this user that run, by name."""
+    """All running VMs of this user, sorted by name."""
     return [RunningVm(vm) for vm, _ in vms()]
 
 
 class RunningVm:
-    """A VM that runs, or has ended since. As a context manager it is stopped at the end of the block; at an exception
-    its QEMU is ended without asking the guest.
+    """A VM that runs, or has ended since. As a context manager it is stopped at the end of the block; when the block
+    raises, QEMU is ended without asking the guest.
 
-    Its methods raise MachineError when it has ended, QmpUnreachable when its QEMU does not answer.
+    Its methods raise MachineError when the VM has ended, and QmpUnreachable when its QEMU does not answer.
     """
 
     def __init__(self, vm: Vm, process: Process | None = None, *, warnings: Sequence[str] = ()) -> None:
-        """For `boot`, `running_vm` and `running_vms`, which give one."""
+        """Made by `boot`, `running_vm` and `running_vms`."""
         self._vm = vm
         self._process = process
         self.warnings = tuple(warnings)
@@ -129,7 +130,7 @@ class RunningVm:
 
     @property
     def name(self) -> str:
-        """What `imgtool vm` and `running_vm` call it."""
+        """The name that `imgtool vm` and `running_vm` know it by."""
         return self._vm.name
 
     @property
@@ -139,7 +140,7 @@ class RunningVm:
 
     @property
     def machine(self) -> Machine:
-        """With all that was decided for it: its name, the places of what is kept."""
+        """Its configuration, with everything filled in that was left open, such as its name."""
         return self._state().machine
 
     @property
@@ -149,24 +150,25 @@ class RunningVm:
 
     @property
     def serial_log(self) -> str:
-        """The file with all that the guest's first serial port has said, kept when the VM has ended."""
+        """The file with everything that the guest has written to its first serial port. It is kept after the VM has
+        ended."""
         return self._vm.serial_log
 
     def status(self) -> control.Status:
-        """What QEMU says of it. Never raises for one that does not answer: that is its status then."""
+        """What QEMU reports about it. Does not raise when QEMU does not answer: the status says so."""
         return control.status(self._vm, self._state())
 
     def wait(self, what: str = "running", *, seconds: float = 300.0) -> None:
-        """Returns when the guest itself has shown that it is so far: `running`, `serial:REGEX` (a line of its
-        console), `ssh`, `agent` or `cloud-init`. NotReady, with how far it came and the end of its console, when
-        that takes over `seconds` or the VM ends."""
+        """Waits until the guest itself has shown how far it is: `running`, `serial:REGEX` (a line on its console),
+        `ssh`, `agent` or `cloud-init`. NotReady, with how far it came and the end of its console, when that takes
+        more than `seconds` or the VM ends."""
         from imgtool.machine.readiness import parse_wait, wait_until
 
         wait_until(self._vm, parse_wait(what, "what"), seconds=seconds)
 
     def wait_ended(self, *, seconds: float | None = None) -> bool:
-        """Whether the VM has ended within `seconds` (None: however long that takes). CommandError when its QEMU,
-        started by this object, has failed."""
+        """Waits until the VM has ended, and returns whether it has within `seconds` (None: however long that takes).
+        CommandError when its QEMU, started by this object, has failed."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while self.running:
             if deadline is not None and time.monotonic() >= deadline:
@@ -178,8 +180,8 @@ class RunningVm:
 
     def execute(self, argv: Sequence[str], *, stdin: bytes = b"", seconds: float | None = None) -> Executed:
         """Runs a program in the guest through its agent (`agent=True`, and qemu-guest-agent in the guest), and waits
-        for its end. No shell is involved. AgentUnavailable when the agent does not answer, NoSuchProgramError when
-        there is no such program, AgentError when it takes over `seconds`: it then runs on."""
+        for it to end. No shell is involved. AgentUnavailable when the agent does not answer, NoSuchProgramError when
+        there is no such program, AgentError when the program takes more than `seconds`; it then goes on running."""
         with self.agent() as guest:
             return guest.execute(argv, stdin=stdin, seconds=seconds)
 
@@ -197,20 +199,20 @@ class RunningVm:
         return Monitor.connect(self._vm.qmp_socket)
 
     def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """What QEMU returns for one QMP command. QmpCommandError when it refuses; RefusedError for one that would
-        have it start a program, where its sandbox ends it for that."""
+        """What QEMU returns for one QMP command. QmpCommandError when QEMU refuses it; RefusedError for one that
+        makes QEMU start a program, when QEMU's sandbox would kill it for that."""
         self._state()
         return control.query(self._vm, command, arguments or {})
 
     def tell(self, command: str, *, seconds: float = COMMAND_SECONDS) -> str:
-        """What QEMU's monitor for people (HMP) says to a command such as `savevm before`, errors included."""
+        """What QEMU's human monitor (HMP) answers to a command such as `savevm before`, errors included."""
         self._state()
         return control.tell(self._vm, command, seconds=seconds)
 
     def ssh_argv(self, *command: str, user: str | None = None, identity: PathLike | None = None) -> list[str]:
-        """OpenSSH's command line for a shell in the guest, or for `command`. The user is the one that imgtool's own
-        cloud-init seed made, `identity` the private key beside the public one that it lets in, unless given. NoWay
-        when no address is known, ProgramError without OpenSSH."""
+        """OpenSSH's command line for a shell in the guest, or for `command` there. By default `user` is the one that
+        imgtool's cloud-init seed creates, and `identity` the private key that belongs to the public key in the seed.
+        NoWay when no address is known, ProgramError without OpenSSH."""
         from imgtool.machine import ssh
 
         return ssh.command_line(
@@ -218,8 +220,8 @@ class RunningVm:
         )
 
     def screenshot(self, target: PathLike) -> None:
-        """Writes what the guest's screen shows to `target`: PNG, or PPM where the name ends so. MachineError when it
-        has no screen."""
+        """Writes what the guest's screen shows to `target`: as PPM when the name ends in `.ppm`, else as PNG.
+        MachineError when it has no screen."""
         self._state()
         control.screenshot(self._vm, absolute(target))
 
@@ -228,7 +230,7 @@ class RunningVm:
         self._steer("stop")
 
     def resume(self) -> None:
-        """Lets its CPUs go on."""
+        """Lets its CPUs run again."""
         self._steer("cont")
 
     def reset(self) -> None:
@@ -240,25 +242,25 @@ class RunningVm:
         control.steer(self._vm, command)
 
     def set_cpus(self, wanted: int) -> None:
-        """Plugs CPUs in until there are `wanted`. RefusedError when there are more, MachineError when it was not
-        started with room for them (`maxcpus=`)."""
+        """Plugs in CPUs until there are `wanted`. RefusedError when there are more already, MachineError when the VM
+        was started without room for them (`maxcpus=`)."""
         self._state()
         plugging.set_cpus(self._vm, wanted)
 
     def set_memory(self, wanted: int | str) -> None:
-        """Plugs in memory until there is so much, in QEMU's notation (`4G`) or in MiB. RefusedError when there is
-        more, MachineError when it was not started with room for it (`slots=`, `maxmem=`)."""
+        """Plugs in memory until there is `wanted`: text in QEMU's notation (`4G`), or a number of MiB. RefusedError
+        when there is more already, MachineError when the VM was started without room for it (`slots=`, `maxmem=`)."""
         plugging.set_memory(self._vm, self._state(), plugging.parse_memory(str(wanted)))
 
     def stop(self, *, seconds: float = _STOP_SECONDS) -> ending.How:
-        """Asks the guest to power off, and ends QEMU when it has not after `seconds`; with 0 at once. Its images are
-        closed properly unless it comes to `killed`. Returns what it took."""
+        """Asks the guest to power off, and ends QEMU when it has not done so within `seconds` (0: at once). Returns
+        what it took; unless that is `killed`, the images were closed properly."""
         how = ending.stop(self._vm, self._state(), seconds=seconds)
         self._let_go()
         return how
 
     def kill(self) -> None:
-        """Ends QEMU at once, as pulling the plug does: what the guest had not written yet is lost."""
+        """Ends QEMU at once, like pulling the plug: what the guest had not written yet is lost."""
         self._state()
         ending.kill(self._vm)
         self._let_go()

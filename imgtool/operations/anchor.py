@@ -196,8 +196,8 @@ def anchor(
 ) -> list[Anchored]:
     """Has each of `overlays` remember its backing file as it is now; all of them or none.
 
-    With `deep` the content of the backing files is read and recorded, and RefusedError raised where it is not what
-    was recorded before, or where the file was written since and nothing was recorded; `force` takes it all the same.
-    RefusedError for a base, a read-only image and one too old for an anchor; ImageInUseError when a program uses it.
+    With `deep` the contents of the backing files are read and recorded, too: RefusedError when they are not what was
+    recorded before, or when the file was written to since and nothing was recorded (not with `force`). RefusedError
+    also for a base, a read-only image and one too old for an anchor; ImageInUseError when a program uses it.
     """
     return AnchorRequest(overlays, deep=deep, force=force).make(qemu_img or QemuImg(), progress=progress)

@@ -215,12 +215,13 @@ def collect(
     needed: Paths = (),
     store: Paths = (),
 ) -> Collected:
-    """Puts into quarantine what in `directory` and below nobody needs: neither an image of `keep`, nor a file of
-    `needed` (those that are not there do not matter), nor a program that has an image open, nor an image outside that
-    stands on one inside (looked for in `store`, and where imgtool itself made such images).
+    """Moves the images in `directory` and below that nobody needs into quarantine. Needed are the images of `keep`,
+    the files of `needed` (they need not exist), images that a program has open, those that an image outside the
+    directory stands on (looked for in `store`, and where imgtool itself made such images), and whatever all these
+    stand on.
 
-    UsageError without `keep`; ImageNotFoundError when one of them is not there; RefusedError when a symlink leads to
-    an image that would go.
+    UsageError without `keep`; ImageNotFoundError when an image of `keep` is not there; RefusedError when a symlink
+    leads to an image that would go.
     """
     return CollectRequest(directory, keep=keep, needed=needed, store=store).make()
 

@@ -303,12 +303,13 @@ def commit(
     store: Paths = (),
     qemu_img: QemuImg | None = None,
 ) -> Commit:
-    """Puts the data of `overlay` into its backing file, or into `base` further down, and empties it unless `keep`.
+    """Writes the data of `overlay` into its backing file, or into `base` further down its chain, and empties the
+    overlay unless `keep`.
 
-    RefusedError when other images stand on what is written: with `preserve_siblings` they are first given what they
-    would lose, with `force` they change. They are looked for in the directories of the chain, where imgtool made
-    some, and in `store`. RefusedError too for a read-only base; ImageInUseError when a program writes one of the
-    images.
+    RefusedError when other images stand on what is written: with `preserve_siblings` these first get copies of what
+    they would lose, with `force` their contents change. They are looked for in the directories of the chain, where
+    imgtool made some, and in `store`. RefusedError too for a read-only base; ImageInUseError when a program writes
+    one of the images.
     """
     request = CommitRequest(
         overlay, base=base, keep=keep, preserve_siblings=preserve_siblings, force=force, store=store

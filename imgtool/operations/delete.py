@@ -127,9 +127,9 @@ class DeleteRequest:
 
 
 def delete(overlay: PathLike, *, force: bool = False, store: Paths = ()) -> Deleted:
-    """Deletes `overlay`, and the external data file beside it that nothing else needs.
+    """Deletes `overlay`, and the external data file beside it unless something else needs that.
 
-    RefusedError when something stands on it, it is no overlay, is sealed, or has other names (none of these with
-    `force`); ImageInUseError when a program has it open.
+    RefusedError when something stands on it, or it is not an overlay, is sealed, or has other names (none of these
+    with `force`); ImageInUseError when a program has it open.
     """
     return DeleteRequest(overlay, force=force, store=store).make()

@@ -300,11 +300,11 @@ def flatten(
     store: Paths = (),
     qemu_img: QemuImg | None = None,
 ) -> Flattened:
-    """Copies into `image` all that it reads from the images below it, so that it stands on nothing; or writes all of
-    it into the new file `to`, in `output_format` with `options`.
+    """Copies into `image` all that it reads from the images below it, so that it needs none of them; or writes the
+    whole disk into the new file `to`, in `output_format` with `options`.
 
-    In place its format, options, internal snapshots and bitmaps stay, and what stands on it reads the same.
-    RefusedError for a base, a sealed image, or one whose parent changed since (not with `force`); ImageInUseError
+    In place, its format, options, internal snapshots and bitmaps are kept, and what stands on it reads the same.
+    RefusedError for a base, a sealed image, or one whose parent has changed since (not with `force`); ImageInUseError
     when a program writes one of the images; ImageExistsError when `to` exists (not with `overwrite`).
     """
     request = FlattenRequest(

@@ -383,11 +383,11 @@ def move(
     qemu_img: QemuImg | None = None,
     progress: Progress | None = None,
 ) -> Moved:
-    """Moves images, or directories with all that is in them, to `target`, or into it where it is a directory.
+    """Moves images, or directories with all that is in them, to `target`, or into it when that is a directory.
 
-    Images that stand on a moved one follow: they are looked for in the directories of the chains, beside a directory
-    that is moved, where imgtool made some, and in `store`. RefusedError where one cannot: its format has no way, or
-    it is read-only, or named by symlinks; ImageInUseError when a program has one of them open; ImageExistsError when
-    a new name is taken.
+    The references of images that stand on a moved one are updated. They are looked for in the directories of the
+    chains, beside a directory that is moved, where imgtool made some, and in `store`. RefusedError when one of them
+    cannot be updated: its format does not allow it, or it is read-only, or named by symlinks; ImageInUseError when a
+    program has one of them open; ImageExistsError when a new name is taken.
     """
     return MoveRequest(sources, target, store=store).make(qemu_img or QemuImg(), progress=progress)

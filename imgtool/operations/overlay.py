@@ -228,11 +228,11 @@ def new_overlay(
     force: bool = False,
     qemu_img: QemuImg | None = None,
 ) -> Image:
-    """Makes a qcow2 overlay of `base` and returns what it now is; `path` is where.
+    """Makes a qcow2 overlay of `base` and returns it as it is then; its `path` says where it is.
 
-    `overlay` is its path; a directory, or None for that of `base`, has a name made up in it. The backing name is
-    relative to the overlay's directory unless `absolute`, the backing format always named: `base_format`, else what
-    the base's header says. `size` is the base's when None. `options` are qemu-img's `-o`.
+    `overlay` is its path, or a directory in which a free name is chosen; None is the directory of `base`. The backing
+    name is relative to the overlay's directory unless `absolute`; the backing format is always named: `base_format`,
+    or what the base's header says. `size` is the base's when None. `options` are qemu-img's `-o`.
 
     ImageNotFoundError, ImageUnreadableError, ImageFormatError or ChainError when `base` or its chain cannot be used;
     ImageInUseError when something writes to it (not with `force`); ImageExistsError when there is a file at

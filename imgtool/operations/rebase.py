@@ -367,10 +367,10 @@ def rebase(
 ) -> Rebase:
     """Puts `image` on `backing`, or on nothing with None, so that a guest reads the same as before.
 
-    A path is named from the image's own directory and written as given, or made `absolute` or `relative`; a
+    A path starts from the image's own directory and is written as given, or made `absolute` or `relative`; a
     `Verbatim` reference is QEMU's own. With `unsafe` no data is copied, only the name is changed: RefusedError unless
-    that is seen to make no difference, or with `force`. RefusedError too for a circle; ImageInUseError when a program
-    writes one of the images; ImageNotFoundError or ChainError when the new backing file cannot be read.
+    that is seen to make no difference (not with `force`). RefusedError too for a circle; ImageInUseError when a
+    program writes one of the images; ImageNotFoundError or ChainError when the new backing file cannot be read.
     """
     request = RebaseRequest(
         image,

@@ -234,13 +234,15 @@ def repair(
     qemu_img: QemuImg | None = None,
     progress: Progress | None = None,
 ) -> Repaired:
-    """Mends what `chain verify` finds in `paths` (as there) and calls automatic; with `only`, of these codes.
+    """Repairs what `verify` finds in `paths` and can be repaired automatically; with `only`, the findings of these
+    codes.
 
-    A backing format that is missing or wrong is named, a backing file that was moved is found again if an anchor
-    proves it, changes that were broken off are finished, leftovers removed, lost space and reference counts mended on
-    a copy that is compared with the image before it takes its place. What is damaged is never touched.
+    A backing format that is missing or wrong is corrected, a backing file that was moved is found again if an anchor
+    proves its identity, interrupted changes are finished, leftovers are removed, and lost space and wrong reference
+    counts are repaired on a copy, which is compared with the image before it takes its place. Damaged images are left
+    alone.
 
-    Raises nothing for what cannot be mended, which the answer says; UsageError for a code that is none, and what
+    Raises nothing for what cannot be repaired, which the result lists; UsageError for an unknown code, and what
     `verify` raises.
     """
     img = qemu_img or QemuImg()

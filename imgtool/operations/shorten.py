@@ -218,8 +218,8 @@ def shorten(
     store: Paths = (),
     qemu_img: QemuImg | None = None,
 ) -> Shortened:
-    """Merges the layers between `top` and `onto` (its base when None) into the images above them, but for those in
-    `keep` and those that other images stand on. What every image reads stays the same.
+    """Merges the layers between `top` and `onto` (None: its base) into the images above them, except those in `keep`
+    and those that other images stand on. Every image still reads the same.
 
     The merged files stay, unless `delete`. RefusedError when there is nothing to merge, an image cannot be replaced,
     or one with internal snapshots would be deleted (not with `force`); ImageInUseError when a program writes one of

@@ -78,11 +78,11 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LayerCache:
-    """A repository of a registry (`HOST[:PORT]/NAME`) that keeps layers for other machines: the `cache` of
-    `build_image`.
+    """A repository of a registry (`HOST[:PORT]/NAME`) that keeps layers for other machines: the `cache_from` and
+    `cache_to` of `build_image`.
 
-    UsageError for what names no repository; its methods raise RegistryError when the registry cannot be reached, or
-    has something else than it says.
+    UsageError when the name is not that of a repository. Its methods raise RegistryError when the registry cannot be
+    reached, or holds something other than it claims to.
     """
 
     def __init__(self, repository: str, *, connection: Connection = DEFAULT) -> None:
@@ -115,10 +115,12 @@ class LayerCache:
         return Found(layer=layer, image=manifest.layers[0], files=manifest.layers[1])
 
     def fetch(self, item: Found, folder: str, image: str, *, scratch: str, files: Sequence[str]) -> None:
-        """The overlay becomes the file `image` in `folder`, and what came with it those of `files` there. What was
-        fetched in part stays in `scratch` for the next attempt.
+        """Fetches the overlay to the file `image` in `folder`, and those of its companions that `files` names into
+        that folder. What was fetched in part stays in `scratch` for the next attempt.
 
-        DigestError when they are not those; RegistryError when the overlay is not what is said of it."""
+        DigestError when the bytes are not those that were announced; RegistryError when the overlay is not what its
+        record says.
+        """
         registry = self.connection.open(self.reference._replace(tag=item.layer.key, digest=None))
         parts = [_part(scratch, one) for one in (item.image, item.files)]
         with downloading(parts[0]) as overlay, downloading(parts[1]) as archive:
@@ -140,7 +142,8 @@ class LayerCache:
         document: dict[str, Any],
         files: Sequence[str],
     ) -> int:
-        """Puts the overlay `image` and what is there of `files` beside it under a key; the bytes that were sent."""
+        """Pushes the overlay `image`, and those of `files` that lie beside it, under `key`. Returns how many bytes
+        were sent."""
         layer = CachedLayer(key=key, below=below, content=content, virtual_size=virtual_size, document=document)
         registry = self.connection.open(self.reference._replace(tag=key, digest=None))
         with contextlib.ExitStack() as stack:

@@ -228,12 +228,11 @@ def export_containerdisk(
     qemu_img: QemuImg | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Exported:
-    """Makes a containerDisk of `image` and all it stands on, pushes it as `reference` or writes it into the OCI
-    layout `layout` under `tag` (`latest`).
+    """Makes a containerDisk of `image` and all it stands on, and pushes it as `reference`, or writes it into the OCI
+    layout in the folder `layout` under `tag` (`latest`).
 
-    `architecture` is Go's name (`amd64`); None is this machine's. Raises as `guard` does; RefusedError
-    for a chain that is damaged or whose parents changed (not with `force`); RegistryError; ImageError for a folder
-    that is no layout.
+    `architecture` is Go's name (`amd64`); None is this machine's. Raises as `guard`; RefusedError for a chain that is
+    damaged or whose parents changed (not with `force`); RegistryError; ImageError for a folder that is not a layout.
     """
     request = ContainerDiskRequest(
         image,

@@ -237,13 +237,14 @@ def mount(
     force: bool = False,
     programs: Programs | None = None,
 ) -> Mount:
-    """Mounts a file system in `image` on the directory `at`, which takes root, or with `raw` shows the whole disk as
-    the new file `at`; until `unmount`. `partition` is a number; None is the only one, or the whole disk where there
-    is no partition table.
+    """Mounts a file system of `image` on the directory `at`, which needs root, or with `raw` shows the whole disk as
+    the new file `at`, until `unmount`. `partition` is a number; None is the only partition, or the whole disk where
+    there is no partition table.
 
-    Raises as `guard`; RefusedError when something is mounted there, others stand on the image (and it is `writable`)
-    or its parent is not what it was made on, unless `force` is set; ImageInUseError; ProgramError when something for
-    it is missing; CommandError."""
+    Raises as `guard`; RefusedError when something is mounted there, when others stand on the image (and it is
+    `writable`), or when its parent is not the one it was made on, unless `force` is set; ImageInUseError;
+    ProgramError when a program is missing that this needs; CommandError.
+    """
     request = MountRequest(
         image,
         at,
@@ -258,7 +259,7 @@ def mount(
 
 
 def unmount(at: PathLike, *, runner: Runner = run) -> Mount:
-    """Ends what `mount` made at `at`. RefusedError when that is none, or is still in use."""
+    """Ends the mount that `mount` made at `at`. RefusedError when there is none, or when it is still in use."""
     place = absolute(at)
     folder = _folder(place)
     try:

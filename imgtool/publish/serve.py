@@ -198,10 +198,10 @@ class ServeRequest:
 
 
 class Server:
-    """A running export. As a context manager it is ended at the end of the block."""
+    """A running NBD export. As a context manager it is ended at the end of the block."""
 
     def __init__(self, process: Process, export: Export) -> None:
-        """For `serve`, which gives one."""
+        """Made by `serve`."""
         self.process = process
         self.export = export
 
@@ -217,7 +217,7 @@ class Server:
         return self.export.uri
 
     def wait(self) -> None:
-        """Until it ends. CommandError when it failed."""
+        """Waits until it ends. CommandError when it failed."""
         if self.process.wait() not in (0, None, -15):
             raise self.process.failure(path=self.export.path)
 
@@ -247,17 +247,17 @@ def serve(
     force: bool = False,
     programs: Programs | None = None,
 ) -> Server:
-    """Serves the disk of `image`, with all it stands on, over NBD, and returns when it answers. It ends with this
-    process, however that ends.
+    """Serves the disk of `image`, with all it stands on, over NBD, and returns when the server answers. It ends with
+    this process, however that ends.
 
-    On the unix socket `socket` (None: one in imgtool's own folder), or on TCP where a `port` is given, 0 being any
-    free one; the address is 127.0.0.1 unless it is said. `name` is the export's, `bitmap` a dirty bitmap that clients
-    may read, `tls_creds` a folder with certificates, which clients must have too (unless `verify_peer` is False).
-    `clients` may be connected at once; with `once` it ends when the last has gone.
+    It listens on the unix socket `socket` (None: one in imgtool's own folder), or on TCP when a `port` is given (0:
+    any free one), at `address` (127.0.0.1). `name` is the export's, `bitmap` a dirty bitmap that clients may read,
+    `tls_creds` a folder with certificates, which clients must have too (unless `verify_peer` is False). Up to
+    `clients` may be connected at once; with `once` the server ends when the last has gone.
 
-    Raises as `guard`; RefusedError when others stand on the image (and it is `writable`), its parent is not what it
-    was made on, or anybody could connect, unless `force` is set; ImageInUseError; MachineError when the port cannot
-    be had; CommandError in qemu-nbd's words.
+    Raises as `guard`; RefusedError when others stand on the image (and it is `writable`), when its parent is not the
+    one it was made on, or when anybody could connect, unless `force` is set; ImageInUseError; MachineError when the
+    port cannot be had; CommandError in qemu-nbd's words.
     """
     return ServeRequest(
         image,

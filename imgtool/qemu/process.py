@@ -40,7 +40,7 @@ _MESSAGES = {signal.SIGSEGV: "crashed (SIGSEGV)", signal.SIGABRT: "gave up (SIGA
 
 
 class Limits(Struct, frozen=True):
-    """Bounds on one run, for input that imgtool did not make. None is no bound."""
+    """Bounds on one run, for input that imgtool did not make. None means no bound."""
 
     seconds: float | None = None
     """Wall clock; past it the program is ended and CommandTimeout raised."""

@@ -83,7 +83,7 @@ class Programs:
         return os.path.abspath(found)
 
     def version(self, name: str) -> Version:
-        """What `name --version` says, asked once a binary. ProgramError when it answers something else."""
+        """What `name --version` says, asked once per binary. ProgramError when it answers something else."""
         program = self.find(name)
         said = known(program)
         if said is not None:

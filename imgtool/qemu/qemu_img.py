@@ -33,5 +33,5 @@ class QemuImg(Reading, Making, Changing, Staging):
 
     Every method raises ImageNotFoundError or ImageUnreadableError before a process starts when a path is missing, a
     directory, a FIFO or unreadable; ImageInUseError when another process holds the image; CommandError when qemu-img
-    fails, or for a verb that changes something exits with 0 but complains; CommandTimeout at the limit.
+    fails, or complains while changing something although it exits with 0; CommandTimeout at the time limit.
     """

@@ -13,7 +13,7 @@ JOBS = 4
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """How registries are reached, where that is not as usual."""
+    """How to reach registries. Without any setting, as docker does: over HTTPS, with docker's own certificates."""
 
     plain_http: bool = False
     """HTTP without TLS, to any host; to this machine it is spoken anyway where there is no TLS."""

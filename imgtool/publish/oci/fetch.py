@@ -40,12 +40,13 @@ def fetch(
     qemu_img: QemuImg | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """The path of a local, read-only image: the one in a registry whose manifest has `digest`, which is there under
-    `reference`, or the file of the web at the URL `reference` whose bytes have it. What was fetched before needs no
-    network. Images of a registry share the bases that they have in common.
+    """Fetches an image unless it is here already, and returns the path of the local, read-only file. `reference`
+    names an image in a registry, whose manifest has the digest `digest`, or is the URL of a file whose bytes have it.
+    Images of a registry share the bases that they have in common.
 
-    UsageError for what is no reference or digest; DownloadError for what cannot be had from the web, or is another
-    file; else as `pull`."""
+    UsageError for what is not a reference or digest; DownloadError when the URL cannot be read, or leads to another
+    file; else as `pull`.
+    """
     folder = default_folder() if folder is None else absolute(folder)
     record = os.path.join(folder, f".{digest.replace(':', '-')}.json")
     known = _remembered(record)

@@ -345,13 +345,13 @@ def pull(
     qemu_img: QemuImg | None = None,
     progress: Progress | None = None,
 ) -> Pulled:
-    """Pulls the image that `reference` names to `path`: a file, or a directory in which it is called as its
-    repository; None is the current one. The images it stands on go beside it, read-only, under names of their own;
-    those that are there already, under any name, are used, and those that lie elsewhere on this host are copied.
+    """Pulls the image that `reference` names to `path`: a file, or a directory, in which it is named after its
+    repository; None is the current directory. The images it stands on go beside it, read-only, under names of their
+    own; those that are there already, under any name, are used, and those that lie elsewhere on this host are copied.
 
-    With `read_only` the image is read-only too; with `deep` the whole chain is read and held against the content
+    With `read_only` the image is read-only too; with `deep` the whole chain is read and compared with the content
     digest that the registry has. ImageExistsError when another file is at `path`; DigestError when the registry sends
-    other bytes than it should; RegistryError when it cannot be reached: run again, it resumes where it stopped.
+    other bytes than it should; RegistryError when it cannot be reached: another call resumes where this one stopped.
     """
     request = PullRequest(reference, path, read_only=read_only, deep=deep, connection=connection)
     return request.make(qemu_img or QemuImg(), progress=progress)

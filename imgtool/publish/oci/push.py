@@ -319,14 +319,14 @@ def push(
     qemu_img: QemuImg | None = None,
     progress: Progress | None = None,
 ) -> Pushed:
-    """Pushes `image` with its chain, one layer an image, or with `flatten` as one (`compress`ed), as `reference`
-    (`HOST[:PORT]/NAME[:TAG]`).
+    """Pushes `image` with its chain as `reference` (`HOST[:PORT]/NAME[:TAG]`): one layer per image, or with `flatten`
+    a single one (`compress`ed).
 
     With `content` what a guest reads is digested and recorded, which reads the whole disk once. `annotations` are
-    added to the manifest's, as are the labels of a recipe that built it, with its digest, where `recipe_digest` names
-    no other. Raises as `guard` does; RefusedError for a chain that is damaged or whose parents changed
-    (not with `force`), or whose images cannot be layers; RegistryError when the registry does not take it: run again,
-    it resumes where it stopped.
+    added to the manifest's, as are the labels and the digest of the recipe that built the image, unless
+    `recipe_digest` names another. Raises as `guard`; RefusedError for a chain that is damaged or whose parents
+    changed (not with `force`), or whose images cannot be layers; RegistryError when the registry does not take it:
+    another call resumes where this one stopped.
     """
     request = PushRequest(
         image,

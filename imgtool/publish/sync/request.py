@@ -219,12 +219,13 @@ def sync(
     progress: Progress | None = None,
 ) -> Synced:
     """Copies the chain of the image `source`, or those of all images in the directory `source`, to `place` (HOST:DIR)
-    over ssh: only what is not there, verified by its digest, and relinked there. Images of the directory keep their
-    places below it; what they stand on elsewhere goes to the top.
+    over ssh: only what is not there yet, verified by its digest, and relinked there. Images of the directory keep
+    their places below it; images elsewhere that they stand on go to the top of DIR.
 
-    Raises as `guard`; RefusedError when an image keeps its data in several files, is on no file of this host, another
-    image is at its place there, or (unless `force`) it does not stand on the disk it was made on or its end is
-    missing; CommandError in ssh's words when the connection breaks, after which another call goes on."""
+    Raises as `guard`; RefusedError when an image keeps its data in several files, is not a file of this host, or its
+    place there is taken by another image, and, unless `force` is set, when it does not stand on the disk it was made
+    on or is cut short; CommandError in ssh's words when the connection breaks: another call goes on from there.
+    """
     return SyncRequest(source, place, format=format, ssh=ssh, force=force).make(progress=progress)
 
 
