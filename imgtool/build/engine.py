@@ -111,10 +111,12 @@ class Builder:
             return
         from imgtool.build.sharing import push_layers
 
-        self.tools.watcher.note(f"layers go to {cache.name}")
-        pushed = push_layers(store, [layer for folder in folders if (layer := store.layer(folder))], cache)
+        watcher = self.tools.watcher
+        watcher.note(f"layers go to {cache.name}")
+        found = [layer for folder in folders if (layer := store.layer(folder))]
+        pushed = push_layers(store, found, cache, watcher.task)
         count = sum(layer.state == "pushed" for layer in pushed)
-        self.tools.watcher.note(f"{count} of {len(pushed)} layers were not there yet")
+        watcher.note(f"{count} of {len(pushed)} layers were not there yet")
 
 
 def _refuse_replacing(tools: Tools, loaded: Loaded) -> None:
@@ -246,7 +248,9 @@ class _Build:
             if item is None:
                 return None
             self.watcher.note(f"the layer {name} comes from {cache.name}")
-            return bring(cache, item, self.store, self.inputs, number, document, below, self.tools.qemu_img)
+            return bring(
+                cache, item, self.store, self.inputs, number, document, below, self.tools.qemu_img, self.watcher.task
+            )
         except ImgtoolError as error:
             self.watcher.note(f"the layer {name} is not taken from {cache.name}: {error.message}")
             return None

@@ -12,6 +12,7 @@ import msgspec
 
 from imgtool.build.records import records
 from imgtool.build.store import Layer, Store
+from imgtool.build.watcher import UNSEEN, Progress, Task
 from imgtool.chain.content import digest_of
 from imgtool.chain.scan import scan
 from imgtool.errors import ImgtoolError
@@ -194,18 +195,23 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What was seen, in words."""
 
 
-def verify(store: Store, layers: Iterable[Layer], qemu_img: QemuImg, *, quick: bool = False) -> list[Verified]:
+def verify(
+    store: Store, layers: Iterable[Layer], qemu_img: QemuImg, *, quick: bool = False, task: Task = UNSEEN
+) -> list[Verified]:
     """Looks whether layers are what they were sealed as: their files, their metadata (`qemu-img check`), and unless
     `quick` what a guest reads of them. A layer whose base is gone or changed is a `broken-chain`."""
     found = []
     with in_force(current().naming(store.root, *{layer.manifest.base for layer in store.layers()})):
         for layer in layers:
-            verdict, message = _verdict(store, layer, qemu_img, quick=quick)
+            with task(f"verify {name_of(layer)}") as progress:
+                verdict, message = _verdict(store, layer, qemu_img, quick=quick, progress=progress)
             found.append(Verified(folder=layer.folder, name=name_of(layer), verdict=verdict, message=message))
     return found
 
 
-def _verdict(store: Store, layer: Layer, qemu_img: QemuImg, *, quick: bool) -> tuple[Verdict, str]:
+def _verdict(
+    store: Store, layer: Layer, qemu_img: QemuImg, *, quick: bool, progress: Progress | None
+) -> tuple[Verdict, str]:
     manifest = layer.manifest
     if not store.is_whole(layer):
         return "changed", "its file, or that of a layer beneath, was changed or is gone"
@@ -217,7 +223,9 @@ def _verdict(store: Store, layer: Layer, qemu_img: QemuImg, *, quick: bool) -> t
             return "damaged", f"qemu-img check says: {check.status}"
         if not os.path.exists(manifest.base):
             return "broken-chain", f"the base {printable(manifest.base)} is gone"
-        if not quick and digest_of(layer.image, format="qcow2", qemu_img=qemu_img) != manifest.content:
+        if quick:
+            return "whole", "as it was sealed"
+        if digest_of(layer.image, format="qcow2", qemu_img=qemu_img, progress=progress) != manifest.content:
             return "changed", "a guest reads something else from it than when it was sealed, or its base changed"
     except ImgtoolError as error:
         return "broken-chain", error.message

@@ -16,6 +16,7 @@ from imgtool.build.plan import Inputs, gather
 from imgtool.build.prune import name_of
 from imgtool.build.recipe import Loaded
 from imgtool.build.store import FETCHED, KEY_FILE, LOG, MANIFEST, Layer, Manifest, Store, encode, write_file
+from imgtool.build.watcher import UNSEEN, Progress, Task
 from imgtool.chain.content import digest_of
 from imgtool.errors import ImageFormatError
 from imgtool.image import remembered
@@ -59,7 +60,16 @@ class Cache(Protocol):
     def find(self, key: str) -> Item | None:
         """None when it has nothing under this key."""
 
-    def fetch(self, item: Any, folder: str, image: str, *, scratch: str, files: Sequence[str]) -> None:
+    def fetch(
+        self,
+        item: Any,
+        folder: str,
+        image: str,
+        *,
+        scratch: str,
+        files: Sequence[str],
+        progress: Progress | None = None,
+    ) -> None:
         """Fetches the overlay to the file `image` in `folder`, and those of its companions that `files` names into
         that folder. What was fetched in part stays in `scratch` for the next attempt."""
 
@@ -73,6 +83,7 @@ class Cache(Protocol):
         virtual_size: int,
         document: dict[str, Any],
         files: Sequence[str],
+        progress: Progress | None = None,
     ) -> int:
         """Pushes the overlay `image`, and those of `files` that lie beside it, under `key`. Returns how many bytes
         were sent."""
@@ -91,11 +102,11 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What was sent or fetched."""
 
 
-def push_layers(store: Store, layers: Iterable[Layer], cache: Cache) -> list[Shared]:
+def push_layers(store: Store, layers: Iterable[Layer], cache: Cache, task: Task = UNSEEN) -> list[Shared]:
     """Pushes `layers` and those that they stand on, these first. Layers made by hand are no one else's."""
     wanted = {one.folder: one for layer in layers for one in reversed(store.chain(layer))}
     found = []
-    for layer in wanted.values():
+    for number, layer in enumerate(wanted.values(), 1):
         manifest = layer.manifest
         if manifest.by_hand or not store.is_whole(layer):
             continue
@@ -103,20 +114,22 @@ def push_layers(store: Store, layers: Iterable[Layer], cache: Cache) -> list[Sha
             found.append(Shared(name=name_of(layer), key=manifest.key, state="present"))
             continue
         below = store.chain(layer)[1:2]
-        sent = cache.push(
-            manifest.key,
-            layer.image,
-            below=below[0].manifest.key if below else _digits(manifest.base_content),
-            content=manifest.content,
-            virtual_size=manifest.virtual_size,
-            document=msgspec.to_builtins(msgspec.structs.replace(manifest, base="", parent=None)),
-            files=_FILES,
-        )
+        with task(f"push {name_of(layer)} ({number} of {len(wanted)})") as progress:
+            sent = cache.push(
+                manifest.key,
+                layer.image,
+                below=below[0].manifest.key if below else _digits(manifest.base_content),
+                content=manifest.content,
+                virtual_size=manifest.virtual_size,
+                document=msgspec.to_builtins(msgspec.structs.replace(manifest, base="", parent=None)),
+                files=_FILES,
+                progress=progress,
+            )
         found.append(Shared(name=name_of(layer), key=manifest.key, state="pushed", bytes=sent))
     return found
 
 
-def pull_layers(store: Store, loaded: Loaded, cache: Cache, qemu_img: QemuImg) -> list[Shared]:
+def pull_layers(store: Store, loaded: Loaded, cache: Cache, qemu_img: QemuImg, task: Task = UNSEEN) -> list[Shared]:
     """Brings the recipe's layers into the store, one after the other, until one is missing: only then is known what
     the next one is called."""
     memory = Memory()
@@ -135,7 +148,7 @@ def pull_layers(store: Store, loaded: Loaded, cache: Cache, qemu_img: QemuImg) -
                 shared.append(Shared(name=name, key=key, state="missing"))
                 break
             if item is not None:
-                layer = bring(cache, item, store, inputs, number, document, below, qemu_img)
+                layer = bring(cache, item, store, inputs, number, document, below, qemu_img, task)
         size = 0 if item is None else item.size
         shared.append(Shared(name=name, key=key, state="present" if item is None else "pulled", bytes=size))
         below = layer
@@ -151,10 +164,13 @@ def bring(
     document: KeyDocument,
     below: Layer | None,
     qemu_img: QemuImg,
+    task: Task = UNSEEN,
 ) -> Layer:
     """Fetches the layer `number`, which has the key of `document`, into the store and puts it on `below` (None: on
     the base). Called with the key held. ImageFormatError when it is not what is said of it."""
-    name, key = inputs.loaded.recipe.layers[number].name, document.key()
+    recipe = inputs.loaded.recipe
+    name, key = recipe.layers[number].name, document.key()
+    of = f"{recipe.image.name}@{name} ({number + 1} of {len(recipe.layers)})"
     ground = Ground.of_base(inputs.base) if below is None else Ground.of_layer(below)
     expected = _digits(inputs.base.content) if below is None else below.manifest.key
     if item.below != expected:
@@ -163,10 +179,12 @@ def bring(
         stand_on(store, below, inputs.base)
     work = store.work()
     try:
-        cache.fetch(item, work.path, image_name(name), scratch=store.root, files=_FILES)
+        with task(f"pull {of}") as progress:
+            cache.fetch(item, work.path, image_name(name), scratch=store.root, files=_FILES, progress=progress)
         overlay = os.path.join(work.path, image_name(name))
         _put_on(overlay, ground)
-        content = digest_of(overlay, format="qcow2", qemu_img=qemu_img)
+        with task(f"verify {of}") as progress:
+            content = digest_of(overlay, format="qcow2", qemu_img=qemu_img, progress=progress)
         if content != item.content:
             raise ImageFormatError(f"a guest would read another disk of the layer {name} than {cache.name} says")
         manifest = _manifest(item, inputs, name, document, below, overlay)

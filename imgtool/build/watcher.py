@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+Progress = Callable[[float], None]
+Task = Callable[[str], AbstractContextManager[Progress | None]]
+"""Called with what begins, in words. Within, what takes its percents (0 to 100), or None where nobody looks."""
+
 
 def title(step: str) -> str:
     """What a step is called on one line: of several lines the first that says something."""
@@ -11,7 +18,7 @@ def title(step: str) -> str:
 
 class Watcher:
     """What a build reports to. Override the methods for what you want to know: here, they do nothing. They are called
-    from one thread, in the order in which things happen."""
+    from one thread, in the order in which things happen; percents may come from others, one after the other."""
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -24,6 +31,10 @@ class Watcher:
 
     def booting(self, name: str) -> None:
         """A VM is being started."""
+
+    def task(self, text: str) -> AbstractContextManager[Progress | None]:
+        """Something that says how far it is begins: a `Task`."""
+        return nullcontext()
 
     def step(self, text: str) -> None:
         """A step of the layer begins. `text` is the command as the recipe has it, or says what is done."""
@@ -39,3 +50,7 @@ class Watcher:
 
     def end(self) -> None:
         """The build has ended, well or not. Nothing is called after this."""
+
+
+UNSEEN: Task = Watcher().task
+"""For who looks at none."""

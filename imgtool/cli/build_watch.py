@@ -6,12 +6,15 @@ import codecs
 import json
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import click
 
-from imgtool.build.watcher import Watcher, title
+from imgtool.build.watcher import UNSEEN, Progress, Task, Watcher, title
 from imgtool.cli.context import Context, want_color
+from imgtool.cli.progress import progress
 from imgtool.image.names import harmless, printable
 from imgtool.machine.serial import clean
 
@@ -26,7 +29,7 @@ def watcher_for(context: Context) -> Watcher:
         return Events()
     if context.quiet or context.json or context.progress == "none":
         return Watcher()
-    return Headings(want_color(context, sys.stderr))
+    return Headings(want_color(context, sys.stderr), partial(progress, context))
 
 
 def _cut(line: bytes) -> tuple[bytes, bytes]:
@@ -40,8 +43,9 @@ def _cut(line: bytes) -> tuple[bytes, bytes]:
 class Headings(Watcher):
     """For people."""
 
-    def __init__(self, color: bool) -> None:
+    def __init__(self, color: bool, task: Task = UNSEEN) -> None:
         self._color = color
+        self._task = task
         self._line = b""
 
     def _say(self, text: str, **style: Any) -> None:
@@ -57,6 +61,10 @@ class Headings(Watcher):
     def start(self, number: int, total: int, name: str, key: str, why: str) -> None:
         self._say(f"[{number + 1}/{total}] {name}  {key[:12]}", bold=True)
         self._say(f"  because {why}", dim=True)
+
+    def task(self, text: str) -> AbstractContextManager[Progress | None]:
+        self._end_line()
+        return self._task(text)
 
     def booting(self, name: str) -> None:
         self._say(f"  booting {name}…", dim=True)
@@ -115,6 +123,9 @@ class Events(Watcher):
 
     def start(self, number: int, total: int, name: str, key: str, why: str) -> None:
         self._tell("layer-start", number=number, total=total, name=name, key=key, why=why)
+
+    def task(self, text: str) -> AbstractContextManager[Progress | None]:
+        return nullcontext(lambda percent: self._tell("progress", task=text, percent=percent))
 
     def booting(self, name: str) -> None:
         self._tell("boot", name=name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imgtool.cli.context import Context
-from imgtool.image.names import harmless
 
 if TYPE_CHECKING:
     from imgtool.build.base import Fetch
@@ -20,7 +19,7 @@ def fetcher(context: Context, connection: Connection | None = None) -> Fetch:
         from imgtool.publish.oci.connection import DEFAULT
         from imgtool.publish.oci.fetch import fetch
 
-        with progress(context, f"fetch {harmless(reference)}") as show:
+        with progress(context, f"fetch {reference}") as show:
             return fetch(
                 reference, digest, connection=connection or DEFAULT, qemu_img=context.qemu_img, progress=show
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -241,10 +242,12 @@ def verify(context: Context, /, names: tuple[str, ...], quick: bool, layers_: st
     layers of its last build."""
     from imgtool.build.prune import verify as verify_layers
     from imgtool.cli.output import emit
+    from imgtool.cli.progress import progress
 
     store = _store(layers_)
     with store.using():
-        found = verify_layers(store, chosen(store, names), context.qemu_img, quick=quick)
+        task = partial(progress, context)
+        found = verify_layers(store, chosen(store, names), context.qemu_img, quick=quick, task=task)
     emit(context, found, _verify_lines(found))
     return 3 if any(one.verdict != "whole" for one in found) else 0
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from imgtool.cli.build import arg_option, arguments_of, layers_option
-from imgtool.cli.context import Context, output_option, pass_context, quiet_option
+from imgtool.cli.context import Context, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.options import FILE_NAME, Word
 from imgtool.cli.registry_options import LOGIN, connection_of, registry_options
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @click.argument("names", type=Word("layers"), metavar="[LAYER]…", nargs=-1)
 @layers_option
 @registry_options
+@progress_option
 @quiet_option
 @output_option()
 @pass_context
@@ -49,12 +51,13 @@ def push(
     from imgtool.build.store import Store
     from imgtool.cli.layers import chosen
     from imgtool.cli.output import emit
+    from imgtool.cli.progress import progress
     from imgtool.publish.buildcache import LayerCache
 
     cache = LayerCache(repository, connection=connection_of(plain_http, cert_dir, jobs, retries))
     store = Store(layers_)
     with store.using():
-        found = push_layers(store, chosen(store, names), cache)
+        found = push_layers(store, chosen(store, names), cache, partial(progress, context))
     emit(context, found, _lines(found))
 
 
@@ -68,6 +71,7 @@ def push(
 @arg_option
 @layers_option
 @registry_options
+@progress_option
 @quiet_option
 @output_option()
 @pass_context
@@ -94,13 +98,15 @@ def pull(
     from imgtool.build.store import Store
     from imgtool.cli.fetching import fetcher
     from imgtool.cli.output import emit
+    from imgtool.cli.progress import progress
     from imgtool.publish.buildcache import LayerCache
 
     connection = connection_of(plain_http, cert_dir, jobs, retries)
     store, loaded = Store(layers_), load_recipe(recipe, arguments_of(args_))
     refuse_unknown(loaded)
     with fetching(fetcher(context, connection)), store.using(), trusting(store, loaded):
-        found = pull_layers(store, loaded, LayerCache(repository, connection=connection), context.qemu_img)
+        cache = LayerCache(repository, connection=connection)
+        found = pull_layers(store, loaded, cache, context.qemu_img, partial(progress, context))
     emit(context, found, _lines(found))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from imgtool.cli.context import Context, is_terminal
+from imgtool.image.names import harmless
 
 _DELAY = 0.5
 """Seconds before a bar appears: what is done sooner needs none."""
@@ -24,7 +25,7 @@ def progress(context: Context, task: str) -> Iterator[Callable[[float], None] | 
 
         with tqdm(
             total=100,
-            desc=task,
+            desc=harmless(task),
             unit="%",
             delay=_DELAY,
             leave=False,

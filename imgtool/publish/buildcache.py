@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -38,6 +38,8 @@ from imgtool.publish.oci.values import LAYER, Descriptor, checked_manifest, deco
 CONFIG = "application/vnd.imgtool.build-layer.v1+json"
 FILES = "application/vnd.imgtool.build-files.v1.tar"
 IMAGE = f"{LAYER}qcow2"
+
+Progress = Callable[[float], None]
 
 
 class CachedLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -114,7 +116,16 @@ class LayerCache:
             raise RegistryError(f"{reference} is the layer of another key")
         return Found(layer=layer, image=manifest.layers[0], files=manifest.layers[1])
 
-    def fetch(self, item: Found, folder: str, image: str, *, scratch: str, files: Sequence[str]) -> None:
+    def fetch(
+        self,
+        item: Found,
+        folder: str,
+        image: str,
+        *,
+        scratch: str,
+        files: Sequence[str],
+        progress: Progress | None = None,
+    ) -> None:
         """Fetches the overlay to the file `image` in `folder`, and those of its companions that `files` names into
         that folder. What was fetched in part stays in `scratch` for the next attempt.
 
@@ -123,9 +134,10 @@ class LayerCache:
         """
         registry = self.connection.open(self.reference._replace(tag=item.layer.key, digest=None))
         parts = [_part(scratch, one) for one in (item.image, item.files)]
+        meter = Meter(item.size, progress)
         with downloading(parts[0]) as overlay, downloading(parts[1]) as archive:
-            download(registry, item.image, overlay, lambda _: None)
-            download(registry, item.files, archive, lambda _: None)
+            download(registry, item.image, overlay, meter.add)
+            download(registry, item.files, archive, meter.add)
             _check(overlay, item.layer)
             unpack(parts[1], folder, list(files))
             os.unlink(parts[1])
@@ -141,6 +153,7 @@ class LayerCache:
         virtual_size: int,
         document: dict[str, Any],
         files: Sequence[str],
+        progress: Progress | None = None,
     ) -> int:
         """Pushes the overlay `image`, and those of `files` that lie beside it, under `key`. Returns how many bytes
         were sent."""
@@ -149,12 +162,15 @@ class LayerCache:
         with contextlib.ExitStack() as stack:
             fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
-            blobs = []
-            for kind, blob in (
+            parts = (
                 (IMAGE, layer_blob(fd, read_header(fd, format="qcow2"), f"sha256:{below}")),
                 (FILES, archive_of(stack, os.path.dirname(image), list(files))),
-            ):
-                blobs.append((Descriptor(media_type=kind, digest=blob.digest(), size=blob.size), blob))
+            )
+            meter = Meter(2 * sum(blob.size for _, blob in parts), progress)  # they are digested, then sent
+            blobs = [
+                (Descriptor(media_type=kind, digest=blob.digest(meter.add), size=blob.size), blob)
+                for kind, blob in parts
+            ]
             described = describe(layer, CONFIG)
             _, states = publish(
                 registry,
@@ -163,7 +179,7 @@ class LayerCache:
                 annotations={},
                 known=Known(),
                 jobs=self.connection.jobs,
-                meter=Meter(0, None),
+                meter=meter,
             )
         return sum(blob.size for descriptor, blob in blobs if states[descriptor.digest] == "uploaded")
 

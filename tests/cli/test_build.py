@@ -18,6 +18,7 @@ from imgtool.cli.context import Context
 from imgtool.cli.error_document import error_document
 from tests.build.conftest import Bench
 from tests.cli.conftest import Imgtool
+from tests.publish.registries import RegistryServer
 
 RECIPE = """\
 [image]
@@ -249,6 +250,25 @@ def test_a_layer_that_is_not_whole_is_a_problem_found(bench: Bench, imgtool: Img
     assert done.status == 3
     assert [(one["name"], one["verdict"]) for one in done.document] == [("web@one", "whole"), ("web@two", "changed")]
     assert imgtool("layers", "verify", "web@one", IMGTOOL_LAYERS=bench.store.root).status == 0
+
+
+def test_layers_that_travel_or_are_read_say_how_far_they_are(
+    bench: Bench, imgtool: Imgtool, registry: RegistryServer, tmp_path: Path
+) -> None:
+    repository, recipe = f"{registry.host}/cli/layers", bench.folder / "web.toml"
+
+    def tasks(*words: str | Path, layers: str) -> list[str]:
+        done = imgtool("layers", *words, "--layers", layers, "--progress", "json", XDG_STATE_HOME=str(tmp_path))
+        assert done.status == 0, done.stderr
+        events = [json.loads(line) for line in done.stderr.splitlines()]
+        assert {event["event"] for event in events} == {"progress"}
+        return list(dict.fromkeys(event["task"] for event in events))
+
+    other = tmp_path / "other"
+    other.mkdir()
+    assert tasks("push", repository, layers=bench.store.root) == ["push web@one (1 of 2)", "push web@two (2 of 2)"]
+    assert tasks("pull", repository, recipe, layers=str(other))[0] == "pull web@one (1 of 2)"
+    assert tasks("verify", layers=bench.store.root) == ["verify web@one", "verify web@two"]
 
 
 def test_layers_that_nobody_needs_are_pruned(bench: Bench, imgtool: Imgtool) -> None:

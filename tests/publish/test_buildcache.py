@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from imgtool.build.plan import Choice
 from imgtool.build.prune import verify
 from imgtool.build.sharing import Shared, pull_layers, push_layers
 from imgtool.build.store import Layer, Store
-from imgtool.build.watcher import Watcher
+from imgtool.build.watcher import UNSEEN, Task, Watcher
 from imgtool.errors import ConfigError, ImageFormatError, UsageError
 from imgtool.publish.archive import archive, archive_of, file_entry, unpack
 from imgtool.publish.buildcache import LayerCache
@@ -73,10 +74,21 @@ def states(shared: list[Shared]) -> str:
     return " ".join(layer.state for layer in shared)
 
 
-def pulled(bench: Bench, repository: str, recipe: str = RECIPE) -> list[Shared]:
+class Tasks:
+    """Remembers what it is told, and how far each came."""
+
+    def __init__(self) -> None:
+        self.percents: dict[str, list[float]] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, text: str) -> Iterator[Callable[[float], None]]:
+        yield self.percents.setdefault(text, []).append
+
+
+def pulled(bench: Bench, repository: str, recipe: str = RECIPE, task: Task = UNSEEN) -> list[Shared]:
     loaded = bench.recipe(recipe)
     with bench.store.using(), trusting(bench.store, loaded):
-        return pull_layers(bench.store, loaded, LayerCache(repository), bench.qemu_img)
+        return pull_layers(bench.store, loaded, LayerCache(repository), bench.qemu_img, task)
 
 
 def test_what_one_machine_built_another_only_fetches(benches: tuple[Bench, Bench], registry: RegistryServer) -> None:
@@ -108,6 +120,23 @@ def test_the_layers_before_one_that_changed_are_fetched(
     assert states(pulled(second, repository, changed)) == "pulled missing"
     built = second.builder().build(second.recipe(changed))
     assert [layer.cached for layer in built.layers] == [True, False]
+
+
+def test_every_layer_says_how_far_it_is(benches: tuple[Bench, Bench], registry: RegistryServer) -> None:
+    first, second = benches
+    repository = f"{registry.host}/cache/progress"
+    first.builder().build(first.recipe(RECIPE))
+    tasks = Tasks()
+    for _ in range(2):
+        push_layers(first.store, first.store.layers(), LayerCache(repository), tasks)
+        pulled(second, repository, task=tasks)
+    assert list(tasks.percents) == [
+        *("push web@one (1 of 2)", "push web@two (2 of 2)"),
+        *("pull web@one (1 of 2)", "verify web@one (1 of 2)", "pull web@two (2 of 2)", "verify web@two (2 of 2)"),
+    ]
+    for percents in tasks.percents.values():
+        assert percents == sorted(percents), "nothing was done twice"
+        assert percents[-1] == 100.0
 
 
 def test_a_layer_that_was_spoilt_is_not_taken(benches: tuple[Bench, Bench], registry: RegistryServer) -> None:
