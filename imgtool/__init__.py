@@ -118,8 +118,8 @@ if TYPE_CHECKING:
     from imgtool.publish.oci.push import push as push
     from imgtool.publish.serve import Server as Server
     from imgtool.publish.serve import serve as serve
-    from imgtool.publish.sync.far import Ssh as Ssh
     from imgtool.publish.sync.request import sync as sync
+    from imgtool.publish.sync.ssh import Ssh as Ssh
     from imgtool.qemu.img_types import ImageOpts as ImageOpts
     from imgtool.qemu.process import Limits as Limits
     from imgtool.qemu.programs import Programs as Programs
@@ -192,8 +192,8 @@ _HOMES = {
     "imgtool.publish.oci.pull": ("pull",),
     "imgtool.publish.oci.push": ("push",),
     "imgtool.publish.serve": ("Server", "serve"),
-    "imgtool.publish.sync.far": ("Ssh",),
     "imgtool.publish.sync.request": ("sync",),
+    "imgtool.publish.sync.ssh": ("Ssh",),
     "imgtool.qemu.img_types": ("ImageOpts",),
     "imgtool.qemu.process": ("Limits",),
     "imgtool.qemu.programs": ("Programs",),

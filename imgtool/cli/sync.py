@@ -60,8 +60,8 @@ def sync(
     from imgtool.cli.output import emit, remark
     from imgtool.cli.plan import emit_plan
     from imgtool.cli.progress import progress
-    from imgtool.publish.sync.far import Ssh
     from imgtool.publish.sync.request import SyncRequest
+    from imgtool.publish.sync.ssh import Ssh
 
     ssh = Ssh(port=port, identity=identity, config=ssh_config, options=options)
     request = SyncRequest(source, place, format=format_, ssh=ssh, force=force)

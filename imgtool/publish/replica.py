@@ -25,12 +25,17 @@ from imgtool.publish.oci.layers import opened, refuse_no_layer
 
 NameOf = Callable[[str, str, str], str]
 """(path here, sha256:HEX of the bytes there, format) → the name there."""
+Counter = Callable[[int], None]
+
+
+def _uncounted(_: int) -> None:
+    """For whom nobody waits."""
 
 
 class Replica:
     """One image, for another place."""
 
-    def __init__(self, image: Image, fd: int, head: bytes | None) -> None:
+    def __init__(self, image: Image, fd: int, head: bytes | None, progress: Counter = _uncounted) -> None:
         self.status = os.fstat(fd)
         """Of the file here, before it was read."""
         size = size_of(fd)
@@ -46,12 +51,13 @@ class Replica:
         self.name = ""
         """Its file there, without a folder or below the one that all go to."""
         self._sha256: str | None = None
+        self._progress = progress
 
     @property
     def sha256(self) -> str:
         """Hex, of its bytes there."""
         if self._sha256 is None:
-            self._sha256 = self.blob.digest().partition(":")[2]
+            self._sha256 = self.blob.digest(self._progress).partition(":")[2]
         return self._sha256
 
     def data(self) -> Iterator[tuple[int, int]]:
@@ -96,10 +102,15 @@ def replicas(path: str, *, format: str | None = None, name: NameOf, force: bool 
 
 
 def replicate(
-    stack: contextlib.ExitStack, chain: Sequence[Image], name: NameOf, made: dict[str, Replica] | None = None
+    stack: contextlib.ExitStack,
+    chain: Sequence[Image],
+    name: NameOf,
+    made: dict[str, Replica] | None = None,
+    progress: Counter = _uncounted,
 ) -> list[Replica]:
     """As `replicas`, of a chain that was looked at; its files are closed when `stack` ends. Images that several
-    chains have in common are taken from `made`, which remembers them by their paths."""
+    chains have in common are taken from `made`, which remembers them by their paths. `progress` gets the bytes that
+    were read for their digests."""
     refuse_portable(chain)
     made = {} if made is None else made
     found: list[Replica] = []
@@ -109,7 +120,7 @@ def replicate(
             continue
         fd = opened(stack, image)
         parent = found[-1] if found else None
-        one = Replica(image, fd, None if parent is None else _head(fd, image, parent, name))
+        one = Replica(image, fd, None if parent is None else _head(fd, image, parent, name), progress)
         one.name = name(image.path, f"sha256:{one.sha256}", one.format)
         found.append(one)
         made[image.path] = one

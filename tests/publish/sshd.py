@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from imgtool.publish.sync.far import Ssh
+from imgtool.publish.sync.ssh import Ssh
 
 
 class SshServer:
@@ -25,6 +25,11 @@ class SshServer:
     @property
     def ssh(self) -> Ssh:
         return Ssh(port=self.port, identity=str(self.key), options=self.options)
+
+    @property
+    def pid(self) -> int:
+        assert self._daemon is not None
+        return self._daemon.pid
 
     @property
     def options(self) -> tuple[str, ...]:

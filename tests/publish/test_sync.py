@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import hashlib
 import os
+import signal
 import stat
 import threading
 import time
@@ -21,9 +22,12 @@ from imgtool.chain.verify import verify
 from imgtool.errors import CommandError, ImageInUseError, ImgtoolError, RefusedError, UsageError
 from imgtool.image.header import read_header
 from imgtool.image.policy import Policy, in_force
-from imgtool.publish.sync.far import Far, Place, Seen, Ssh, Wanted, command_of, parse_place
+from imgtool.machine.runtime import runtime_root
+from imgtool.publish.sync.far import Far, Place, Seen, Wanted, command_of, parse_place
 from imgtool.publish.sync.request import SyncRequest, missing_stretches
+from imgtool.publish.sync.ssh import Ssh
 from imgtool.qemu.process import Completed, run
+from imgtool.qemu.system import start
 from tests.conftest import Images
 from tests.files import block_device
 from tests.publish.held import held_for_writing
@@ -60,7 +64,8 @@ def test_a_chain_arrives_whole_and_only_once(sshd: SshServer, chain: Images, tmp
     first = request(sshd, chain / "web.qcow2", far).make(progress=shares.append)
     assert [(one.name, one.state) for one in first.images] == [("base.qcow2", "sent"), ("web.qcow2", "sent")]
     assert names(far) == ["base.qcow2", "web.qcow2"]
-    assert shares[-1] == 100.0
+    assert shares == sorted(shares)
+    assert (shares[0] < 50.0, shares[-1]) == (True, 100.0)
     chain.qemu_img("compare", chain / "web.qcow2", far / "web.qcow2")
     assert (far / "base.qcow2").read_bytes() == (chain / "base.qcow2").read_bytes()
     assert verify([str(far)]).defects == ()
@@ -220,6 +225,107 @@ def test_what_is_written_or_in_pieces_is_refused(sshd: SshServer, chain: Images,
         request(sshd, chain / "d.qcow2", tmp_path / "far")
 
 
+class Counting:
+    """Runs programs, and remembers their command lines."""
+
+    def __init__(self, sshd: SshServer) -> None:
+        self.sshd = sshd
+        self.before = self.connections
+        self.argvs: list[list[str]] = []
+
+    @property
+    def connections(self) -> int:
+        return (self.sshd.folder / "log").read_text().count("Accepted publickey")
+
+    @property
+    def made(self) -> int:
+        return self.connections - self.before
+
+    def __call__(self, argv: Sequence[str], **options: Any) -> Completed:
+        self.argvs.append(list(argv))
+        return run(argv, **options)
+
+
+def shared_sockets() -> list[str]:
+    folder = Path(runtime_root()).parent / "ssh"
+    return os.listdir(folder) if folder.exists() else []
+
+
+def test_all_goes_over_one_connection_that_ends_with_it(sshd: SshServer, images: Images, tmp_path: Path) -> None:
+    for number in range(3):
+        images.run_io(images.base(f"{number}.qcow2"), f"write -P {number + 1} 0 64k")
+    before = shared_sockets()
+    counting = Counting(sshd)
+    done = request(sshd, images.directory, tmp_path / "far", runner=counting).make()
+    assert [one.state for one in done.images] == ["sent"] * 3
+    assert counting.made == 1
+    assert shared_sockets() == before
+    assert len([argv for argv in counting.argvs if argv[1] == "-S"]) == 4, "a look, and an image each"
+
+
+def test_a_connection_that_the_user_shares_is_used(sshd: SshServer, chain: Images, tmp_path: Path) -> None:
+    socket = tmp_path / "mine"
+    ssh = msgspec.structs.replace(sshd.ssh, options=(*sshd.options, f"ControlPath={socket}"))
+    place = f"{getpass.getuser()}@127.0.0.1"
+    master = start(ssh.argv(place, before=("-M", "-N")), detached=False)
+    try:
+        while not socket.exists():
+            assert master.poll() is None
+            time.sleep(0.01)
+        counting = Counting(sshd)
+        SyncRequest(chain / "web.qcow2", f"{place}:{tmp_path / 'far'}", ssh=ssh, runner=counting).make()
+        assert counting.made == 0
+        assert master.poll() is None
+    finally:
+        master.end()
+        master.close()
+
+
+def test_a_shared_connection_that_ends_says_why_and_is_gone_on_with(
+    sshd: SshServer, chain: Images, tmp_path: Path
+) -> None:
+    """As when the other host goes away: sshd's process for it ends."""
+    far = tmp_path / "far"
+
+    def end_sessions() -> None:
+        for pid in Path(f"/proc/{sshd.pid}/task/{sshd.pid}/children").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+
+    with pytest.raises(CommandError, match="ssh: ") as caught:
+        request(sshd, chain / "web.qcow2", far, runner=cut_after(1 << 20, end_sessions, rest=True)).make()
+    assert caught.value.argv[-1] == f"{getpass.getuser()}@127.0.0.1"
+    assert "-S" not in caught.value.argv, "that connection is gone"
+    assert "resumes where it stopped" in (caught.value.hint or "")
+    assert shared_sockets() == []
+    assert len(request(sshd, chain / "web.qcow2", far).make().images) == 2
+
+
+def test_the_same_bytes_are_sent_once(sshd: SshServer, images: Images, tmp_path: Path) -> None:
+    """Under other names, by a hard link or a copy, each image there is a file of its own."""
+    images.run_io(images.base("a.qcow2"), "write -P 9 0 1M")
+    (images / "more").mkdir()
+    os.link(images / "a.qcow2", images / "more/b.qcow2")
+    (images / "latest.qcow2").symlink_to("a.qcow2")
+    (images / "c.qcow2").write_bytes((images / "a.qcow2").read_bytes())
+    far = tmp_path / "far"
+    plan = request(sshd, images.directory, far).plan()
+    left_out = f"{images / 'latest.qcow2'}, another name of {images / 'a.qcow2'}, is left out"
+    assert plan.notes == (left_out, f"{getpass.getuser()}@127.0.0.1:{far} lacks 3 of 3 images")
+    assert plan.total is not None
+    assert plan.total < 2 << 20
+    done = request(sshd, images.directory, far).make()
+    assert sorted(one.state for one in done.images) == ["copied", "copied", "sent"]
+    assert done.sent_bytes == plan.total
+    assert names(far) == ["a.qcow2", "c.qcow2", "more/b.qcow2"]
+    assert len({(far / name).stat().st_ino for name in names(far)}) == 3
+    assert {hashlib.sha256((far / name).read_bytes()).hexdigest() for name in names(far)} == {
+        hashlib.sha256((images / "a.qcow2").read_bytes()).hexdigest()
+    }
+    (far / "c.qcow2").unlink()
+    again = request(sshd, images.directory, far).make()
+    assert (again.sent_bytes, sorted(one.state for one in again.images)) == (0, ["copied", "present", "present"])
+
+
 def test_names_of_any_bytes_arrive(sshd: SshServer, images: Images, tmp_path: Path) -> None:
     images.base("a b'c\"$(x)`y`;&\n-.qcow2")
     images.base("-n.qcow2")
@@ -229,7 +335,9 @@ def test_names_of_any_bytes_arrive(sshd: SshServer, images: Images, tmp_path: Pa
 
 
 def test_ssh_is_given_words_that_are_no_options() -> None:
-    assert Ssh(port=2222, identity="/k", config="/c", options=("A=b",)).argv("me@host", "true") == [
+    ssh = Ssh(port=2222, identity="/k", config="/c", options=("A=b",))
+    assert ssh.argv("me@host", "true", before=("-O", "check"))[:3] == ["ssh", "-O", "check"]
+    assert ssh.argv("me@host", "true") == [
         *("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15"),
         *("-F", "/c", "-p", "2222", "-i", "/k", "-o", "A=b", "--", "me@host", "true"),
     ]
@@ -313,7 +421,9 @@ def test_an_image_that_changes_while_it_is_sent_gets_no_name_there(
     disk = images / "disk.raw"
     disk.write_bytes(os.urandom(3 << 20))
 
-    def change(_: float) -> None:
+    def change(percent: float) -> None:
+        if percent <= 50:  # it is read for its digest
+            return
         with open(disk, "r+b") as file:
             file.truncate(size)
             file.seek(size - 4)

@@ -9,6 +9,7 @@ import secrets
 import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
@@ -17,13 +18,13 @@ from imgtool.errors import ImageError, ImgtoolError, UsageError
 from imgtool.image.names import printable
 from imgtool.publish.oci.blob import PIECE, Blob
 from imgtool.publish.sync.scripts import LOOK, TAKE, TIDY
+from imgtool.publish.sync.ssh import FAILED, Line, Ssh
 from imgtool.qemu.process import Completed, Runner, failure, run
 
 _PLACE = re.compile(r"(?P<host>(?:[^@:/]+@)?(?:\[[0-9A-Fa-f:.]+\]|[^:/\[\]]+)):(?P<folder>.*)", re.DOTALL)
 _LINE = re.compile(r"(-|\d+) (-|[0-9a-f]{64}) (-|\.imgtool-sync-[0-9a-f-]+\.part) (\d+) ([01])")
 """What the other host says of an image."""
 _EXISTS, _OTHER, _FEWER = 71, 72, 73
-_SSH_FAILED = 255
 _MOST_WORDS = 64 << 10
 """Bytes of names in one command line; Linux takes 128 KiB."""
 _LETS_IN = "does the ssh command below let you in, without asking for anything?"
@@ -70,33 +71,6 @@ class Wanted(NamedTuple):
         return f"{self.sha256[:40]}-"
 
 
-class Ssh(msgspec.Struct, frozen=True, kw_only=True):
-    """How ssh reaches the other host, where its configuration does not say. Nothing is asked: keys come from files or
-    an agent."""
-
-    port: int | None = None
-    """`-p` of ssh."""
-    identity: str | None = None
-    """`-i` of ssh: the file of a private key."""
-    config: str | None = None
-    """`-F` of ssh: a configuration in place of the user's."""
-    options: tuple[str, ...] = ()
-    """`-o` of ssh."""
-
-    def argv(self, host: str, command: str) -> list[str]:
-        """ssh's command line for `command`, a shell's words, on `host`."""
-        words = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15"]
-        if self.config is not None:
-            words += ["-F", self.config]
-        if self.port is not None:
-            words += ["-p", str(self.port)]
-        if self.identity is not None:
-            words += ["-i", self.identity]
-        for option in self.options:
-            words += ["-o", option]
-        return [*words, "--", host, command]
-
-
 def parse_place(text: str) -> Place:
     """`[user@]host:folder`; a folder that is not absolute, or none, is below the user's home there. UsageError for
     anything else."""
@@ -120,8 +94,17 @@ class Far:
 
     def __init__(self, place: Place, ssh: Ssh, runner: Runner = run) -> None:
         self.place = place
-        self.ssh = ssh
         self.runner = runner
+        self._line = Line(ssh, place.host, runner)
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Within, there is one connection for all that is done there. CommandError in ssh's words when there is
+        none."""
+        with self._line.shared() as failed:
+            if failed is not None:
+                self._checked(failed)
+            yield
 
     def look(self, wanted: Sequence[Wanted]) -> list[Seen]:
         """What there is of the images `wanted`."""
@@ -145,13 +128,14 @@ class Far:
         *,
         wanted: Wanted,
         part: str | None,
+        twin: str | None,
         mode: int,
         time: str,
         progress: Callable[[int], None],
     ) -> None:
-        """Has the file `wanted` there be `blob`, whose `stretches` (offset, length) are missing in `part`. All or
-        nothing of it gets the name. ImageError when the blob cannot be read, or other bytes arrive than its digest
-        is of."""
+        """Has the file `wanted` there be `blob`, whose `stretches` (offset, length) are missing in `part`, or in the
+        image `twin` there. All or nothing of it gets the name. ImageError when the blob cannot be read, or other
+        bytes arrive than its digest is of."""
         folder = os.path.dirname(wanted.name)
         mine = f"{wanted.parts}{wanted.mine}{secrets.token_hex(4)}.part"
         words = [
@@ -160,10 +144,11 @@ class Far:
             mine,
             wanted.parts,
             "" if part is None else os.path.join(folder, part),
+            twin or "",
         ]
         words += [str(wanted.size), wanted.sha256, f"{mode:o}", time]
         words += [str(number) for stretch in stretches for number in stretch]
-        argv = self.ssh.argv(self.place.host, command_of(TAKE, words))
+        argv = self._line.argv(command_of(TAKE, words))
         end, source = os.pipe()
         pump = _Pump(blob, stretches, source, progress)
         pump.start()
@@ -186,16 +171,13 @@ class Far:
         self._checked(done)
 
     def _run(self, script: str, words: Iterable[str]) -> Completed:
-        return self._checked(
-            self.runner(self.ssh.argv(self.place.host, command_of(script, [self.place.folder, *words])))
-        )
+        return self._checked(self.runner(self._line.argv(command_of(script, [self.place.folder, *words]))))
 
     def _checked(self, done: Completed) -> Completed:
         if done.status == 0:
             return done
-        # The script says nothing to a person, and ssh without it shows whether the host lets one in.
-        plain = msgspec.structs.replace(done, argv=done.argv[:-1], stderr=done.stderr.replace(b"\r\n", b"\n"))
-        if done.status == _SSH_FAILED:
+        plain = self._line.plain(done)
+        if done.status == FAILED:
             raise failure(plain, hint=f"{_LETS_IN} {_RESUMES}")
         if done.status == _FEWER or done.status < 0:
             raise failure(plain, hint=_RESUMES)

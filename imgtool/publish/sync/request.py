@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -15,17 +15,18 @@ from imgtool.chain.graph import Image
 from imgtool.chain.scan import scan
 from imgtool.chain.truncation import refuse_truncated
 from imgtool.chain.walk import guard
-from imgtool.errors import ImageError, ImageInUseError, RefusedError
+from imgtool.errors import ChainError, ImageError, ImageInUseError, ImageNotFoundError, RefusedError
 from imgtool.image.names import PathLike, absolute, printable
 from imgtool.operations.moving import allow_open_files
 from imgtool.operations.plan import Plan, Touched
 from imgtool.publish.oci.parallel import Meter
-from imgtool.publish.replica import Replica, refuse_portable, replicate
-from imgtool.publish.sync.far import Far, Seen, Ssh, Wanted, parse_place
+from imgtool.publish.replica import Counter, Replica, refuse_portable, replicate
+from imgtool.publish.sync.far import Far, Seen, Wanted, parse_place
+from imgtool.publish.sync.ssh import Ssh
 from imgtool.qemu.process import Runner, run
 
 Progress = Callable[[float], None]
-State = Literal["present", "sent"]
+State = Literal["present", "copied", "sent"]
 _MOST_STRETCHES = 400
 """As many as are named in one command line."""
 
@@ -42,7 +43,7 @@ class SyncedImage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     size: int
     """Bytes of the file."""
     state: State
-    """present: it was there. sent: it was copied."""
+    """present: it was there. copied: another image there has the same bytes. sent: they came from here."""
     sent_bytes: int = 0
     """How many were sent; less than `size` where a part was there or is zeros."""
 
@@ -58,6 +59,33 @@ class Synced(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Each after what it stands on."""
     sent_bytes: int
     """How many were sent of all images."""
+
+
+class _Job(NamedTuple):
+    """What is to be done for one image."""
+
+    one: Replica
+    look: Seen
+    state: State
+    stretches: tuple[tuple[int, int], ...] = ()
+    """What has to be sent: (offset, length)."""
+    twin: str | None = None
+    """The image there that has the same bytes, by then."""
+
+    @property
+    def bytes(self) -> int:
+        """That are sent."""
+        return sum(length for _, length in self.stretches)
+
+    def answer(self) -> SyncedImage:
+        return SyncedImage(
+            path=self.one.path,
+            name=self.one.name,
+            digest=f"sha256:{self.one.sha256}",
+            size=self.one.size,
+            state=self.state,
+            sent_bytes=self.bytes,
+        )
 
 
 class SyncRequest:
@@ -81,8 +109,8 @@ class SyncRequest:
         self.source = absolute(source)
         self.place = parse_place(place)
         self.far = Far(self.place, ssh or Ssh(), runner)
-        self.chains = list(self._chains(format))
         self.notes: list[str] = []
+        self.chains = list(self._chains(format))
         for chain in self.chains:
             refuse_portable(chain)
             if not force:
@@ -100,8 +128,21 @@ class SyncRequest:
                 continue
             found = True
             yield guard(image.path, format=image.format)
+            yield from self._other_chains(image)
         if not found:
             raise RefusedError(f"there are no images in {printable(self.source)}", path=self.source)
+
+    def _other_chains(self, image: Image) -> Iterator[list[Image]]:
+        """Those by the image's other names in the directory, each of which becomes a file of its own. No name that
+        is a symbolic link, or below which the image does not find what it stands on."""
+        for path in image.other_names or ():
+            if not _is_below(path, self.source):
+                continue
+            with contextlib.suppress(ChainError, ImageNotFoundError):
+                if not os.path.islink(path):
+                    yield guard(path, format=image.format)
+                    continue
+            self.notes.append(f"{printable(path)}, another name of {printable(image.path)}, is left out")
 
     def _names(self) -> dict[str, str]:
         """Where each image goes. RefusedError when two would be one."""
@@ -125,8 +166,8 @@ class SyncRequest:
         """Looks at the other host too, and changes nothing there."""
         with contextlib.ExitStack() as stack:
             images = [
-                Touched(path=one.path, action="read", bytes=None if seen else _missing(one, look))
-                for one, look, seen in self._looked(stack)
+                Touched(path=job.one.path, action="read", bytes=None if job.state == "present" else job.bytes)
+                for job in self._jobs(stack, lambda _: None)
             ]
             sent = sum(image.bytes or 0 for image in images)
         where = f"{self.place.host}:{self.place.folder}"
@@ -134,65 +175,66 @@ class SyncRequest:
         notes = (*self.notes, f"{printable(where)} lacks {lacking} of {len(images)} images")
         return Plan(commands=(), images=tuple(images), notes=notes, total=sent)
 
-    def _looked(self, stack: contextlib.ExitStack) -> list[tuple[Replica, Seen, bool]]:
-        """Each image, what is at its place there, and whether that is it. RefusedError when it is another."""
+    def _jobs(self, stack: contextlib.ExitStack, progress: Counter) -> list[_Job]:
+        """Each image, and what is to be done for it, over the connection that is there until `stack` ends.
+        RefusedError when there is another at its place. `progress` gets the bytes that were read for digests."""
+        stack.enter_context(self.far.connected())
         made: dict[str, Replica] = {}
         allow_open_files(len(self.names))
         for chain in self.chains:
-            replicate(stack, chain, lambda path, _digest, _format: self.names[path], made)
+            replicate(stack, chain, lambda path, _digest, _format: self.names[path], made, progress)
         replicas = list(made.values())
         looks = self.far.look([_wanted(one) for one in replicas])
-        found = []
+        twins = {one.sha256: one.name for one, look in zip(replicas, looks, strict=True) if look.sha256 == one.sha256}
+        jobs = []
         for one, look in zip(replicas, looks, strict=True):
-            there = look.sha256 == one.sha256
-            if look.size is not None and not there:
+            if look.sha256 == one.sha256:
+                jobs.append(_Job(one, look, "present"))
+                continue
+            if look.size is not None:
                 raise RefusedError(
                     f"there is another {printable(one.name)} in {printable(self.place.host)}:"
                     f"{printable(self.place.folder)} already",
                     hint="choose another directory, or remove it there if nothing stands on it",
                     path=one.path,
                 )
-            found.append((one, look, there))
-        return found
+            twin = twins.setdefault(one.sha256, one.name)
+            if twin != one.name:
+                jobs.append(_Job(one, look, "copied", twin=twin))
+            else:
+                jobs.append(_Job(one, look, "sent", tuple(missing_stretches(list(one.data()), look.part_size))))
+        return jobs
 
     def make(self, *, progress: Progress | None = None) -> Synced:
         """Copies what is missing. CommandError in ssh's words when the connection breaks."""
+        show = progress or (lambda _: None)
         with contextlib.ExitStack() as stack:
-            looked = self._looked(stack)
-            meter = Meter(sum(_missing(one, look) for one, look, there in looked if not there), progress)
-            images = [self._one(one, look, there, meter) for one, look, there in looked]
-            self.far.tidy([_wanted(one) for one, look, there in looked if there and look.parts])
+            # All is read for its digest, then what is missing once more: half of the way each.
+            size = sum({image.path: _size(image) for chain in self.chains for image in chain}.values())
+            jobs = self._jobs(stack, Meter(size, lambda percent: show(percent / 2)).add)
+            show(50.0)
+            meter = Meter(sum(job.bytes for job in jobs), lambda percent: show(50 + percent / 2))
+            for job in jobs:
+                if job.state != "present":
+                    self._send(job, meter)
+            self.far.tidy([_wanted(job.one) for job in jobs if job.state == "present" and job.look.parts])
+            show(100.0)
         return Synced(
             host=self.place.host,
             folder=self.place.folder,
-            images=tuple(images),
-            sent_bytes=sum(image.sent_bytes for image in images),
+            images=tuple(job.answer() for job in jobs),
+            sent_bytes=sum(job.bytes for job in jobs),
         )
 
-    def _one(self, one: Replica, look: Seen, there: bool, meter: Meter) -> SyncedImage:
-        state: State = "present"
-        sent = 0
-        if not there:
-            stretches = _stretches(one, look)
-            self._send(one, look, stretches, meter)
-            state, sent = "sent", sum(length for _, length in stretches)
-        return SyncedImage(
-            path=one.path,
-            name=one.name,
-            digest=f"sha256:{one.sha256}",
-            size=one.size,
-            state=state,
-            sent_bytes=sent,
-        )
-
-    def _send(self, one: Replica, look: Seen, stretches: Sequence[tuple[int, int]], meter: Meter) -> None:
-        status = one.status
+    def _send(self, job: _Job, meter: Meter) -> None:
+        one, status = job.one, job.one.status
         try:
             self.far.send(
                 one.blob,
-                stretches,
+                job.stretches,
                 wanted=_wanted(one),
-                part=look.part,
+                part=job.look.part,
+                twin=job.twin,
                 mode=status.st_mode & 0o777,
                 time=f"@{status.st_mtime_ns // 10**9}.{status.st_mtime_ns % 10**9:09d}",
                 progress=meter.add,
@@ -246,12 +288,9 @@ def missing_stretches(data: Sequence[tuple[int, int]], have: int) -> list[tuple[
     return [(start, end - start) for start, end in left]
 
 
-def _stretches(one: Replica, look: Seen) -> list[tuple[int, int]]:
-    return missing_stretches(list(one.data()), look.part_size)
-
-
-def _missing(one: Replica, look: Seen) -> int:
-    return sum(length for _, length in _stretches(one, look))
+def _size(image: Image) -> int:
+    """A device has no size as a file has."""
+    return os.stat(image.path).st_size or image.virtual_size or 0
 
 
 def _wanted(one: Replica) -> Wanted:

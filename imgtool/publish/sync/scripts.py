@@ -50,17 +50,22 @@ TAKE = f"""
 set -e
 mkdir -p -- "$1"
 cd -- "$1"
-name=./$2 mine=./$3 parts=./$4 from=$5 size=$6 sum=$7 mode=$8 time=$9
+name=./$2 mine=./$3 parts=./$4 from=$5 twin=$6 size=$7 sum=$8 mode=$9
 shift 9
+time=$1
+shift
 mkdir -p -- "$(dirname -- "$name")"
 umask 077
 {_TIDY.strip()}
 there() {{ found=$({{ sha256sum < "$name"; }} 2>/dev/null) && [ "${{found%% *}}" = "$sum" ]; }}
-if [ -n "$from" ] && command exec 9<"./$from" && flock -n 9 2>/dev/null; then
+if [ -z "$twin" ] && [ -n "$from" ] && command exec 9<"./$from" && flock -n 9 2>/dev/null; then
     mv -T -- "./$from" "$mine"
 else
     # not a part for others before it is locked
-    if [ -n "$from" ]; then cp --sparse=always -- "./$from" "$mine.new"; fi
+    if [ -n "$twin" ]; then from=$twin; fi
+    if [ -n "$from" ]; then
+        cp --reflink=auto --sparse=always -- "./$from" "$mine.new" || {{ rm -f -- "$mine.new"; exit 1; }}
+    fi
     exec 9<>"$mine.new"
     flock -n 9 2>/dev/null || :
     mv -T -- "$mine.new" "$mine"
@@ -93,6 +98,6 @@ rm -f -- "$mine"
 tidy "$parts"
 sync -- "$(dirname -- "$name")"
 """
-"""(folder, name, its part, how all its parts begin, the part to go on with or nothing, size, digest, mode, time, then
-offset and length of each stretch of data), that on stdin. 71: another file got the name meanwhile, 72: other bytes
-came, 73: fewer."""
+"""(folder, name, its part, how all its parts begin, the part to go on with or nothing, the image with the same bytes
+or nothing, size, digest, mode, time, then offset and length of each stretch of data), that on stdin. 71: another file
+got the name meanwhile, 72: other bytes came, 73: fewer."""
