@@ -191,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             status = _run(words, context)
             if status == 0:
                 _warn_of_what_is_forgotten(context)
+            _warn_of_what_was_given_up(context)
             tell_held(context)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -217,6 +218,21 @@ def _warn_of_what_is_forgotten(context: Context) -> None:
         place, beside = printable(directory), printable(os.path.dirname(file))
         why = f"{printable(remembered.path())}: {error.strerror}"
         warn(context, f"that images in {place} may refer to {beside} cannot be noted ({why}): use --trust {beside}")
+
+
+def _warn_of_what_was_given_up(context: Context) -> None:
+    """Changes that were broken off some time, and that nobody will finish any more."""
+    if "imgtool.operations.journal" not in sys.modules:
+        return
+    from imgtool.operations.journal import given_up
+
+    while given_up:
+        path, why = given_up.pop(0)
+        warn(
+            context,
+            f"a change that was broken off earlier could not be finished: {printable(path)}: {why}. Every image "
+            "reads as before it or as after; run that command again",
+        )
 
 
 def _open_standard_streams() -> None:
@@ -303,6 +319,7 @@ def _report(context: Context, words: list[str], error: ImgtoolError) -> None:
     # An error in the words themselves comes before --output was looked at.
     if "--output=json" in words or ("--output", "json") in itertools.pairwise(words):
         context.output = "json"
+    _warn_of_what_was_given_up(context)
     report(context, error)
 
 

@@ -27,6 +27,9 @@ _TRIAL = ".trial"
 _DONE = ".done"
 """The suffix of a journal whose steps are done, while something that was staged is still to be taken away."""
 
+given_up: list[tuple[str, str]] = []
+"""The files at which changes ended that this process was to finish, and why, in words."""
+
 
 def journals(directory: str) -> list[str]:
     """The journals in `directory`, of running and of interrupted changes."""
@@ -190,8 +193,8 @@ def _finish(journal: str, steps: list[Step], staged: list[str]) -> bool:
 
     False when a step could not be done any more: because somebody has moved or written the files meanwhile, or is
     about to (a machine was started on one of them), or because the file system does not let us, and all could be
-    taken back. The steps end there then; between any two of them every image reads right, and nothing that was
-    written since is lost.
+    taken back. The steps end there then, which is noted in `given_up`; between any two of them every image reads
+    right, and nothing that was written since is lost.
     """
     whole = True
     try:
@@ -201,8 +204,15 @@ def _finish(journal: str, steps: list[Step], staged: list[str]) -> bool:
         whole = False
         if not stopped.overtaken and not _taken_back(stopped):
             raise unfinished(stopped) from stopped.cause
+        given_up.append((stopped.steps[-1].target, _why(stopped)))
     clear(journal, staged, done=bool(steps))
     return whole
+
+
+def _why(stopped: StoppedError) -> str:
+    if stopped.overtaken and not isinstance(stopped.cause, OSError):
+        return "another program has changed or opened it since"
+    return (stopped.cause.strerror if isinstance(stopped.cause, OSError) else None) or str(stopped.cause)
 
 
 def _taken_back(stopped: StoppedError) -> bool:

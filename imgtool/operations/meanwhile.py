@@ -25,7 +25,7 @@ def gone(path: str) -> ImageNotFoundError:
 def stopped_at(path: str) -> ImageInUseError:
     """It is not what it was, and the change had begun."""
     return ImageInUseError(
-        f"the change stopped half-way: {printable(path)} was changed by another program in the meantime",
+        f"the change stopped half-way: {printable(path)} was changed or opened by another program meanwhile",
         hint="every image reads as before it or as after; run the command again",
         path=path,
     )

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from imgtool.image.locks import lock_state
+from imgtool.image.locks import is_open, lock_state
 from imgtool.operations.syncing import make_folder, sync
 
 _SECTOR = 512
@@ -139,14 +139,15 @@ def _do(step: Step, later: list[bytes]) -> None:
 
 
 def _check_untouched(step: Step) -> None:
-    """OvertakenError when the target is not what it was, or a program is writing it."""
+    """OvertakenError when the target is not what it was, or a program has opened it since, by an overlay that nobody
+    knows maybe: see `imgtool.operations.around.refuse_in_use`. A file that keeps another name may lose this one."""
     status = os.lstat(step.target)
     if identity(status) != step.was:
         raise OvertakenError
     if stat.S_ISREG(status.st_mode):
         fd = os.open(step.target, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            if lock_state(fd) == "write":
+            if lock_state(fd) == "write" or (is_open(fd) and status.st_nlink == 1):
                 raise OvertakenError
         finally:
             os.close(fd)

@@ -331,13 +331,15 @@ class Transaction:
             raise changed(held.path)
 
     def _check_unread(self) -> None:
-        """ImageInUseError when a program has opened a held image that is to be replaced: see `refuse_in_use`."""
-        replaced = {step.was[0] for step in self._steps if step.verb == "replace"}
+        """ImageInUseError when a program has opened a held image that is to be replaced or removed: see
+        `refuse_in_use`."""
+        verbs = {step.was[0]: step.verb for step in self._steps if step.verb in ("replace", "remove")}
         for held in self._held.values():
-            if held.identity[0] in replaced and is_open(held.fd):
+            verb = verbs.get(held.identity[0])
+            if verb is not None and is_open(held.fd):
                 users = users_of(held.path)
                 raise ImageInUseError(
-                    f"{printable(held.path)} is in use{users.by}: it cannot be replaced",
+                    f"{printable(held.path)} is in use{users.by}: it cannot be {verb}d",
                     hint=f"nothing was changed; {users.ending}",
                     path=held.path,
                 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -125,3 +127,32 @@ def test_many_at_once_are_printed_a_line_each(images: Images, imgtool: Imgtool) 
     refused = imgtool("overlay", "new", "base.qcow2", "one.qcow2", "--count", "2", cwd=images.directory)
     assert refused.status == 2
     assert "{n}" in refused.stderr
+
+
+DYING = """
+import os
+from imgtool.operations.overlays import new_overlays
+link = os.link
+def dying(source, target, **words):
+    if target.endswith("overlay-2.qcow2"):
+        os._exit(9)
+    link(source, target, **words)
+os.link = dying
+new_overlays("base.qcow2", 3)
+"""
+
+
+@pytest.mark.parametrize("output", ["human", "json"])
+def test_many_that_could_not_be_made_to_the_end_are_told(images: Images, imgtool: Imgtool, output: str) -> None:
+    """The run was killed, and somebody took one of the names before the next."""
+    images.base("base.qcow2")
+    died = subprocess.run([sys.executable, "-c", DYING], cwd=images.directory, check=False)
+    assert died.returncode == 9
+    taken = images / "base-overlay-3.qcow2"
+    taken.write_bytes(b"precious")
+    done = imgtool("overlay", "new", "base.qcow2", "new.qcow2", "--output", output, cwd=images.directory)
+    assert done.status == 0
+    assert f"a change that was broken off earlier could not be finished: {taken}: File exists." in done.stderr
+    assert taken.read_bytes() == b"precious"
+    done = imgtool("overlay", "new", "base.qcow2", "newer.qcow2", "--output", output, cwd=images.directory)
+    assert (done.status, done.stderr) == (0, "")

@@ -82,3 +82,17 @@ def test_a_file_that_was_opened_meanwhile_is_not_replaced(tmp_path: Path, store:
         ):
             change.commit()
     assert store.bytes() == before
+
+
+def test_a_file_that_was_opened_meanwhile_is_not_removed(tmp_path: Path, store: Store) -> None:
+    store.base("base.qcow2", 1)
+    path = os.fspath(store / "base.qcow2")
+    with Transaction(path) as change:
+        change.hold(path)
+        change.remove(path)
+        with (
+            store.images.opened(store / "base.qcow2", "-r") as pid,
+            pytest.raises(ImageInUseError, match=rf"in use by qemu-io \(pid {pid}\): it cannot be removed"),
+        ):
+            change.commit()
+    assert os.path.exists(path)

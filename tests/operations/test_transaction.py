@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, RefusedError
-from imgtool.operations import steps
+from imgtool.operations import journal, steps
 from imgtool.operations.alone import alone_in, if_alone_in
 from imgtool.operations.journal import journals, recover
 from imgtool.operations.transaction import Transaction
@@ -299,12 +299,14 @@ def test_what_was_written_since_the_change_broke_off_is_not_lost(tmp_path: Path,
     assert hidden(store) == []
 
 
-@pytest.mark.parametrize("used", ["b", "c"])
-def test_what_a_machine_has_open_is_not_pulled_from_under_it(tmp_path: Path, used: str) -> None:
+@pytest.mark.parametrize(("used", "options"), [("b", []), ("c", []), ("b", ["-r"]), ("d", ["-r"])])
+def test_what_a_machine_has_open_is_not_pulled_from_under_it(tmp_path: Path, used: str, options: list[str]) -> None:
+    """Nor is that which it only reads, by an overlay that nobody knows: it may write it by its name later."""
     store = tmp_path / "store"
     stopped(store, 1)
+    journal.given_up.clear()
     with subprocess.Popen(
-        ["qemu-io", "-f", "raw", used], cwd=store, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ["qemu-io", "-f", "raw", *options, used], cwd=store, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as machine:
         assert machine.stdin is not None
         assert machine.stdout is not None
@@ -316,6 +318,7 @@ def test_what_a_machine_has_open_is_not_pulled_from_under_it(tmp_path: Path, use
         machine.wait()
     assert (store / used).read_text() == f"{used} before"
     assert hidden(store) == []
+    assert journal.given_up == [(str(store / used), "another program has changed or opened it since")]
 
 
 def test_what_nobody_touched_is_finished(tmp_path: Path) -> None:
