@@ -12,6 +12,7 @@ from imgtool.image.names import PathLike, absolute
 from imgtool.image.qapi import ImageInfo
 from imgtool.image.reference import parse as parse_reference
 from imgtool.image.remembered import remember
+from imgtool.image.version2 import refuse_amend
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import Backing, BitmapAction, Cache, ImageOpts, OptionValue, Source, Verbatim
 from imgtool.qemu.img_base import ImgBase, Progress, notes_of, place_named, place_of, some
@@ -188,8 +189,12 @@ class Changing(ImgBase):
         objects: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Changed:
-        """Changes format options of an existing image."""
+        """Changes format options of an existing image. RefusedError for a qcow2 that would become one of version 2 and
+        holds what that cannot have: dirty bitmaps are broken by it without a word."""
         format, before = self._before(image, format, objects)
+        header = _header(image, format)
+        if header is not None:
+            refuse_amend(header, place_of(image), options)
         argv = img_argv.amend(
             self.program,
             image,
@@ -315,7 +320,7 @@ def _true_backing(image: Source, info: ImageInfo) -> str | None:
         return None
 
 
-def _header(image: Source, format: str) -> Header | None:
+def _header(image: Source, format: str | None) -> Header | None:
     if isinstance(image, ImageOpts):
         return None
     try:

@@ -12,6 +12,7 @@ import pytest
 from imgtool.errors import (
     CommandError,
     ImageNotFoundError,
+    RefusedError,
     UsageError,
 )
 from imgtool.qemu.qemu_img import Merge, QemuImg, SnapshotParam, Verbatim
@@ -184,6 +185,17 @@ def test_amend_changes_options(img: QemuImg, base: Path, tmp_path: Path) -> None
     assert (done.before.qcow2.compat, done.after.qcow2.compat) == ("1.1", "0.10")
     assert seen[-1] == 100.0
     assert content(img, base, tmp_path) == before
+
+
+def test_amend_to_version_2_is_refused_where_it_would_break_bitmaps(img: QemuImg, base: Path) -> None:
+    img.bitmap(base, "kept", ["add"])
+    before = base.read_bytes()
+    with pytest.raises(RefusedError, match="has dirty bitmaps, and a qcow2 of version 2 cannot have that"):
+        img.amend(base, {"compat": "0.10"})
+    assert base.read_bytes() == before
+    assert img.check(base).status == "clean"
+    img.bitmap(base, "kept", ["remove"])
+    img.amend(base, {"compat": "0.10"})
 
 
 def test_bitmaps(img: QemuImg, base: Path, tmp_path: Path) -> None:
