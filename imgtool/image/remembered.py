@@ -2,14 +2,16 @@
 elsewhere/OVERLAY` said that images of `elsewhere` may stand on BASE, and nobody should be asked again. Whoever is
 about to change BASE learns where to look for what stands on it.
 
-One line of JSON a pair in the user's state directory. Only what a user asked for is kept here, never what images say.
+One line of JSON a pair in the user's state directory, with the file systems that both lay on: what is gone from there
+is forgotten some time, what lies on a disk that is not mounted now is not. Only what a user asked for is kept here,
+never what images say.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO
 
 import msgspec
@@ -21,10 +23,20 @@ from imgtool.image.userdirs import user_dir
 Pair = tuple[str, str]
 """A directory, and a file not in it that images in it were made to refer to; both without symlinks."""
 
-_DECODER: msgspec.json.Decoder[Pair] = msgspec.json.Decoder(Pair)
+Devices = tuple[int, int]
+"""The device numbers (st_dev) of the file systems that the directory and the file of a pair lay on."""
+
+
+class _Line(msgspec.Struct, array_like=True):
+    directory: str
+    file: str
+    devices: Devices | None = None
+
+
+_DECODER: msgspec.json.Decoder[_Line] = msgspec.json.Decoder(_Line)
 
 _FULL = 500
-"""Each time so many pairs have come, those whose directory or file is gone are dropped."""
+"""Each time so many pairs have come, those whose directory or file is gone for good are dropped."""
 
 _MOST = 64 << 20
 """Bytes that are read: some 400,000 pairs."""
@@ -81,12 +93,12 @@ def _write(pair: Pair) -> None:
         pairs = _pairs(text)
         if pair in pairs:
             return
-        pairs[pair] = None
+        pairs[pair] = (_device(pair[0]), _device(pair[1]))
         if len(pairs) > _FULL and len(pairs) % _FULL == 1:
-            _replace(place, [one for one in pairs if one == pair or all(os.path.lexists(name) for name in one)])
+            _replace(place, {one: on for one, on in pairs.items() if one == pair or not _is_gone(one, on)})
         else:
             held.seek(0, os.SEEK_END)
-            held.write(b"\n" * (text[-1:] not in (b"", b"\n")) + _lines([pair]))
+            held.write(b"\n" * (text[-1:] not in (b"", b"\n")) + _lines({pair: pairs[pair]}))
             held.flush()
             os.fsync(held.fileno())
 
@@ -105,7 +117,24 @@ def _locked(place: str) -> Iterator[IO[bytes]]:
                     return
 
 
-def _replace(place: str, pairs: Iterable[Pair]) -> None:
+def _is_gone(pair: Pair, devices: Devices | None) -> bool:
+    """Whether the directory or the file is no longer on the file system that it was on. Of one that is not mounted
+    now nothing is known."""
+    return devices is not None and any(
+        not os.path.lexists(place) and _device(place) == device for place, device in zip(pair, devices, strict=True)
+    )
+
+
+def _device(place: str) -> int:
+    """The file system that `place` is on, or would be."""
+    while True:
+        try:
+            return os.stat(place).st_dev
+        except FileNotFoundError:
+            place = os.path.dirname(place)
+
+
+def _replace(place: str, pairs: Mapping[Pair, Devices | None]) -> None:
     """Whole or not at all: whoever dies here leaves the file as it was."""
     with open(f"{place}.new", "wb") as new:
         new.write(_lines(pairs))
@@ -114,10 +143,10 @@ def _replace(place: str, pairs: Iterable[Pair]) -> None:
     os.rename(new.name, place)
 
 
-_last: tuple[tuple[str, int, int, int], dict[Pair, None]] | None = None
+_last: tuple[tuple[str, int, int, int], dict[Pair, Devices | None]] | None = None
 
 
-def _read() -> dict[Pair, None]:
+def _read() -> dict[Pair, Devices | None]:
     """All pairs; the file is read again when it has changed."""
     global _last
     import fcntl
@@ -135,22 +164,23 @@ def _read() -> dict[Pair, None]:
         return {}
 
 
-def _lines(pairs: Iterable[Pair]) -> bytes:
+def _lines(pairs: Mapping[Pair, Devices | None]) -> bytes:
     import json
 
-    return "".join(json.dumps(pair) + "\n" for pair in pairs).encode()
+    return "".join(json.dumps([*pair, devices]) + "\n" for pair, devices in pairs.items()).encode()
 
 
-def _pairs(text: bytes) -> dict[Pair, None]:
-    """A dict, since the oldest stay first. A line that was cut off by a crash is none."""
-    found: dict[Pair, None] = {}
+def _pairs(text: bytes) -> dict[Pair, Devices | None]:
+    """The oldest stay first. A line that was cut off by a crash is none."""
+    found: dict[Pair, Devices | None] = {}
     for line in text.splitlines():
         with contextlib.suppress(ValueError):  # of which msgspec's are
-            found[_pair(line)] = None
+            one = _line(line)
+            found[one.directory, one.file] = one.devices
     return found
 
 
-def _pair(line: bytes) -> Pair:
+def _line(line: bytes) -> _Line:
     """ValueError when the line is no pair. Names that are not UTF-8 have lone surrogates, which only `json` reads;
     its import takes longer than all the rest here."""
     try:
@@ -160,5 +190,4 @@ def _pair(line: bytes) -> Pair:
     except msgspec.DecodeError:
         import json
 
-        pair: Pair = msgspec.convert(json.loads(line), Pair)
-        return pair
+        return msgspec.convert(json.loads(line), _Line)

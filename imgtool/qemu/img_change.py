@@ -189,8 +189,8 @@ class Changing(ImgBase):
         objects: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Changed:
-        """Changes format options of an existing image. RefusedError for a qcow2 that would become one of version 2 and
-        holds what that cannot have: dirty bitmaps are broken by it without a word."""
+        """Changes format options of an existing image. RefusedError for a qcow2 that would become one of version 2
+        and holds what that cannot have: dirty bitmaps are broken by it without a word."""
         format, before = self._before(image, format, objects)
         header = _header(image, format)
         if header is not None:

@@ -116,6 +116,33 @@ def test_pairs_whose_file_is_gone_are_dropped_when_there_are_many(
     assert remembered.knows(str(tmp_path / "b"), str(tmp_path / "a/kept"))
 
 
+UNMOUNTED = """
+import os, subprocess, sys
+from imgtool.image import remembered
+from imgtool.image.remembered import knows, remember
+remembered._FULL = 10
+top, disk = sys.argv[1] + "/b/top", sys.argv[1] + "/c"
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True)
+os.mkdir(disk + "/images")
+open(disk + "/base", "w").close()
+remember(top, disk + "/base")
+remember(disk + "/images/top", top)
+subprocess.run(["umount", disk], check=True)
+for number in range(9):
+    remember(top, f"{sys.argv[1]}/a/{number}")
+remembered._here.clear()
+sys.exit(not knows(sys.argv[1] + "/b", disk + "/base") or not knows(disk + "/images", top))
+"""
+
+
+def test_what_lies_on_a_disk_that_is_not_mounted_is_not_dropped(tmp_path: Path, state: Path) -> None:
+    (tmp_path / "b/top").touch()
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    done = subprocess.run([*alone, sys.executable, "-c", UNMOUNTED, tmp_path], check=False)
+    assert done.returncode == 0
+    assert pairs(state) == 3
+
+
 def test_who_cannot_drop_them_keeps_them_all(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that is full, a process that dies."""
     monkeypatch.setattr(remembered, "_FULL", 3)
