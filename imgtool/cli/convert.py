@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import Any
@@ -213,8 +214,10 @@ def convert(
     with (
         explained(context, formats=formats, option_format=output_format, options=chosen),
         progress(context, "convert") as show,
+        contextlib.ExitStack() as stack,
     ):
-        made = program.convert(places, target, overwrite=force, progress=show, **arguments)
+        finish = parent.second_look(stack) if parent else None
+        made = program.convert(places, target, overwrite=force, progress=show, finish=finish, **arguments)
     if made.notes:
         warn(context, printable_lines(made.notes))
     say(context, to_builtins(made), made_lines(printable(names[-1]), made))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -44,6 +45,7 @@ from imgtool.qemu.img_argv import Backing, Verbatim
 
 if TYPE_CHECKING:
     from imgtool.chain.graph import Image
+    from imgtool.operations.meanwhile import Seen
     from imgtool.qemu.results import Created
 
 
@@ -60,6 +62,14 @@ class Parent(NamedTuple):
     path: str | None
     """Where it is; None when it is no file here or need not exist."""
     virtual_size: int | None
+    seen: Seen | None = None
+    """What it was when it was looked at."""
+
+    def second_look(self, stack: contextlib.ExitStack) -> Callable[[str], None] | None:
+        """What QemuImg is to call before the image appears: the backing file is still the one that was looked at, and
+        stays so until `stack` ends."""
+        seen = self.seen
+        return None if seen is None else lambda hidden: stack.enter_context(seen.still())
 
 
 @click.command(
@@ -148,8 +158,9 @@ def create(
     if dry_run:
         _plan(context, program.program, path, size, parent, arguments, force)
         return
-    with explained(context, formats=formats, option_format=format, options=chosen):
-        made = program.create(path, size, overwrite=force, **arguments)
+    with explained(context, formats=formats, option_format=format, options=chosen), contextlib.ExitStack() as stack:
+        finish = parent.second_look(stack) if parent else None
+        made = program.create(path, size, overwrite=force, finish=finish, **arguments)
     if parent and backing_format is None:
         remark(context, f"the backing file's format is {parent.format}, by its header")
     say(context, to_builtins(made), made_lines(printable(image), made))
@@ -173,6 +184,7 @@ def parent_of(
             raise UsageError("a backing file that is not looked at needs its format named", hint="name it with -F")
         return Parent(Verbatim(backing) if as_is else backing, format, None, None)
     from imgtool.chain.walk import guard
+    from imgtool.operations.meanwhile import Seen
 
     place = os.path.normpath(os.path.join(os.path.dirname(path), backing))
     try:
@@ -188,7 +200,7 @@ def parent_of(
         raise
     _refuse_circle(path, place, chain)
     top = chain[0]
-    return Parent(backing, format or top.format or "raw", top.path, top.virtual_size)
+    return Parent(backing, format or top.format or "raw", top.path, top.virtual_size, Seen(top.path))
 
 
 def _refuse_circle(path: str, place: str, chain: list[Image]) -> None:

@@ -27,10 +27,9 @@ from imgtool.errors import (
 from imgtool.image.header import FORMATS
 from imgtool.image.names import PathLike, Paths, printable
 from imgtool.image.users import users_of
-from imgtool.operations.alone import alone_in
 from imgtool.operations.anchoring import add_anchor
 from imgtool.operations.journal import recover
-from imgtool.operations.meanwhile import changed, gone
+from imgtool.operations.meanwhile import Seen
 from imgtool.operations.plan import Plan, Touched
 from imgtool.qemu import img_argv
 from imgtool.qemu.img_argv import OptionValue, backing_reference
@@ -86,7 +85,7 @@ class OverlayRequest:
             refuse_truncated(chain)
         self._refuse_smaller(chain[0], allow_smaller)
         self.depth = len(chain)
-        self._inode = os.stat(self.base).st_ino
+        self.seen = Seen(self.base)
         self.base_format = base_format or chain[0].format or "raw"
         self._place(overlay, settle=settle)
         absolute = absolute or stat.S_ISBLK(os.stat(self.base).st_mode)  # /dev is nowhere near
@@ -184,8 +183,7 @@ class OverlayRequest:
         with contextlib.ExitStack() as stack:
 
             def finish(hidden: str) -> None:
-                stack.enter_context(alone_in([os.path.dirname(os.path.realpath(self.base))]))
-                self.confirm()
+                stack.enter_context(self.seen.still())
                 if self.anchor:
                     self._anchor(hidden)
 
@@ -199,16 +197,6 @@ class OverlayRequest:
                 options=self.options,
                 finish=finish,
             )
-
-    def confirm(self) -> None:
-        """ImageNotFoundError or ImageInUseError when the base is not what it was when it was looked at: put away, or
-        replaced. To be called when no other imgtool can change it until the overlay is there, and can be seen."""
-        try:
-            status = os.stat(self.base)
-        except OSError as error:
-            raise gone(self.base) from error
-        if status.st_ino != self._inode:
-            raise changed(self.base)
 
     def _anchor(self, hidden: str) -> None:
         with contextlib.suppress(ImageFormatError):  # clusters of 512 bytes have no room for one

@@ -123,7 +123,7 @@ class OverlaysRequest:
             for path, made in zip(self.paths, staged, strict=True):
                 change.place(path, made)
             change.close_to_others(first.base)
-            change.commit(first.confirm)
+            change.commit(first.seen.confirm)
         image, _ = Looker().at(self.paths[0])
         image.parent, image.depth = first.base, first.depth
         return [replace(image, path=path, actual_size=os.stat(path).st_blocks * 512) for path in self.paths]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -249,3 +251,26 @@ def test_who_forgot_the_key_is_told_how_to_give_one(
         if "CPU usage" not in made.stderr:
             break
     assert made.status == 0, made.stderr
+
+
+@pytest.mark.parametrize("what", ["rm base.qcow2", "mv other.qcow2 base.qcow2"])
+@pytest.mark.parametrize("words", ["create -f qcow2 -b base.qcow2", "convert -O qcow2 -B base.qcow2 mid.qcow2"])
+def test_what_is_no_more_the_backing_file_gets_no_overlay(
+    images: Images, imgtool: Imgtool, tmp_path: Path, words: str, what: str
+) -> None:
+    """Another imgtool put it away, or changed it, while qemu-img worked."""
+    images.base("base.qcow2")
+    images.base("other.qcow2")
+    images.overlay("mid.qcow2", "base.qcow2")
+    program = os.environ.get("IMGTOOL_QEMU_IMG", "qemu-img")
+    slow = tmp_path / "qemu-img"
+    verb = words.split()[0]
+    slow.write_text(f'#!/bin/sh\n{program} "$@" && [ "$1" != {verb} ] || {{ cd {images.directory} && {what}; }}\n')
+    slow.chmod(0o755)
+    before = sorted(os.listdir(images.directory))
+    done = imgtool(*words.split(), "new.qcow2", cwd=images.directory, IMGTOOL_QEMU_IMG=str(slow))
+    assert done.status == 1
+    assert "base.qcow2 was" in done.stderr
+    assert "by another program in the meantime" in done.stderr
+    assert "hint: nothing was changed here; run the command again" in done.stderr
+    assert sorted(os.listdir(images.directory)) == [name for name in before if name != what.split()[1]]
