@@ -94,7 +94,7 @@ def state_of(
         return "none"
     try:
         header = read_header(fd, format=parent_format if parent_format in FORMATS else None)
-        verdict = compare(anchor, reference, fd, header, closely=closely)
+        verdict = compare(anchor, reference, fd, header, directory=os.path.dirname(parent), closely=closely)
         if verdict != "touched":
             return verdict
         status = os.fstat(fd)

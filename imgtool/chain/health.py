@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from msgspec import UNSET
+
 from imgtool.chain.anchors import AnchorState, state_of
 from imgtool.chain.damage import tell_damage
 from imgtool.chain.graph import Image
@@ -52,9 +54,10 @@ class Health:
         if status is None:
             return "none"
         now = (status.st_size, status.st_mtime_ns, status.st_ino)
-        if now == (anchor.size, anchor.mtime_ns, anchor.inode):
+        was = (anchor.size, anchor.mtime_ns, anchor.inode)
+        if now == was and anchor.data_file is UNSET:
             return "same"
-        key = (parent, anchor.size, anchor.metadata, anchor.inode, anchor.samples, anchor.sampled, one.parent_format)
+        key = (parent, was, anchor.metadata, anchor.samples, anchor.sampled, anchor.data_file, one.parent_format)
         if key not in self._states:
             self._states[key] = state_of(anchor, one.reference, parent, parent_format=one.parent_format)
         return self._states[key]

@@ -18,6 +18,7 @@ import msgspec
 from imgtool.errors import ImageFormatError
 from imgtool.image.formats.qcow2 import EXT_BACKING_FORMAT, EXT_DATA_FILE, EXT_END, Extension, Qcow2Details
 from imgtool.image.header import Header, read_header
+from imgtool.image.reference import parse_data_file
 
 EXT_ANCHOR = 0x494D4741
 """`IMGA`, the type of the extension."""
@@ -30,6 +31,14 @@ _EXTENSION = struct.Struct(">II")
 _BACKING = struct.Struct(">QI")
 
 Verdict = Literal["same", "touched", "changed", "stale"]
+
+
+class DataFile(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """The external data file of a parent: writing it leaves the parent's own file as it was."""
+
+    size: int
+    mtime_ns: int
+    inode: int
 
 
 class Anchor(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -51,22 +60,41 @@ class Anchor(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Offsets in the file where it had data."""
     sampled: str | None = None
     """Hex SHA-256 of the 4 KiB at each of these."""
+    data_file: DataFile | msgspec.UnsetType = msgspec.UNSET
 
 
-def take(fd: int, reference: bytes, header: Header | None = None, *, content: str | None = None) -> Anchor:
-    """The anchor for an overlay whose backing name is `reference` and whose parent is open at `fd`."""
+def take(
+    fd: int, reference: bytes, header: Header | None = None, *, directory: str, content: str | None = None
+) -> Anchor:
+    """The anchor for an overlay whose backing name is `reference`. Its parent, in `directory`, is open at `fd`."""
     status = os.fstat(fd)
+    header = header or read_header(fd)
     samples = _sample_offsets(fd, status.st_size)
     return Anchor(
         reference=reference,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        metadata=metadata_digest(fd, header or read_header(fd)),
+        metadata=metadata_digest(fd, header),
         content=content,
         inode=status.st_ino,
         samples=samples,
         sampled=_sample_digest(fd, samples),
+        data_file=_data_file(header, directory),
     )
+
+
+def _data_file(header: Header, directory: str) -> DataFile | msgspec.UnsetType:
+    """That of the image with `header` in `directory`; UNSET where it has none, or none that can be looked at."""
+    if header.data_file is None:
+        return msgspec.UNSET
+    try:
+        path = parse_data_file(header.data_file, directory=directory).path
+        status = None if path is None else os.stat(path)
+    except (ImageFormatError, OSError, ValueError):
+        return msgspec.UNSET
+    if status is None:
+        return msgspec.UNSET
+    return DataFile(size=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
 
 
 def _sample_offsets(fd: int, size: int) -> tuple[int, ...]:
@@ -143,9 +171,10 @@ def _extension(header: Header) -> Extension | None:
 
 
 def compare(
-    anchor: Anchor, reference: bytes, fd: int, header: Header | None = None, *, closely: bool = False
+    anchor: Anchor, reference: bytes, fd: int, header: Header, *, directory: str, closely: bool = False
 ) -> Verdict:
-    """What became of the parent, now open at `fd`, since `anchor` was taken by an overlay that names it `reference`.
+    """What became of the parent in `directory`, now open at `fd`, since `anchor` was taken by an overlay that names
+    it `reference`.
 
     same: its file was not written, or is a copy that looks the same and has its times. touched: it was written, or
     copied without them, and only comparing contents can say more. changed: its layout or a sample of its bytes is
@@ -156,9 +185,16 @@ def compare(
         return "stale"
     status = os.fstat(fd)
     unwritten = status.st_size == anchor.size and status.st_mtime_ns == anchor.mtime_ns
-    if unwritten and not closely and anchor.inode in (None, status.st_ino):
+    original = anchor.inode in (None, status.st_ino)
+    if anchor.data_file is not msgspec.UNSET:
+        data = _data_file(header, directory)
+        if data is msgspec.UNSET or data.size != anchor.data_file.size:
+            return "changed"
+        unwritten = unwritten and data.mtime_ns == anchor.data_file.mtime_ns
+        original = original and data.inode == anchor.data_file.inode
+    if unwritten and not closely and original:
         return "same"
-    if metadata_digest(fd, header or read_header(fd)) != anchor.metadata:
+    if metadata_digest(fd, header) != anchor.metadata:
         return "changed"
     if anchor.sampled is not None and _sample_digest(fd, anchor.samples[:_SAMPLES]) != anchor.sampled:
         return "changed"

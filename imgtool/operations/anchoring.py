@@ -123,7 +123,11 @@ def anchor_to(parent_file: str, header: Header, *, content: str | None = None) -
     format = header.backing_format
     with _opened(parent_file, os.O_RDONLY) as fd:
         return take(
-            fd, header.backing, read_header(fd, format=format if format in FORMATS else None), content=content
+            fd,
+            header.backing,
+            read_header(fd, format=format if format in FORMATS else None),
+            directory=os.path.dirname(os.path.abspath(parent_file)),
+            content=content,
         )
 
 

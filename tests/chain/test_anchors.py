@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgtool.chain.anchors import refuse_changed, standing
+from imgtool.chain.verify import verify
 from imgtool.chain.walk import walk
 from imgtool.errors import RefusedError
 from imgtool.machine.disks import Use, learn_disks
+from imgtool.operations.move import move
 from imgtool.operations.overlay import new_overlay
 
 if TYPE_CHECKING:
@@ -21,12 +23,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.matrix
 
 
-@pytest.fixture(params=["qcow2", "raw"])
+@pytest.fixture(params=["qcow2", "raw", "data file"])
 def pair(images: Images, request: pytest.FixtureRequest) -> tuple[Path, Path]:
-    """A base of either format, with data, and an anchored overlay."""
-    base = images.base(f"base.{request.param}", "8M", format=request.param)
-    images.run_io(base, "write -P 1 1M 4M", format=request.param)
-    top = Path(new_overlay(base, images / "top.qcow2", base_format=request.param).path)
+    """A base of either format, or a qcow2 with an external data file, with data, and an anchored overlay."""
+    format = "raw" if request.param == "raw" else "qcow2"
+    base = images.base(f"base.{format}", "8M", format=format)
+    if request.param == "data file":
+        data = images / "base.data"
+        images.qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={data}", base, "8M")
+    images.run_io(base, "write -P 1 1M 4M", format=format)
+    top = Path(new_overlay(base, images / "top.qcow2", base_format=format).path)
     return base, top
 
 
@@ -56,6 +62,7 @@ def test_a_parent_written_in_place_is_refused_until_told_otherwise(pair: tuple[P
     base, top = pair
     images.run_io(base, "write -P 1 1M 64k", format=base.suffix[1:])
     assert state(pair) == "written"
+    assert [defect.code for defect in verify(top).defects if defect.severity == "error"] == ["parent-written"]
     with pytest.raises(RefusedError, match="written after") as caught:
         refuse_changed(walk(top))
     assert "imgtool chain anchor" in str(caught.value.hint)
@@ -118,3 +125,17 @@ def test_a_machine_does_not_start_on_a_parent_that_was_written(pair: tuple[Path,
     with pytest.raises(RefusedError, match="written after"):
         learn_disks([use])
     assert learn_disks([use], force=True).disks
+
+
+def test_a_data_file_that_moves_along_is_remembered(images: Images, tmp_path: Path) -> None:
+    base, data = images / "base.qcow2", images / "base.data"
+    images.qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={data}", base, "8M")
+    top = Path(new_overlay(base, images / "top.qcow2").path)
+    (images / "far").mkdir()
+    move([base], images / "far")
+    assert not data.exists()
+    assert standing(str(top), str(images / "far/base.qcow2")).state == "same"
+    move([images / "far/base.data"], images / "renamed.data")
+    assert standing(str(top), str(images / "far/base.qcow2")).state == "same"
+    (images / "renamed.data").rename(images / "away")
+    assert standing(str(top), str(images / "far/base.qcow2")).state == "changed"

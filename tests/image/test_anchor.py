@@ -36,7 +36,7 @@ def anchor_to(overlay: Path, parent: Path, *, content: str | None = None) -> Anc
     """Anchors `overlay` to `parent` and returns what was written."""
     parent_fd, fd = opened(parent), opened(overlay, os.O_RDWR)
     try:
-        anchor = take(parent_fd, read_header(fd).backing or b"", content=content)
+        anchor = take(parent_fd, read_header(fd).backing or b"", directory=str(parent.parent), content=content)
         write_anchor(fd, anchor)
     finally:
         os.close(parent_fd)
@@ -57,7 +57,8 @@ def verdict(overlay: Path, parent: Path) -> Verdict:
     assert anchor is not None
     fd, parent_fd = opened(overlay), opened(parent)
     try:
-        return compare(anchor, read_header(fd).backing or b"", parent_fd)
+        header = read_header(parent_fd)
+        return compare(anchor, read_header(fd).backing or b"", parent_fd, header, directory=str(parent.parent))
     finally:
         os.close(fd)
         os.close(parent_fd)

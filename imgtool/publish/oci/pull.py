@@ -324,6 +324,7 @@ class PullRequest:
                 fd,
                 reference,
                 read_header(fd, format=parent.layer.format),
+                directory=os.path.dirname(parent.path),
                 content=parent.layer.content_digest,
             )
         finally:
