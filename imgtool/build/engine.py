@@ -219,6 +219,7 @@ class _Build:
         if found is not None and is_fresh(found, inert(wanted)):
             # What the guest wrote meanwhile, if it runs, stands on another copy of the layer beneath.
             self.session.end_guest()
+            self.store.note_use(found)
             self.watcher.hit(number, total, wanted.name, key)
             self._deliver(number, found)
             self._note(number, document, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -20,6 +21,7 @@ from imgtool.image.names import PathLike, Paths, absolute, paths_of, printable
 from imgtool.image.policy import current, in_force
 from imgtool.machine.runtime import vms
 from imgtool.qemu.qemu_img import QemuImg
+from imgtool.sizes import Size, bytes_of
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -35,6 +37,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """Bytes of the overlay's file."""
     created: float
     """Seconds since the epoch."""
+    used: float
+    """When a build took it last, or one that stands on it, or made it: seconds since the epoch."""
     needed_by: tuple[str, ...]
     """Recipes, images, VMs, layers; empty when it may go."""
 
@@ -77,6 +81,7 @@ def needs(store: Store, *, look_in: Iterable[str] = (), recipes: bool = True) ->
     for folder, vm in _held(layers):
         reasons[folder].append(f"the VM {vm}")
     _inherit(by_folder, reasons)
+    used = _last_uses(by_folder)
     return [
         Kept(
             folder=layer.folder,
@@ -84,6 +89,7 @@ def needs(store: Store, *, look_in: Iterable[str] = (), recipes: bool = True) ->
             path=layer.path,
             size=layer.manifest.size,
             created=layer.manifest.created,
+            used=used[layer.folder],
             needed_by=tuple(dict.fromkeys(reasons[layer.folder])),
         )
         for layer in layers
@@ -129,22 +135,36 @@ def _inherit(by_folder: dict[str, Layer], reasons: dict[str, list[str]]) -> None
             below = above.manifest.parent
 
 
+def _last_uses(by_folder: dict[str, Layer]) -> dict[str, float]:
+    """When each layer was used last: no earlier than what stands on it."""
+    used = {folder: layer.used for folder, layer in by_folder.items()}
+    for layer in by_folder.values():
+        last, below = used[layer.folder], layer.manifest.parent
+        while below is not None and below in by_folder:
+            used[below] = last = max(last, used[below])
+            below = by_folder[below].manifest.parent
+    return used
+
+
 def prune(
     store: Store,
     *,
     look_in: Iterable[str] = (),
     older_than: float | None = None,
+    keep_storage: int | None = None,
     all_recipes: bool = False,
     dry_run: bool = False,
 ) -> Pruned:
     """Removes the layers that nobody needs, children before parents, and kept failures. With `older_than` (seconds)
-    only what is older; with `all_recipes` also what only recipes need, who can build it again. ImageInUseError while
-    a build is going on."""
+    only what is older; with `keep_storage` only until all that is left takes no more bytes, kept failures first and
+    then layers, least recently used first; with `all_recipes` also what only recipes need, who can build it again.
+    ImageInUseError while a build is going on."""
     if dry_run and not os.path.isdir(store.root):
         return Pruned(removed=(), kept=(), failed=(), freed=0)
     with store.alone():
         if not dry_run:
             store.clear_stale()
+            _clear_parts(store)
         found = needs(store, look_in=look_in, recipes=not all_recipes)
         limit = None if older_than is None else time.time() - older_than
         going = [kept for kept in found if not kept.needed_by and (limit is None or kept.created < limit)]
@@ -159,6 +179,10 @@ def prune(
         }
         going = [kept for kept in going if kept.folder not in below]
         failed = [path for path in store.failed() if limit is None or os.stat(path).st_mtime < limit]
+        if keep_storage is not None:
+            taken = sum(kept.size for kept in found) + sum(map(_size_below, store.failed()))
+            failed, least_recent = _least_recent(failed, going, by_folder, taken - keep_storage)
+            going = [kept for kept in going if kept in least_recent]
         freed = sum(kept.size for kept in going) + sum(_size_below(path) for path in failed)
         if not dry_run:
             for kept in sorted(going, key=lambda kept: kept.created, reverse=True):
@@ -172,6 +196,34 @@ def prune(
         failed=tuple(failed),
         freed=freed,
     )
+
+
+def _clear_parts(store: Store) -> None:
+    """Takes away what was fetched of layers in part. Called with the store alone: nobody fetches."""
+    for name in os.listdir(store.root):
+        if name.startswith(".imgtool-") and name.endswith(".part"):
+            with contextlib.suppress(OSError):
+                os.unlink(store.path(name))
+
+
+def _least_recent(
+    failed: list[str], layers: list[Kept], by_folder: dict[str, Layer], too_many: int
+) -> tuple[list[str], list[Kept]]:
+    """As much of it as has to go for `too_many` bytes less, what was used last at the end. Whatever stands on a layer
+    goes before it."""
+    heights: dict[str, int] = {}
+    for layer in by_folder.values():  # oldest first: none is older than what it stands on
+        heights[layer.folder] = heights.get(layer.manifest.parent or "", 0) + 1
+    gone: tuple[list[str], list[Kept]] = ([], [])
+    for path in sorted(failed, key=lambda path: os.stat(path).st_mtime):
+        if too_many > 0:
+            gone[0].append(path)
+            too_many -= _size_below(path)
+    for kept in sorted(layers, key=lambda kept: (kept.used, -heights[kept.folder])):
+        if too_many > 0:
+            gone[1].append(kept)
+            too_many -= kept.size
+    return gone
 
 
 def _size_below(path: str) -> int:
@@ -247,16 +299,24 @@ def prune_layers(
     *,
     store: Paths = (),
     older_than: float | None = None,
+    keep_storage: Size | None = None,
     all_recipes: bool = False,
     dry_run: bool = False,
 ) -> Pruned:
     """Removes the layers in the folder `layers` (None: as `verify_layers`) that nobody needs, and what failed builds
     have left there; with `dry_run` it only says which. Images that stand on layers are looked for in the folders
     `store`, in that of the layers, where recipes put their outputs, and where imgtool made some. With `older_than`
-    (seconds) only what is older goes; with `all_recipes` also what only recipes need, which a build makes again.
-    ImageInUseError during a build."""
-    look_in = [absolute(folder) for folder in paths_of(store)]
-    return prune(_store(layers), look_in=look_in, older_than=older_than, all_recipes=all_recipes, dry_run=dry_run)
+    (seconds) only what is older goes. With `keep_storage` it stops when all that is left takes no more: what failed
+    builds have left goes first, then layers, least recently used first. With `all_recipes` also what only recipes
+    need goes, which a build makes again. ImageInUseError during a build."""
+    return prune(
+        _store(layers),
+        look_in=[absolute(folder) for folder in paths_of(store)],
+        older_than=older_than,
+        keep_storage=None if keep_storage is None else bytes_of(keep_storage),
+        all_recipes=all_recipes,
+        dry_run=dry_run,
+    )
 
 
 def _store(layers: PathLike | None) -> Store:

@@ -147,6 +147,8 @@ def pull_layers(store: Store, loaded: Loaded, cache: Cache, qemu_img: QemuImg, t
             if layer is None and item is None:
                 shared.append(Shared(name=name, key=key, state="missing"))
                 break
+            if layer is not None:
+                store.note_use(layer)
             if item is not None:
                 layer = bring(cache, item, store, inputs, number, document, below, qemu_img, task)
         size = 0 if item is None else item.size

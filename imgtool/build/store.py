@@ -105,6 +105,11 @@ class Layer(NamedTuple):
     def log(self) -> str:
         return os.path.join(self.path, LOG)
 
+    @property
+    def used(self) -> float:
+        """When a build took it last, or made it: seconds since the epoch. Its folder's time says so."""
+        return os.stat(self.path).st_mtime
+
 
 class Work(NamedTuple):
     """A folder in which a layer is made, held by this process."""
@@ -173,6 +178,11 @@ class Store:
                 return True
             here = self.layer(manifest.parent)
         return False
+
+    def note_use(self, layer: Layer) -> None:
+        """A build takes the layer now."""
+        with contextlib.suppress(OSError):  # of another user's
+            os.utime(layer.path)
 
     def chain(self, layer: Layer) -> list[Layer]:
         """The layer and those beneath it, as far as they are there."""

@@ -12,7 +12,7 @@ import click
 from imgtool.cli.build import layers_option
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
 from imgtool.cli.lazy import Entry, LazyGroup
-from imgtool.cli.options import FILE_NAME, Word
+from imgtool.cli.options import FILE_NAME, SIZE, Word
 from imgtool.errors import ImageNotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -266,10 +266,17 @@ def _verify_lines(found: Sequence[Verified]) -> Iterator[str]:
     epilog="\b\nExamples:\n"
     "  imgtool layers prune --dry-run\n"
     "  imgtool layers prune --store /srv/images --older-than 30d\n"
-    "  imgtool layers prune --all",
+    "  imgtool layers prune --all --keep-storage 20G",
 )
 @click.option("--all", "all_", is_flag=True, help="Also remove what only recipes need; it can be built again.")
 @click.option("--older-than", metavar="AGE", help="Remove only what is older than AGE: 12h, 30d.")
+@click.option(
+    "--keep-storage",
+    type=SIZE,
+    metavar="SIZE",
+    help="Remove only until what is left takes SIZE or less: kept failures first, then layers, least recently used "
+    "first.",
+)
 @click.option(
     "--store",
     "stores",
@@ -288,6 +295,7 @@ def prune(
     /,
     all_: bool,
     older_than: str | None,
+    keep_storage: int | None,
     stores: tuple[str, ...],
     layers_: str | None,
     dry_run: bool,
@@ -310,6 +318,7 @@ def prune(
         _store(layers_),
         look_in=[absolute(place) for place in stores],
         older_than=age,
+        keep_storage=keep_storage,
         all_recipes=all_,
         dry_run=dry_run,
     )

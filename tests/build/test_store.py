@@ -163,6 +163,48 @@ def test_prune_by_age_keeps_what_young_layers_stand_on(bench: Bench) -> None:
     assert len(prune(bench.store, older_than=0).removed) == 3
 
 
+def test_prune_to_a_size_takes_what_was_not_used_for_longest(bench: Bench) -> None:
+    recipe = bench.recipe(RECIPE)
+    bench.builder().build(recipe)
+    bench.builder().build(bench.recipe(RECIPE.replace("make b", "make x")))
+    bench.builder().build(bench.recipe(RECIPE))  # uses its layers again
+    (bench.folder / "web.toml").unlink()
+    one, *others = bench.store.layers()
+    old = {layer.folder for layer in others[2:]}
+    sizes = {layer.folder: layer.manifest.size for layer in bench.store.layers()}
+    total = sum(sizes.values())
+    assert prune(bench.store, keep_storage=total).removed == ()
+    (last,) = prune(bench.store, keep_storage=total - 1, dry_run=True).removed
+    assert last.folder == others[3].folder, "of those made with x the one on which none stands"
+    done = prune(bench.store, keep_storage=total - sum(sizes[folder] for folder in old))
+    assert {kept.folder for kept in done.removed} == old
+    assert is_whole(bench)
+    assert [kept.name for kept in prune(bench.store, keep_storage=one.manifest.size).removed] == [
+        "web@two",
+        "web@three",
+    ]
+    assert [layer.folder for layer in bench.store.layers()] == [one.folder]
+
+
+def test_prune_to_a_size_takes_failures_first_and_nothing_that_is_needed(bench: Bench) -> None:
+    bench.builder().build(bench.recipe(RECIPE))
+    sizes = [layer.manifest.size for layer in bench.store.layers()]
+    work = bench.store.work()
+    (Path(work.path) / "overlay.qcow2").write_bytes(bytes(1000))
+    kept = bench.store.keep_failed(work, "web")
+    part = Path(bench.store.root) / ".imgtool-sha256-0.part"
+    part.write_bytes(bytes(10))
+    assert prune(bench.store, keep_storage=sum(sizes) + 1000, all_recipes=True).failed == ()
+    assert not part.exists(), "nobody fetches it any more"
+    done = prune(bench.store, keep_storage=sum(sizes), all_recipes=True)
+    assert (done.failed, done.removed, done.freed) == ((kept,), (), 1000)
+    assert prune(bench.store, keep_storage=0).removed == ()
+    assert [one.name for one in prune(bench.store, keep_storage=sizes[0], all_recipes=True).removed] == [
+        "web@two",
+        "web@three",
+    ]
+
+
 def test_nothing_is_pruned_while_a_build_uses_the_layers(bench: Bench) -> None:
     bench.builder().build(bench.recipe(RECIPE))
     with bench.store.using(), pytest.raises(ImageInUseError, match="a build is using the layers"):

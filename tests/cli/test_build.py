@@ -278,6 +278,8 @@ def test_layers_that_nobody_needs_are_pruned(bench: Bench, imgtool: Imgtool) -> 
     assert len(bench.store.layers()) == 2
     young = imgtool("layers", "prune", "--older-than", "1d", IMGTOOL_LAYERS=bench.store.root)
     assert "0 layers gone" in young.stdout
+    roomy = imgtool("layers", "prune", "--keep-storage", "1G", IMGTOOL_LAYERS=bench.store.root)
+    assert "0 layers gone" in roomy.stdout
     done = imgtool("layers", "prune", "--output", "json", IMGTOOL_LAYERS=bench.store.root).document
     assert [layer["name"] for layer in done["removed"]] == ["web@one", "web@two"]
     assert bench.store.layers() == []
