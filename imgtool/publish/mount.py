@@ -131,7 +131,7 @@ class MountRequest:
         shown = printable(self.at)
         if self.raw:
             if os.path.lexists(self.at):
-                raise RefusedError(f"{shown} already exists", hint="choose another name", path=self.at)
+                raise _taken(self.at)
         elif not os.path.isdir(self.at):
             raise RefusedError(f"{shown} is no directory", hint=f"mkdir {shown}", path=self.at)
         elif os.path.ismount(self.at):
@@ -170,8 +170,7 @@ class MountRequest:
         """Mounts it. CommandError in the words of the program that failed; nothing is left then."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         _forget_stale(self.folder)
-        fd = os.open(self.view, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        os.close(fd)
+        self._make_view()
         process = start(self._argv(), detached=True, stderr=os.path.join(self.folder, "log"))
         identity = ProcessId.of(process.pid)
         made = Mount(
@@ -197,6 +196,20 @@ class MountRequest:
             raise
         process.close()
         return made
+
+    def _make_view(self) -> None:
+        """The empty file that the disk will be shown as. RefusedError when somebody else has put one there."""
+        if not self.raw:
+            with contextlib.suppress(FileNotFoundError):  # imgtool may have been killed here
+                os.unlink(self.view)
+        try:
+            flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
+            os.close(os.open(self.view, flags, 0o600))
+        except OSError as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if isinstance(error, FileExistsError):
+                raise _taken(self.view) from error
+            raise
 
     def _with_partition(self, made: Mount) -> Mount:
         fd = os.open(self.view, os.O_RDONLY | os.O_CLOEXEC)
@@ -299,7 +312,9 @@ def _clear(made: Mount, folder: str, runner: Runner) -> None:
     if _is_fuse(made.view) and shutil.which("fusermount3") is not None:
         runner(["fusermount3", "-u", "-z", "--", made.view])
     with contextlib.suppress(OSError):
-        os.unlink(made.view)
+        # a file of another's that took its place is not empty
+        if stat.S_ISREG(os.lstat(made.view).st_mode) and not os.path.getsize(made.view):
+            os.unlink(made.view)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -320,6 +335,10 @@ def _is_fuse(view: str) -> bool:
         return os.stat(view).st_dev != os.stat(os.path.dirname(view)).st_dev
     except OSError as error:
         return error.errno == errno.ENOTCONN  # its daemon is gone
+
+
+def _taken(path: str) -> RefusedError:
+    return RefusedError(f"{printable(path)} already exists", hint="choose another name", path=path)
 
 
 def _only(table: Table, path: str) -> int:

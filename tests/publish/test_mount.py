@@ -132,6 +132,29 @@ def test_the_whole_disk_is_a_raw_file(disk: Images) -> None:
         MountRequest(disk / "web.qcow2", disk / "hello", Programs(), raw=True)
 
 
+def test_a_file_that_somebody_puts_in_the_view_s_place_is_left_alone(disk: Images) -> None:
+    """After the look at it, or once the daemon was killed and its mount taken away."""
+    view, secret = disk / "view.raw", disk / "hello"
+    if not FUSE:
+        with pytest.raises(ProgramError, match="/dev/fuse"):
+            MountRequest(disk / "web.qcow2", view, Programs(), raw=True)
+        return
+    request = MountRequest(disk / "web.qcow2", view, Programs(), raw=True)
+    view.symlink_to(secret)
+    with pytest.raises(RefusedError, match="already exists"):
+        request.make()
+    assert (view.readlink(), secret.read_text()) == (secret, "hello\n")
+    assert not os.path.exists(request.folder)
+    view.unlink()
+    made = request.make()
+    assert made.pid is not None
+    os.kill(made.pid, 9)
+    subprocess.run(["umount", "--lazy", view], check=True)
+    view.write_text("mine")
+    unmount(view)
+    assert view.read_text() == "mine"
+
+
 def test_what_is_in_use_or_stood_on_is_refused(disk: Images) -> None:
     with held_for_writing(disk / "plain.qcow2"), pytest.raises(ImageInUseError):
         MountRequest(disk / "plain.qcow2", disk / "mnt", Programs())
