@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
-from imgtool.cli.images import emit_command, explained, open_image, qemu_img, touched
+from imgtool.cli.images import qemu_img
 from imgtool.cli.options import (
     FILE_NAME,
     cache_option,
@@ -22,9 +22,8 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.progress import progress
 from imgtool.cli.render import size
-from imgtool.cli.requests import looking, only_with_image_opts, refuse_unseen, said, show_plan
+from imgtool.cli.requests import change_unseen, looking, only_with_image_opts, said, show_plan
 from imgtool.image.names import printable
-from imgtool.image.qapi_json import to_builtins
 
 if TYPE_CHECKING:
     from imgtool.operations.commit import Commit
@@ -84,7 +83,8 @@ def commit(
     """
     if image_opts:
         arguments = {"base": base, "keep": keep, "cache": cache, "rate_limit": rate_limit, "objects": objects}
-        _in_place(context, image, format_, arguments, force, dry_run)
+        told = f"committed, and {'left as it is' if keep or base is not None else 'emptied'}"
+        change_unseen(context, "commit", image, (format_,), arguments, told=told, force=force, dry_run=dry_run)
         return
     only_with_image_opts(object=objects)
     from imgtool.operations.commit import CommitRequest
@@ -119,23 +119,3 @@ def _lines(image: str, done: Commit) -> Iterator[str]:
         yield f"{printable(sibling)} reads what it did before"
     for between in done.between:
         yield f"{printable(between)} reads the committed data as well"
-
-
-def _in_place(
-    context: Context, image: str, format_: str | None, arguments: dict[str, Any], force: bool, dry_run: bool
-) -> None:
-    """An image given by QEMU's options, at the user's own risk."""
-    opened = open_image(image, format=format_, image_opts=True)
-    refuse_unseen(image, force=force, doing="committing")
-    program = qemu_img(context)
-    if dry_run:
-        from imgtool.qemu import img_argv
-
-        argv = img_argv.commit(program.program, opened.source, **arguments)
-        emit_command(context, argv, [touched(opened.source, "write")])
-        return
-    with explained(context, formats=[format_]), progress(context, "commit") as show:
-        done = program.commit(opened.source, progress=show, **arguments)
-    kept = arguments["keep"] or arguments["base"] is not None
-    lines = [f"{opened.name}: committed, and {'left as it is' if kept else 'emptied'}"]
-    said(context, to_builtins(done), lines)

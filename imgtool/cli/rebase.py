@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from imgtool.cli.context import Context, dry_run_option, output_option, pass_context, progress_option, quiet_option
-from imgtool.cli.images import emit_command, explained, open_image, qemu_img, touched, warn_of_named_raw
+from imgtool.cli.images import qemu_img, warn_of_named_raw
 from imgtool.cli.options import (
     FILE_NAME,
     cache_option,
@@ -24,10 +24,9 @@ from imgtool.cli.options import (
 )
 from imgtool.cli.output import remark
 from imgtool.cli.progress import progress
-from imgtool.cli.requests import looking, only_with_image_opts, refuse_unseen, said, show_plan
+from imgtool.cli.requests import change_unseen, looking, only_with_image_opts, said, show_plan
 from imgtool.errors import UsageError
 from imgtool.image.names import printable
-from imgtool.image.qapi_json import to_builtins
 
 if TYPE_CHECKING:
     from imgtool.operations.rebase import Rebase
@@ -114,7 +113,8 @@ def rebase(
             "force_share": force_share,
             "objects": objects,
         }
-        _in_place(context, image, format_, arguments, force, dry_run)
+        formats = (format_, backing_format)
+        change_unseen(context, "rebase", image, formats, arguments, told="rebased", force=force, dry_run=dry_run)
         return
     only_with_image_opts(object=objects, force_share=force_share)
     from imgtool.operations.rebase import RebaseRequest
@@ -152,21 +152,3 @@ def _lines(image: str, done: Rebase, unsafe: bool) -> Iterator[str]:
     if not done.proven:
         tail += ", and it was not checked that a guest reads the same data"
     yield f"{printable(image)} stands on {now} now, on {was} before{tail}"
-
-
-def _in_place(
-    context: Context, image: str, format_: str | None, arguments: dict[str, Any], force: bool, dry_run: bool
-) -> None:
-    """An image given by QEMU's options, at the user's own risk."""
-    opened = open_image(image, format=format_, image_opts=True)
-    refuse_unseen(image, force=force, doing="rebasing")
-    program = qemu_img(context)
-    if dry_run:
-        from imgtool.qemu import img_argv
-
-        argv = img_argv.rebase(program.program, opened.source, **arguments)
-        emit_command(context, argv, [touched(opened.source, "write")])
-        return
-    with explained(context, formats=[arguments["backing_format"]]), progress(context, "rebase") as show:
-        changed = program.rebase(opened.source, progress=show, **arguments)
-    said(context, to_builtins(changed), [f"{opened.name}: rebased"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from imgtool.cli.context import Context
-from imgtool.cli.images import Opened, not_found
+from imgtool.cli.images import Opened, emit_command, explained, not_found, open_image, qemu_img, touched
+from imgtool.cli.progress import progress
 from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.names import absolute, printable
+from imgtool.image.qapi_json import to_builtins
 
 if TYPE_CHECKING:
     from imgtool.image.header import Header
@@ -105,14 +107,39 @@ class OnCopy:
         return verb(self._source) if self._request is None else self._request.make(program, verb)
 
 
-def refuse_unseen(image: str, *, force: bool, doing: str) -> None:
-    """An image given by its options is qemu-img's alone: imgtool cannot look at it, nor work on a copy."""
+_DOING = {"commit": "committing", "rebase": "rebasing"}
+
+
+def change_unseen(
+    context: Context,
+    verb: Literal["commit", "rebase"],
+    image: str,
+    formats: Sequence[str | None],
+    arguments: dict[str, Any],
+    *,
+    told: str,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Has qemu-img change an image that is given by its options, and says `told` of it: imgtool can neither look
+    at it nor work on a copy. `formats` are those named on the command line, the image's own first."""
+    opened = open_image(image, format=formats[0], image_opts=True)
     if not force:
         raise RefusedError(
             f"imgtool cannot look at {printable(image)}, an image given by its options: what stands on it is not "
-            f"known, and {doing} it would be done in place",
+            f"known, and {_DOING[verb]} it would be done in place",
             hint="--force lets qemu-img do it",
         )
+    program = qemu_img(context)
+    if dry_run:
+        from imgtool.qemu import img_argv
+
+        argv = getattr(img_argv, verb)(program.program, opened.source, **arguments)
+        emit_command(context, argv, [touched(opened.source, "write")])
+        return
+    with explained(context, formats=formats), progress(context, verb) as show:
+        changed = getattr(program, verb)(opened.source, progress=show, **arguments)
+    said(context, to_builtins(changed), [f"{opened.name}: {told}"])
 
 
 def only_with_image_opts(**given: object) -> None:
