@@ -30,7 +30,8 @@ _fetch: ContextVar[Fetch | None] = ContextVar("imgtool.fetch", default=None)
 
 @contextlib.contextmanager
 def fetching(fetch: Fetch) -> Iterator[None]:
-    """Within, `fetch` brings the images in registries that recipes start from, in this thread (or task)."""
+    """Inside the `with` block, in this thread (or task), `fetch` brings the images in registries that recipes start
+    from."""
     before = _fetch.get()
     _fetch.set(fetch)
     try:

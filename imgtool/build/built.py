@@ -1,4 +1,4 @@
-"""What a build came to, as `imgtool build` and `imgtool.build_image` answer it."""
+"""The result of a build, as `imgtool build` prints it and `imgtool.build_image` returns it."""
 
 from __future__ import annotations
 

@@ -126,7 +126,8 @@ def _refuse_replacing(tools: Tools, loaded: Loaded) -> None:
 
 @contextlib.contextmanager
 def trusting(store: Store, loaded: Loaded) -> Iterator[None]:
-    """Within, images may refer to what the recipe's author and imgtool itself named: its base, and sealed layers."""
+    """Inside the `with` block, images may refer to what the recipe's author and imgtool itself named: its base, and
+    sealed layers."""
     with in_force(current().naming(base_path(loaded), store.root)):
         yield
 

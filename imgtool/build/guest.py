@@ -155,7 +155,7 @@ class RunningGuest:
         self._access = access
         self._executors: dict[Kind, Executor] = {}
         self._chosen: Kind | None = None
-        """What `auto` came to."""
+        """What `auto` was resolved to."""
         self._node = SYSTEM
         self._written = wanted.image
         self._snapshots = 0

@@ -1,4 +1,4 @@
-"""What the last build of a recipe came to: for `--plan` and `--explain`, for what need not be done again, and for
+"""The result of a recipe's last build: for `--plan` and `--explain`, for what need not be done again, and for
 `layers prune`, which keeps the layers of every recipe that is still there."""
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def make_result(making: Making) -> BuiltOutput:
 
 @contextlib.contextmanager
 def _named(path: str, hidden: str) -> Iterator[None]:
-    """Within, an error about the file `hidden` is one about `path`."""
+    """Inside the `with` block, an error about the file `hidden` becomes one about `path`."""
     try:
         yield
     except ImgtoolError as error:

@@ -8,7 +8,7 @@
             log               what its steps said
             fetched/          files that its steps brought back
         failed-…/             the overlay and log of a failed build that was to be kept
-        recipes/              what the last build of each recipe came to
+        recipes/              the result of each recipe's last build
         .imgtool-work-…/      layers being made; one that nobody holds is cleared by the next build
         .locks/               flock(2) files: one a key, one a work folder, one for the store's use
 
@@ -209,7 +209,7 @@ class Store:
 
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
-        """Within, no layer is removed: what was found stays there."""
+        """Inside the `with` block, no layer is removed: what was found stays there."""
         self.prepare()
         fd = _open_lock(self.path(".locks", "use"))
         try:
@@ -220,7 +220,7 @@ class Store:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Within, nobody builds. ImageInUseError when somebody does."""
+        """Inside the `with` block, nobody builds. ImageInUseError when somebody does already."""
         self.prepare()
         fd = _open_lock(self.path(".locks", "use"))
         try:
@@ -318,7 +318,7 @@ class Store:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """Within, no work folder is made or cleared by another."""
+        """Inside the `with` block, nobody else makes or clears a work folder."""
         fd = _open_lock(self.path(".locks", "work"))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -122,7 +122,7 @@ def explained(
     options: Mapping[str, object] = {},
     amend: bool = False,
 ) -> Iterator[None]:
-    """Within, a failure of qemu-img that comes from an unknown format or option is said in those words.
+    """Inside the `with` block, a failure of qemu-img that comes from an unknown format or option is reported as that.
 
     Nothing is asked beforehand and no message is matched: only after a failure are the formats and options of this
     qemu-img looked up, and whatever the user named that is not among them is what went wrong.

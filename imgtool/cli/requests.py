@@ -30,7 +30,7 @@ class Request(Protocol):
 
 @contextmanager
 def looking(name: str) -> Iterator[None]:
-    """Within, an image that is not there is told as the commands do that are given its name."""
+    """Inside the `with` block, an image that is missing is reported under the name that the user gave."""
     try:
         yield
     except ImageNotFoundError as error:

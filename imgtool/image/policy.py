@@ -107,13 +107,14 @@ def current() -> Policy:
 
 
 def in_force(policy: Policy) -> contextlib.AbstractContextManager[None]:
-    """Within, `policy` is the one in force in this thread (or asynchronous task) and in those that imgtool starts."""
+    """Inside the `with` block, `policy` is the one in force in this thread (or asynchronous task) and in those that
+    imgtool starts."""
     return policy_source.deciding(lambda: policy)
 
 
 def trusting(*words: str) -> contextlib.AbstractContextManager[None]:
-    """A context manager: inside it, images may also refer to what these `words` of `--trust` say: a protocol such as
-    `nbd`, a directory with all below it (with a slash in it), or `guessed-formats`. It applies to this thread (or
+    """Inside the `with` block, images may also refer to what these `words` of `--trust` say: a protocol such as
+    `nbd`, a directory with all below it (with a slash in it), or `guessed-formats`. This applies to this thread (or
     asynchronous task) and those that imgtool starts. UsageError for any other word.
 
         with imgtool.trusting("nbd", "/srv/bases/"):

@@ -28,8 +28,8 @@ def adopt(given: Source | None) -> None:
 
 @contextlib.contextmanager
 def deciding(given: Source | None) -> Iterator[None]:
-    """Within, what `given` returns is the policy in force: in this thread (or task), and in those that imgtool itself
-    starts for it, but in no other of the process."""
+    """Inside the `with` block, what `given` returns is the policy in force: in this thread (or task), and in those
+    that imgtool itself starts for it, but in no other of the process."""
     before = _source.get()
     _source.set(given)
     try:

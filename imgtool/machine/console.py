@@ -60,8 +60,8 @@ class Keys:
 
 @contextmanager
 def restored(keyboard: int = 0, screen: int = 1) -> Iterator[None]:
-    """Within, others may do to the terminal at these descriptors what they like; afterwards it is as before. One that
-    is no terminal is left alone."""
+    """Inside the `with` block, anything may be done to the terminal at these descriptors; afterwards it is as before.
+    One that is not a terminal is left alone."""
     with _modes_kept(keyboard):
         try:
             yield
@@ -86,7 +86,7 @@ def _modes_kept(fd: int) -> Iterator[None]:
 
 @contextmanager
 def raw(fd: int, screen: int = 1) -> Iterator[None]:
-    """Within, each key comes as it is typed and none is a signal."""
+    """Inside the `with` block, each key is read as it is typed, and none is a signal."""
     with restored(fd, screen):
         if os.isatty(fd):
             import termios

@@ -93,7 +93,8 @@ def parse_profile(text: str, name: str = "profile") -> Machine:
 
 @contextlib.contextmanager
 def reading(text: str, name: str) -> Iterator[dict[str, Any]]:
-    """Within, the document that the TOML `text` is; a Wrong raised there becomes a ConfigError with its line."""
+    """Yields the document that the TOML `text` is. A Wrong that is raised inside the `with` block becomes a
+    ConfigError with its line."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

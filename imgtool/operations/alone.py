@@ -17,9 +17,9 @@ _PATIENCE = 60.0
 
 @contextlib.contextmanager
 def alone_in(directories: Iterable[str]) -> Iterator[None]:
-    """Within, no other imgtool puts a change into one of `directories`: else two that looked at the same time would
-    each take away what the other relied on. ImageInUseError when one takes too long. Without effect where the file
-    system has no such locks."""
+    """Inside the `with` block, no other imgtool puts a change into one of `directories`: otherwise two that looked at
+    the same time would each take away what the other relied on. ImageInUseError when one takes too long. Without
+    effect where the file system has no such locks."""
     deadline = time.monotonic() + _PATIENCE
     with contextlib.ExitStack() as stack:
         for fd, directory in _opened(stack, directories):
@@ -49,7 +49,8 @@ def _opened(stack: contextlib.ExitStack, directories: Iterable[str]) -> list[tup
 
 @contextlib.contextmanager
 def if_alone_in(directory: str) -> Iterator[bool]:
-    """Whether no other imgtool is putting a change into `directory` just now; within, none does."""
+    """Yields whether no other imgtool is putting a change into `directory` just now; if so, none does inside the
+    `with` block."""
     fd = _open(directory)
     try:
         yield fd is not None and _locked(fd)

@@ -284,7 +284,8 @@ class Transaction:
 
     @contextlib.contextmanager
     def alone(self, confirm: Callable[[], None] | None = None) -> Iterator[None]:
-        """Within, no other imgtool changes these directories; what is held is what it was, and confirmed."""
+        """Inside the `with` block, no other imgtool changes these directories; what is held is what it was, and
+        confirmed."""
         with alone_in(self._directories()):
             for held in self._held.values():
                 self._check_unchanged(held)

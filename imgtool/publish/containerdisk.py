@@ -59,7 +59,7 @@ _ARCHITECTURES = {
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What an export came to."""
+    """The result of an export."""
 
     path: str
     """The image that was exported."""

@@ -229,8 +229,8 @@ _MAKE_ROOM = "make room on that file system, and run the command again"
 
 @contextlib.contextmanager
 def _signals_held(held: list[int]) -> Iterator[None]:
-    """Within, signals that have a handler are noted in `held` instead: an exception that a handler raises would lose
-    the program that has just been started."""
+    """Inside the `with` block, signals that have a handler are noted in `held` instead: an exception that a handler
+    raises would lose the program that has just been started."""
 
     def note(number: int, _: FrameType | None) -> None:
         held.append(number)

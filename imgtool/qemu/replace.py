@@ -27,11 +27,12 @@ from imgtool.qemu.inputs import in_use
 
 @contextlib.contextmanager
 def replacing(target: PathLike, *, overwrite: bool = False, several_files: bool = False) -> Iterator[str]:
-    """Within, the path to write instead of `target`; at the end what was written there becomes `target` at once.
+    """Yields the path to write instead of `target`; at the end of the `with` block, what was written there becomes
+    `target` at once.
 
-    The path is an empty file, and is left behind by no ordinary error. With `several_files` it is a name that does
-    not exist yet, the target's own, in a hidden directory: other files made beside it are moved before it, and it
-    last. The permissions of a file that is replaced stay; a target that is a symlink keeps being one.
+    The path is an empty file, which no ordinary error leaves behind. With `several_files` it is a name that does not
+    exist yet, the target's own, in a hidden directory: other files made beside it are moved before it, and it last.
+    The permissions of a file that is replaced stay; a target that is a symlink stays one.
 
     ImageExistsError when `target` exists and not `overwrite`; ImageInUseError when a QEMU program holds it or another
     imgtool is making it; RefusedError when what stands in the way cannot be replaced in one step.

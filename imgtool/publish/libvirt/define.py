@@ -28,7 +28,7 @@ DEFAULT_POOL = "default"
 
 
 class Defined(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What an export came to."""
+    """The result of an export."""
 
     name: str
     """The domain's."""

@@ -33,7 +33,7 @@ _ACCELERATORS = {"qemu": "tcg", "kvm": "kvm", "hvf": "hvf"}
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What a domain came to."""
+    """The result of an import."""
 
     machine: Machine
     """As a profile has it."""

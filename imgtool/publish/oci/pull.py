@@ -57,7 +57,7 @@ class PulledLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Pulled(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What a pull came to."""
+    """The result of a pull."""
 
     reference: str
     """What was pulled, by the name that was asked for."""

@@ -66,7 +66,7 @@ class PushedLayer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Pushed(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What a push came to."""
+    """The result of a push."""
 
     reference: str
     """The name it has in the registry."""
@@ -289,8 +289,8 @@ def scratch() -> str:
 def flattened(
     qemu_img: QemuImg, chain: Sequence[Image], *, format: str = "qcow2", compress: bool = False
 ) -> Iterator[list[Image]]:
-    """Within, one image of the disk that `chain` is, in a temporary folder; the chain that it is. Raises as `opened`
-    for an image that a program writes."""
+    """Yields the chain of one image, which holds the disk of `chain`, in a temporary folder. Raises as `opened` for
+    an image that a program writes."""
     source, source_format = open_as(local_layers(chain))
     with contextlib.ExitStack() as stack:
         for image in chain:

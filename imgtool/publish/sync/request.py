@@ -49,7 +49,7 @@ class SyncedImage(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class Synced(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """What a sync came to."""
+    """The result of a sync."""
 
     host: str
     """The other host, as ssh calls it."""
