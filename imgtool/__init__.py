@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from imgtool.operations.move import move as move
     from imgtool.operations.overlay import list_overlays as list_overlays
     from imgtool.operations.overlay import new_overlay as new_overlay
+    from imgtool.operations.overlays import new_overlays as new_overlays
     from imgtool.operations.rebase import rebase as rebase
     from imgtool.operations.repair import repair as repair
     from imgtool.operations.reset import reset as reset
@@ -179,6 +180,7 @@ _HOMES = {
     "imgtool.operations.flatten": ("flatten",),
     "imgtool.operations.move": ("move",),
     "imgtool.operations.overlay": ("list_overlays", "new_overlay"),
+    "imgtool.operations.overlays": ("new_overlays",),
     "imgtool.operations.rebase": ("rebase",),
     "imgtool.operations.repair": ("repair",),
     "imgtool.operations.reset": ("reset",),

@@ -74,6 +74,7 @@ PUBLIC = [
     "Machine",
     "list_overlays",
     "new_overlay",
+    "new_overlays",
     "anchor",
     "collect",
     "commit",

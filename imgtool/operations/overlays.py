@@ -26,6 +26,7 @@ from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.transaction import Transaction
 from imgtool.qemu.img_argv import OptionValue
 from imgtool.qemu.qemu_img import QemuImg
+from imgtool.sizes import Size
 
 NUMBER = "{n}"
 """Stands in an overlay's name for 1, 2, 3…"""
@@ -45,8 +46,7 @@ class OverlaysRequest:
         options: Mapping[str, OptionValue] | None = None,
         **others: Any,
     ) -> None:
-        """`overlay` is a directory, None for that of `base`, or a path with `NUMBER` in its name. All else is as for
-        `imgtool.operations.overlay.new_overlay`."""
+        """See `new_overlays`."""
         given = dict(options or {})
         if "data_file" in given:
             raise UsageError("-o data_file cannot be shared by several overlays", hint="make them one at a time")
@@ -130,11 +130,39 @@ class OverlaysRequest:
 
 
 def new_overlays(
-    base: PathLike, count: int, overlay: PathLike | None = None, *, qemu_img: QemuImg | None = None, **others: Any
+    base: PathLike,
+    count: int,
+    overlay: PathLike | None = None,
+    *,
+    absolute: bool = False,
+    size: Size | None = None,
+    options: Mapping[str, OptionValue] | None = None,
+    base_format: str | None = None,
+    allow_smaller: bool = False,
+    anchor: bool = True,
+    force: bool = False,
+    qemu_img: QemuImg | None = None,
 ) -> list[Image]:
-    """Makes `count` overlays of `base`, all or none: see `OverlaysRequest`. Raises as `new_overlay`; ImageExistsError
-    when any of the names is taken."""
-    return OverlaysRequest(base, count, overlay, **others).make(qemu_img or QemuImg())
+    """Makes `count` qcow2 overlays of `base`, all or none, much faster than one at a time. Returns them in the
+    order of their numbers.
+
+    `overlay` is a path with `{n}` in its name, which stands for 1, 2, 3…, or a directory in which free names are
+    chosen; None is the directory of `base`. All else is as for `new_overlay`, which also says what is raised;
+    ImageExistsError when any of the names is taken, UsageError for options that several overlays cannot share.
+    """
+    request = OverlaysRequest(
+        base,
+        count,
+        overlay,
+        absolute=absolute,
+        size=size,
+        options=options,
+        base_format=base_format,
+        allow_smaller=allow_smaller,
+        anchor=anchor,
+        force=force,
+    )
+    return request.make(qemu_img or QemuImg())
 
 
 def _copy(path: str, copies: list[str]) -> None:
