@@ -82,7 +82,7 @@ class Verified:
         deep: QemuImg | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
-        """See `verify`."""
+        """See `verify`; `deep` is what looks deeper."""
         paths, store = paths_of(paths), paths_of(store)
         policy = current().naming(*paths, *store)
 
@@ -221,7 +221,8 @@ def verify(
     *,
     store: Paths = (),
     format: str | None = None,
-    deep: QemuImg | None = None,
+    deep: bool = False,
+    qemu_img: QemuImg | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Verification:
     """Looks at the images in the directories among `paths` and below, and at the other `paths` with their chains and
@@ -232,4 +233,8 @@ def verify(
     Raises nothing for what is found, except ImageNotFoundError or ImageUnreadableError for an image among `paths` of
     which nothing can be said.
     """
-    return Verified(paths, store=store, format=format, deep=deep, progress=progress).answer()
+    if deep and qemu_img is None:
+        from imgtool.qemu.qemu_img import QemuImg
+
+        qemu_img = QemuImg()
+    return Verified(paths, store=store, format=format, deep=qemu_img if deep else None, progress=progress).answer()

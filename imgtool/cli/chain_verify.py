@@ -56,7 +56,12 @@ def verify(
 
     with progress(context, "verify") as show:
         found = chain.verify(
-            images, store=stores, format=format_, deep=context.qemu_img if deep else None, progress=show
+            images,
+            store=stores,
+            format=format_,
+            deep=deep,
+            qemu_img=context.qemu_img if deep else None,
+            progress=show,
         )
     emit(context, found, human(found, quiet=context.quiet))
     return status_of(found, strict=strict)

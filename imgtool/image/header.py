@@ -13,7 +13,8 @@ from imgtool.errors import ImageFormatError
 from imgtool.image.formats import FORMATS, magics, qcow2, raw
 from imgtool.image.formats.base import Details, Header
 from imgtool.image.formats.qcow2 import Qcow2Details
-from imgtool.image.source import HEAD, READ_LIMIT, Source
+from imgtool.image.names import PathLike
+from imgtool.image.source import HEAD, READ_LIMIT, Source, opened
 
 __all__ = [
     "FORMATS",
@@ -33,14 +34,18 @@ _MOST_KNOWN = 64  # beginnings of images that a HeaderReader keeps, 4 KiB each
 _parsers: dict[str, Callable[[Source], Header]] = {"qcow2": qcow2.parse, "raw": raw.parse}
 
 
-def read_header(fd: int, *, format: str | None = None, name: str | None = None) -> Header:
-    """The header of the image open for reading at `fd`, a regular file or block device.
+def read_header(image: int | PathLike, *, format: str | None = None, name: str | None = None) -> Header:
+    """The header of `image`: a path, or a descriptor open for reading of a regular file or block device.
 
     With `format` the image is read as that and nothing else; without, its magic numbers decide as in QEMU's probing.
-    `name` is the image's name, which QEMU consults about one format only: an image is dmg when its name ends so.
-    ImageFormatError when it cannot be read, is not in that format, is damaged, or looks like two formats at once.
+    `name` is the name of what a descriptor leads to, which QEMU consults about one format only: an image is dmg when
+    its name ends so. ImageFormatError when it cannot be read, is not in that format, is damaged, or looks like two
+    formats at once; for a path the errors of `opened`, too.
     """
-    return parse(Source.of(fd), format=format, name=name)
+    if isinstance(image, int):
+        return parse(Source.of(image), format=format, name=name)
+    with opened(image) as fd:
+        return read_header(fd, format=format, name=name or os.fsdecode(image))
 
 
 class HeaderReader:

@@ -16,10 +16,10 @@ from imgtool.image.formats.base import Header
 from imgtool.image.formats.qcow2 import Qcow2Details
 from imgtool.image.header import parse
 from imgtool.image.links import NETWORK_PROTOCOLS, PROTOCOLS, ROLE_NAMES, Link, is_below, links
-from imgtool.image.names import printable
+from imgtool.image.names import PathLike, absolute, printable
 from imgtool.image.probing import candidates
 from imgtool.image.reference import Reference
-from imgtool.image.source import READ_LIMIT, CutShortError, Source
+from imgtool.image.source import READ_LIMIT, CutShortError, Source, opened
 from imgtool.image.suspicions import in_header, in_raw
 
 STREAM_LIMIT = READ_LIMIT
@@ -72,13 +72,17 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
         return self.verdict == "safe"
 
 
-def inspect(fd: int, *, path: str | None = None, format: str | None = None) -> Inspection:
-    """Inspects the image open for reading at `fd`: a regular file, a block device, or a pipe, of which the first 4
-    MiB are taken. Relative names in it lead from the directory of `path`, an absolute path, or from the current
-    directory without it. With `format` the image is taken for that and nothing else. Raises nothing: the result says
-    what is wrong."""
+def inspect(image: int | PathLike, *, path: str | None = None, format: str | None = None) -> Inspection:
+    """Inspects `image`: a path, or a descriptor open for reading of a regular file, a block device, or a pipe, of
+    which the first 4 MiB are taken. Relative names in it lead from the directory of `path`, an absolute path that
+    says what a descriptor leads to, or from the current directory without it. With `format` the image is taken for
+    that and nothing else. Raises nothing for what it holds: the result says what is wrong. A path that cannot be
+    opened is an ImageNotFoundError or ImageUnreadableError."""
+    if not isinstance(image, int):
+        with opened(image) as fd:
+            return inspect(fd, path=path or absolute(image), format=format)
     try:
-        source = _source(fd)
+        source = _source(image)
     except ImageFormatError as error:
         return _conclude(path, None, None, [], [finding("not-an-image", error.message)])
     return inspect_source(source, path=path, format=format)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from imgtool.errors import ImageFormatError
+from imgtool.errors import ImageFormatError, ImageNotFoundError, ImageUnreadableError
+from imgtool.image.names import PathLike, absolute, printable
 
 HEAD = 4096
 """Bytes of the first read, which is the only one for an ordinary qcow2 and for raw."""
@@ -17,6 +19,27 @@ qcow2's first cluster of 2 MiB, of which only the extensions' heads and the shor
 
 _SECTOR = 512
 _UNKNOWN_SIZE = 1 << 62
+
+
+@contextlib.contextmanager
+def opened(image: PathLike) -> Iterator[int]:
+    """A descriptor of the regular file or block device `image`, for reading. ImageNotFoundError where there is none,
+    ImageUnreadableError for anything else that cannot be read."""
+    path = absolute(image)
+    try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise ImageUnreadableError(f"{printable(path)} is neither a file nor a block device", path=path)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageNotFoundError(f"{printable(path)} does not exist", path=path) from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ImageUnreadableError(f"{printable(path)} cannot be read: {why}", path=path) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class CutShortError(ImageFormatError):

@@ -22,7 +22,6 @@ from imgtool.image.policy import Policy, in_force
 from imgtool.operations.anchor import anchor
 from imgtool.operations.overlay import new_overlay
 from imgtool.operations.transaction import Transaction
-from imgtool.qemu.qemu_img import QemuImg
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.matrix
 
 
 def defects(images: Images, *, deep: bool = False, paths: list[Path] | None = None) -> list[Defect]:
-    found = verify(paths or [images.directory], deep=QemuImg() if deep else None)
+    found = verify(paths or [images.directory], deep=deep)
     assert found.errors == sum(one.severity == "error" for one in found.defects)
     assert found.warnings == sum(one.severity == "warning" for one in found.defects)
     for one in found.defects:
@@ -255,7 +254,7 @@ def test_an_overlay_that_cannot_be_checked_is_told_why_and_is_not_counted(images
     words = ("-b", images / "base.qcow2", "-F", "qcow2", "-o", f"data_file={data}")
     images.qemu_img("create", "-q", "-f", "qcow2", *words, path)
     data.unlink()
-    found = verify([images.directory], deep=QemuImg())
+    found = verify([images.directory], deep=True)
     message = only(found.defects, "check-failed").message
     assert message.startswith("it was not checked: qemu-img: Could not open ")
     assert "deprecated" not in message

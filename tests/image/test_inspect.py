@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from fixtures.hostile.cases import Case, corpus, descriptor, overlay, qcow2, sparse_vmdk
+from imgtool.errors import ImageNotFoundError, ImageUnreadableError
 from imgtool.image.findings import KINDS, finding, verdict_of
+from imgtool.image.header import read_header
 from imgtool.image.inspect import STREAM_LIMIT, Inspection, inspect
 from tests.image.fuzz import QEMU_IMG, make_seeds
 
@@ -171,3 +173,19 @@ def test_nothing_else_is_opened_or_connected_to(tmp_path: Path) -> None:
         (tmp_path / case.name).write_bytes(case.data)
     done = subprocess.run([sys.executable, "-c", _SANDBOX, tmp_path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_path_is_as_good_as_a_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(
+        [QEMU_IMG, "create", "-q", "-f", "qcow2", "-u", "-b", "../b", "-F", "raw", "o", "1M"],
+        cwd=tmp_path,
+        check=True,
+    )
+    monkeypatch.chdir(tmp_path)
+    with open("o", "rb") as file:
+        assert inspect("o") == inspect(file.fileno(), path=str(tmp_path / "o"))
+        assert read_header(Path("o")) == read_header(file.fileno())
+    with pytest.raises(ImageNotFoundError, match="/none does not exist"):
+        inspect(b"none")
+    with pytest.raises(ImageUnreadableError, match="neither a file nor a block device"):
+        read_header(tmp_path)

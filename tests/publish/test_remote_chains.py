@@ -56,12 +56,12 @@ def test_a_base_on_nbd_is_shown_and_not_connected_to(net: Images, imgtool: Imgto
 def test_a_base_on_nbd_is_verified_where_the_policy_allows_it(net: Images) -> None:
     with on_nbd(net) as uri:
         with in_force(NBD):
-            found = verify([net / "net.qcow2"], deep=QemuImg())
+            found = verify([net / "net.qcow2"], deep=True)
         assert (found.defects, found.images) == ((), 2)
-        found = verify([net / "net.qcow2"], deep=QemuImg())
+        found = verify([net / "net.qcow2"], deep=True)
         assert "remote-parent" in [one.code for one in found.defects]
     with in_force(NBD):
-        (defect,) = [one for one in verify([net / "net.qcow2"], deep=QemuImg()).defects if one.severity == "error"]
+        (defect,) = [one for one in verify([net / "net.qcow2"], deep=True).defects if one.severity == "error"]
     assert defect.code == "remote-unusable"
     assert uri in defect.message
 
@@ -88,12 +88,14 @@ def test_a_base_on_https_is_read_and_verified(net: Images, imgtool: Imgtool, cer
         done = next(run for run in runs if "was stopped after" not in run.stderr)
         assert done.status == 0, done.stderr
         with in_force(Policy(protocols=frozenset({"https"}))):
-            checks = (verify([net / "web.qcow2"], deep=QemuImg(limits=Limits(seconds=20))) for _ in range(5))
+            checks = (
+                verify([net / "web.qcow2"], deep=True, qemu_img=QemuImg(limits=Limits(seconds=20))) for _ in range(5)
+            )
             found = next(one for one in checks if not any("was stopped after" in two.message for two in one.defects))
         assert (found.defects, found.images) == ((), 2)
     assert hashlib.sha256((net / "web.raw").read_bytes()).hexdigest() == raw_digest(net, "base.qcow2")
     with in_force(Policy(protocols=frozenset({"https"}))):
-        (defect,) = [one for one in verify([net / "web.qcow2"], deep=QemuImg()).defects if one.severity == "error"]
+        (defect,) = [one for one in verify([net / "web.qcow2"], deep=True).defects if one.severity == "error"]
     assert defect.code == "remote-unusable"
 
 
@@ -112,7 +114,7 @@ def test_a_base_on_ssh_is_read_and_verified(
             monkeypatch.setenv(name, value)
         for name, codes in (("web", []), ("url", []), ("pinned", []), ("other", ["remote-unusable"])):
             with in_force(Policy(protocols=frozenset({"ssh"}))):
-                found = verify([net / f"{name}.qcow2"], deep=QemuImg())
+                found = verify([net / f"{name}.qcow2"], deep=True)
             assert [one.code for one in found.defects] == codes, found.defects
         done = imgtool("convert", "--trust", "ssh", "-O", "raw", net / "web.qcow2", net / "web.raw")
         assert done.status == 0, done.stderr
