@@ -18,7 +18,7 @@ from imgtool.cli.context import (
     progress_option,
     quiet_option,
 )
-from imgtool.cli.create import made_lines, parent_of
+from imgtool.cli.create import made_lines, needs_info, parent_of
 from imgtool.cli.images import (
     Opened,
     check_name,
@@ -211,16 +211,20 @@ def convert(
         _plan(context, program.program, places, target, parent.path if parent else None, arguments)
         return
     formats = [format_, output_format, parent.format if parent else None]
+    describe = needs_info(context, output_format)
     with (
         explained(context, formats=formats, option_format=output_format, options=chosen),
         progress(context, "convert") as show,
         contextlib.ExitStack() as stack,
     ):
         finish = parent.second_look(stack) if parent else None
-        made = program.convert(places, target, overwrite=force, progress=show, finish=finish, **arguments)
+        made = program.convert(
+            places, target, overwrite=force, progress=show, describe=describe, finish=finish, **arguments
+        )
     if made.notes:
         warn(context, printable_lines(made.notes))
-    say(context, to_builtins(made), made_lines(printable(names[-1]), made))
+    shown_format = None if target_image_opts else output_format
+    say(context, to_builtins(made), made_lines(printable(names[-1]), made, shown_format))
 
 
 def _choose_compression(context: Context, options: dict[str, str]) -> None:

@@ -38,7 +38,7 @@ from imgtool.cli.options import (
 from imgtool.cli.output import remark
 from imgtool.cli.render import size as shown_size
 from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
-from imgtool.image.header import FORMATS
+from imgtool.image.header import FORMATS, read_header
 from imgtool.image.names import absolute, pasted, printable
 from imgtool.image.qapi_json import to_builtins
 from imgtool.qemu.img_argv import Backing, Verbatim
@@ -158,12 +158,13 @@ def create(
     if dry_run:
         _plan(context, program.program, path, size, parent, arguments, force)
         return
+    describe = needs_info(context, format)
     with explained(context, formats=formats, option_format=format, options=chosen), contextlib.ExitStack() as stack:
         finish = parent.second_look(stack) if parent else None
-        made = program.create(path, size, overwrite=force, finish=finish, **arguments)
+        made = program.create(path, size, overwrite=force, describe=describe, finish=finish, **arguments)
     if parent and backing_format is None:
         remark(context, f"the backing file's format is {parent.format}, by its header")
-    say(context, to_builtins(made), made_lines(printable(image), made))
+    say(context, to_builtins(made), made_lines(printable(image), made, format))
 
 
 def parent_of(
@@ -259,15 +260,29 @@ def _plan(
     emit_command(context, argv, images, notes=["written under a hidden name first, then renamed"])
 
 
-def made_lines(name: str, made: Created) -> Iterator[str]:
-    """One line that says what there is now."""
-    info = made.info
-    if info is None:
-        yield f"made {name}"
-        return
-    text = f"made {name}: {info.format}, {shown_size(info.virtual_size)}"
-    if info.backing_filename is not None:
-        text += f", on {printable(info.backing_filename)}"
+def _disk_of(made: Created, format: str) -> tuple[int, str | None]:
+    """The size of a new image's disk, and what it stands on."""
+    if made.info is not None:
+        return made.info.virtual_size, made.info.backing_filename
+    with open(made.path, "rb", buffering=0) as file:
+        header = read_header(file.fileno(), format=format)
+    return header.virtual_size, None if header.backing is None else os.fsdecode(header.backing)
+
+
+def needs_info(context: Context, format: str) -> bool:
+    """Whether qemu-img has to be asked about a new image: its header says all that `made_lines` tell."""
+    return context.json or format not in FORMATS
+
+
+def made_lines(name: str, made: Created, format: str | None) -> Iterator[str]:
+    """One line that says what there is now; of an image that was given by its options, without `format`, no more than
+    its name."""
+    text = f"made {name}"
+    if format is not None:
+        size, below = _disk_of(made, format)
+        text += f": {format}, {shown_size(size)}"
+        if below is not None:
+            text += f", on {printable(below)}"
     yield text
     others = [file for file in made.written if file != made.path]
     if others:

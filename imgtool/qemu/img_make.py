@@ -40,6 +40,7 @@ class Making(ImgBase):
         options: Mapping[str, OptionValue] = {},
         overwrite: bool = False,
         objects: Sequence[str] = (),
+        describe: bool = True,
         finish: Callable[[str], None] | None = None,
     ) -> Created:
         """A new image of `size`, or of its backing file's size.
@@ -47,7 +48,8 @@ class Making(ImgBase):
         `backing` is the reference as it shall stand in the image: relative ones are resolved against the image's
         directory. `unsafe_backing` (-u) does not open it. `data_file` is made beside it. Replaces an existing file
         only with `overwrite`, else ImageExistsError; appears under its name only when complete. A block device is
-        written in place. `finish` is called with the path of the complete image before it appears.
+        written in place. `finish` is called with the path of the complete image before it appears. Without `describe`
+        qemu-img is not asked about the new image, see `Created.info`.
         """
         if size is None and backing is None and "size" not in options:
             raise UsageError(f"{printable(absolute(path))}: an image without a backing file needs a size")
@@ -68,10 +70,11 @@ class Making(ImgBase):
 
         argv(path, options)  # nonsense is reported before anything is touched
         quick = options.get("preallocation", "off") in _QUICK_PREALLOCATION
+        limits = self.limits if quick else NO_LIMITS
         making = _Making(path, format, None if unsafe_backing else backing, data_file, options, overwrite, objects)
         cwd = self._approve_parent(absolute(path), making.backing, backing_format)
         making.named = backing
-        return self._make(making, argv, [], limits=self.limits if quick else NO_LIMITS, cwd=cwd, finish=finish)
+        return self._make(making, argv, [], limits=limits, cwd=cwd, describe=describe, finish=finish)
 
     def convert(
         self,
@@ -102,14 +105,15 @@ class Making(ImgBase):
         overwrite: bool = False,
         objects: Sequence[str] = (),
         progress: Progress | None = None,
+        describe: bool = True,
         finish: Callable[[str], None] | None = None,
     ) -> Created:
         """Copies `sources` (several are concatenated) into a new image, which appears under its name only when it is
         complete and on disk. A block device, or any target with `skip_creation` (-n), is written in place.
 
-        `rate_limit` is bytes a second. Unreadable sectors become zeros with `salvage`, and
-        qemu-img's words about them are the result's `notes`. `finish` is as for `create`. Without `cache` a new file
-        does not stay in the page cache; with `cache="unsafe"` it does, and is on disk as well.
+        `rate_limit` is bytes a second. Unreadable sectors become zeros with `salvage`, and qemu-img's words about
+        them are the result's `notes`. `describe` and `finish` are as for `create`. Without `cache` a new file does
+        not stay in the page cache; with `cache="unsafe"` it does, and is on disk as well.
         """
         images = [sources] if isinstance(sources, str | bytes | os.PathLike | ImageOpts) else list(sources)
 
@@ -161,6 +165,7 @@ class Making(ImgBase):
             salvage=salvage,
             early=cache in (None, "writeback", "unsafe"),
             keep=cache is not None,
+            describe=describe,
             finish=finish,
         )
 
@@ -177,6 +182,7 @@ class Making(ImgBase):
         salvage: bool = False,
         early: bool = False,
         keep: bool = True,
+        describe: bool = True,
         finish: Callable[[str], None] | None = None,
     ) -> Created:
         """Runs the command that `argv` makes for a place to write to, then puts what it wrote where it belongs. All
@@ -201,7 +207,7 @@ class Making(ImgBase):
             if finish is not None:
                 finish(place_of(place))
         info = None
-        if not isinstance(making.target, ImageOpts):
+        if not isinstance(making.target, ImageOpts) and (describe or making.format == "vmdk"):  # of several files
             info = self._info(making.target, making.format, making.objects, own=True)
         extents = info.vmdk.extents if info is not None and info.vmdk is not None else ()
         files = [place_of(making.target), *(extent.filename for extent in extents), *some(making.data_file)]

@@ -20,7 +20,7 @@ class Created(Result, frozen=True, kw_only=True):
     """A new image."""
 
     info: ImageInfo | None
-    """What qemu-img says about it now; None for a target with image options."""
+    """What qemu-img says about it now; None for a target with image options, and where it was not to be asked."""
     written: tuple[str, ...]
     """Every file made: the image, and its extents or data file."""
     notes: str = ""
