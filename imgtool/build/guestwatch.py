@@ -12,6 +12,7 @@ import time
 from typing import Literal, NamedTuple
 
 from imgtool.machine.serial import tail
+from imgtool.machine.trim import trim_logs
 from imgtool.machine.vm import Vm
 from imgtool.qemu.qmp import Monitor, QmpCommandError, QmpUnreachable
 
@@ -22,6 +23,13 @@ _ANSWER = 5.0
 
 _WHY = {"nospace": "there is no space left for what it writes", "failed": "its disk cannot be written"}
 """By QAPI's BlockDeviceIoStatus."""
+
+_LOOKS = 8
+_BETWEEN_LOOKS = 0.1
+"""At so many moments every CPU is looked at, so many seconds apart."""
+_ALIVE = re.compile(r"CPL=3\b")
+_IDLE = re.compile(r"\bHLT=([01])\b")
+"""What `info registers` says of an x86 CPU: that a program runs on it; whether it waits for an interrupt."""
 
 _PANIC = re.compile(r"(?:\[ *[0-9.]+\] )?---\[ end (Kernel panic - not syncing: .*?) \]---")
 """What Linux says last, with or without the time (kernel/panic.c)."""
@@ -53,15 +61,33 @@ class GuestWatch:
 
     def _look(self) -> None:
         while not self._over.wait(self._period):
+            trim_logs(self._vm.path)
             # One that does not answer is busy, with somebody else's question too; the next time is soon.
             with (
                 contextlib.suppress(QmpUnreachable, QmpCommandError),
                 Monitor.connect(self._vm.qmp_socket, seconds=_ANSWER) as monitor,
             ):
-                self.trouble = _stopped(monitor) or panic_in(self._vm.serial_log, silence=self._silence)
+                self.trouble = _stopped(monitor) or self._panic(monitor)
                 if self.trouble is not None:
                     monitor.execute("quit")
                     return
+
+    def _panic(self, monitor: Monitor) -> Trouble | None:
+        """The panic in the log, unless the guest goes on all the same: a step may have shown the log of another."""
+        found = panic_in(self._vm.serial_log, silence=self._silence)
+        return None if found is None or self._goes_on(monitor) else found
+
+    def _goes_on(self, monitor: Monitor) -> bool:
+        """Whether a program runs in the guest, or all its CPUs wait. After a panic Linux does neither: one CPU turns
+        in a loop of the kernel for ever."""
+        for _ in range(_LOOKS):
+            said: str = monitor.execute("human-monitor-command", {"command-line": "info registers -a"})
+            idle = _IDLE.findall(said)
+            if _ALIVE.search(said) or (idle and "0" not in idle):
+                return True
+            if self._over.wait(_BETWEEN_LOOKS):
+                return True
+        return False
 
 
 def panic_in(log: str, *, silence: float = _SILENCE) -> Trouble | None:

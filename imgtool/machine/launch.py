@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from imgtool.machine.console import restored
 from imgtool.machine.host import Command, Helper, Secret
 from imgtool.machine.plan import Plan, scratch_dir
 from imgtool.machine.runtime import release
+from imgtool.machine.trim import trim_logs
 from imgtool.machine.vm import PID_FILE, QEMU_LOG, Vm
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.system import Process, start
@@ -26,6 +28,7 @@ START_SECONDS = 60.0
 """QEMU has so long to answer on its monitor; preallocating memory can take it a while."""
 
 _HELPER_SECONDS = 10.0
+_TRIM_SECONDS = 30.0
 _POLL = 0.02
 
 _FORESEEN = ("terminating on signal",)
@@ -113,14 +116,17 @@ def run(
         started = launch(plan, programs)
         process = started.process
         try:
-            while process.wait(None if while_running is None else 0.1) is None:
-                assert while_running is not None
-                while_running(started)
+            while process.wait(_TRIM_SECONDS if while_running is None else 0.1) is None:
+                trim_logs(started.vm.path)
+                if while_running is not None:
+                    while_running(started)
             if while_running is not None:
                 while_running(started)
             status = process.end()
             if status == 1 or status < 0:
-                raise process.failure()
+                failure = process.failure()
+                failure.hint = failure.hint or _sandbox_hint(process)
+                raise failure
             return Ended(status, _unforeseen(process.stderr()))
         finally:
             process.end()
@@ -276,10 +282,17 @@ def _start_failure(plan: Plan, process: Process) -> ImgtoolError:
     port = port_failure(plan.machine, plan.vm.name)
     if port is not None:
         return port
-    error.hint = error.hint or closed_device(plan.machine.accel)
+    error.hint = error.hint or _sandbox_hint(process) or closed_device(plan.machine.accel)
     if process.poll() == 0:
         error.message = f"{plan.vm.name} ended as soon as it was started"
     return error
+
+
+def _sandbox_hint(process: Process) -> str | None:
+    """What to do where the sandbox has ended QEMU; None where it did not."""
+    if process.poll() != -signal.SIGSYS:
+        return None
+    return "QEMU's sandbox ended it for what it may not do, such as start a program (exec:…); --no-sandbox lets it"
 
 
 def give_secrets(command: Command, socket: str, *, seconds: float) -> None:

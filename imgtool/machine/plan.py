@@ -165,8 +165,11 @@ def _seed(wanted: CloudInit, name: str) -> Seed:
 
 def scratch_dir(vm: Vm) -> str:
     """Where this VM's thrown-away writes go: like QEMU's own snapshot=on in TMPDIR or /var/tmp, since the runtime
-    directory is small and in memory."""
-    return os.path.join(os.environ.get("TMPDIR") or "/var/tmp", f"imgtool-{os.getuid()}-{vm.name}")
+    directory is small and in memory. A VM of the same name in another runtime directory has another."""
+    from zlib import crc32
+
+    which = f"{crc32(os.fsencode(vm.root)):08x}"
+    return os.path.join(os.environ.get("TMPDIR") or "/var/tmp", f"imgtool-{os.getuid()}-{vm.name}-{which}")
 
 
 def data_dir(name: str) -> str:

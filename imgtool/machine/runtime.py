@@ -28,6 +28,7 @@ from imgtool.image.names import printable
 from imgtool.image.userdirs import temporary_dir
 from imgtool.machine.config import Machine
 from imgtool.machine.process import ProcessId, boot_identity, end_process, read_pid_file
+from imgtool.machine.trim import trim_logs
 from imgtool.machine.vm import PID_FILE, STATE_FILE, HeldImage, State, Vm
 
 LONGEST_NAME = 48
@@ -266,6 +267,7 @@ def _sweep(root: str) -> list[tuple[Vm, State]]:
         vm = Vm(root, name)
         if name.startswith(".") or not os.path.isdir(vm.path):
             continue
+        trim_logs(vm.path)
         state = vm.state()
         if state is not None and vm.lives(state):
             vm.created = state.created

@@ -86,12 +86,21 @@ class Follower:
         try:
             with open(self._path, "rb") as file:
                 end = file.seek(0, os.SEEK_END)
+                self._offset = _past_hole(file.fileno(), self._offset)
                 file.seek(self._offset)
                 while piece := file.read(min(_CHUNK, max(0, end - self._offset))):
                     self._offset += len(piece)
                     yield piece
         except FileNotFoundError:
             return
+
+
+def _past_hole(fd: int, offset: int) -> int:
+    """Where what was written goes on from `offset`: behind what `imgtool.machine.trim` has given back."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except (OSError, AttributeError):  # at the end; or where files have no holes
+        return offset
 
 
 class Mark(NamedTuple):

@@ -63,15 +63,19 @@ def test_a_vm_whose_disk_had_no_room_at_once_was_started_all_the_same(machines: 
         machines("vm", "kill", "full", check=False)
 
 
-SPEAKER = bytes.fromhex("31c0 8ed8 be177c ac 84c0 7408 b401 31d2 cd14 ebf3 f4 ebfd")
-"""A boot sector that says what stands behind it on the first serial port, and halts."""
+SPEAKER = "31c0 8ed8 be177c ac 84c0 7408 b401 31d2 cd14 ebf3 {} ebfd"
+"""A boot sector that says what stands behind it on the first serial port, then does the instruction {} for ever."""
+NOTHING, HALT = "90", "f4"
 
 PANIC = "Kernel panic - not syncing: sysrq triggered crash"
 
 
-def test_a_vm_whose_kernel_has_panicked_is_ended(machines: Machines, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("then", "panicked"), [(NOTHING, True), (HALT, False)])
+def test_a_vm_whose_kernel_has_panicked_is_ended_and_not_one_that_shows_an_old_panic(
+    machines: Machines, tmp_path: Path, then: str, panicked: bool
+) -> None:
     disk = tmp_path / "disk.raw"
-    sector = SPEAKER + f"[    7.123456] ---[ end {PANIC} ]---\r\n\0".encode()
+    sector = bytes.fromhex(SPEAKER.format(then)) + f"[    7.123456] ---[ end {PANIC} ]---\r\n\0".encode()
     disk.write_bytes((sector.ljust(510, b"\0") + b"\x55\xaa").ljust(1 << 20, b"\0"))
     words = ["--accel", "tcg", "--memory", "32M", "--network", "none", "--format", "raw"]
     machines("boot", "-d", disk, "--name", "speaker", *words)
@@ -79,11 +83,12 @@ def test_a_vm_whose_kernel_has_panicked_is_ended(machines: Machines, tmp_path: P
     watch = GuestWatch(vm, period=0.05, silence=0.2)
     try:
         deadline = time.monotonic() + 60
-        while vm.running:
+        while vm.running if panicked else panic_in(vm.serial_log, silence=3) is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         watch.stop()
-        assert watch.trouble == ("kernel", f"its kernel has stopped: {PANIC}")
+        assert watch.trouble == (("kernel", f"its kernel has stopped: {PANIC}") if panicked else None)
+        assert vm.running != panicked
     finally:
         watch.stop()
         machines("vm", "kill", "speaker", check=False)

@@ -61,7 +61,7 @@ def test_ephemeral_leaves_the_image_as_it_was_and_ctrl_a_x_restores_the_terminal
     guest.expect_exact(PROMPT)
     folder = os.path.join(machines.root, "web")
     assert sorted(os.listdir(folder)) == ["qemu.log", "qemu.pid", "qmp.sock", "serial0.log", "vm.json"]
-    assert [name for name in os.listdir(machines.folder) if name.endswith("-web")] == []
+    assert [name for name in os.listdir(machines.folder) if "-web-" in name] == []
     guest.send("\x01x")
     guest.expect_exact("QEMU: Terminated")
     guest.expect(r"\d s  init")
@@ -317,8 +317,30 @@ def test_dry_run_in_json_is_one_document(machines: Machines, image: Path) -> Non
     document = json.loads(done.stdout)
     assert document["name"] == "small"
     assert document["accelerator"] == "tcg"
-    assert document["before"]["scratch"][0]["backing"] == str(image)
+    (scratch,) = document["before"]["scratch"]
+    assert scratch["backing"] == str(image)
     assert document["command"][0].endswith("qemu-system-x86_64")
+
+
+def test_vms_of_one_name_in_two_runtime_directories_throw_their_writes_to_two_places(
+    machines: Machines, image: Path, tmp_path: Path
+) -> None:
+    words = ("boot", image, "--accel", "tcg", "--ephemeral", "--dry-run", "--output", "json")
+    here = json.loads(machines(*words).stdout)["before"]["scratch"][0]["path"]
+    assert json.loads(machines(*words).stdout)["before"]["scratch"][0]["path"] == here
+    machines.env["XDG_RUNTIME_DIR"] = str(tmp_path)
+    there = json.loads(machines(*words).stdout)["before"]["scratch"][0]["path"]
+    machines.env["XDG_RUNTIME_DIR"] = machines.folder
+    assert os.path.dirname(os.path.dirname(there)) == machines.folder
+    assert there != here
+
+
+def test_a_qemu_that_its_sandbox_ends_is_told_from_one_that_crashed(machines: Machines, image: Path) -> None:
+    words = ("boot", "-d", image, "--accel", "tcg", "--network", "none", "--", "-incoming", "exec:true")
+    done = machines(*words, check=False)
+    assert done.returncode == 1
+    assert "hint: QEMU's sandbox ended it for what it may not do" in done.stderr
+    assert "--no-sandbox" in done.stderr
 
 
 def test_a_profile_is_the_ground_and_the_command_line_counts(machines: Machines, image: Path, tmp_path: Path) -> None:
