@@ -30,13 +30,15 @@ def set_cpus(context: Context, /, name: str, number: int) -> None:
     "set-memory",
     epilog="\b\nExamples:\n"
     "  imgtool boot -d web.qcow2 --name web --memory 2G,slots=4,maxmem=16G\n"
-    "  imgtool vm set-memory web 4G",
+    "  imgtool vm set-memory web 4G\n"
+    "  imgtool vm set-memory web 6G --node 1",
 )
 @name_argument
 @click.argument("size", metavar="SIZE")
+@click.option("--node", type=int, metavar="N", help="The NUMA node to give it to.  [default: the first]")
 @output_option()
 @pass_context
-def set_memory(context: Context, /, name: str, size: str) -> None:
+def set_memory(context: Context, /, name: str, size: str, node: int | None) -> None:
     """Hot-plug memory into NAME until it has SIZE, at most the maxmem= it was booted with. Each time takes one of its
     slots=.
 
@@ -48,5 +50,5 @@ def set_memory(context: Context, /, name: str, size: str) -> None:
     from imgtool.sizes import format_size
 
     wanted = plugging.parse_memory(size)
-    have = plugging.set_memory(*find(name), wanted)
+    have = plugging.set_memory(*find(name), wanted, node=node)
     emit(context, plugging.MemorySet(name=name, memory=have), [f"{name}: {format_size(have)}"])

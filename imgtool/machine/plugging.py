@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from imgtool.errors import MachineError, RefusedError, UsageError
-from imgtool.machine.compile.memory import backend
+from imgtool.machine.compile.memory import backend, node_numbers
 from imgtool.machine.options.text import size
 from imgtool.machine.outside import hugepages
 from imgtool.machine.vm import State, Vm
@@ -83,12 +83,19 @@ def parse_memory(text: str) -> int:
     return size("vm set-memory", "SIZE", text, unit="M")
 
 
-def set_memory(vm: Vm, state: State, wanted: int) -> int:
-    """Plugs a module of memory in with which the guest has `wanted` bytes; returns how many it has then.
+def set_memory(vm: Vm, state: State, wanted: int, *, node: int | None = None) -> int:
+    """Plugs a module of memory in with which the guest has `wanted` bytes; returns how many it has then. The module
+    is of the NUMA node `node`, or of the first.
 
-    RefusedError when it has more already, MachineError when the machine was not started with room for so much
-    (`maxmem=`, `slots=`), or QEMU has no module of that size."""
+    UsageError for a node that the machine lacks, RefusedError when the guest has more already, MachineError when the
+    machine was not started with room for so much (`maxmem=`, `slots=`), or QEMU has no module of that size."""
     room = state.machine.memory
+    nodes = node_numbers(state.machine) or [0]
+    if node is not None and node not in nodes:
+        raise UsageError(
+            f"{vm.name} has no NUMA node {node}",
+            hint="it has " + ", ".join(map(str, nodes)) if len(nodes) > 1 else "boot it with --numa node,… for each",
+        )
     with Monitor.connect(vm.qmp_socket) as monitor:
         found = monitor.execute("query-memory-size-summary")
         have: int = found["base-memory"] + found.get("plugged-memory", 0)
@@ -107,7 +114,7 @@ def set_memory(vm: Vm, state: State, wanted: int) -> int:
         if len(modules) >= slots:
             raise _no_room(f"all {slots} slots of {vm.name} hold memory already", have, slots + 1, most)
         number = next(number for number in range(len(modules) + 1) if f"dimm{number}" not in modules)
-        _plug(monitor, vm, state, number, wanted - have)
+        _plug(monitor, vm, state, number, wanted - have, nodes[0] if node is None else node)
     return wanted
 
 
@@ -116,13 +123,16 @@ def _no_room(message: str, have: int, slots: int, maxmem: int) -> MachineError:
     return MachineError(message, hint=f"boot it with --memory {words}")
 
 
-def _plug(monitor: Monitor, vm: Vm, state: State, number: int, added: int) -> None:
+def _plug(monitor: Monitor, vm: Vm, state: State, number: int, added: int, node: int) -> None:
     mount = hugepages(state.machine)
-    memory = backend(f"ram-dimm{number}", added, state.machine, None if mount is None else mount.path, None)
+    nodes = dict(zip(node_numbers(state.machine), state.machine.numa.nodes, strict=True))
+    place = None if mount is None else mount.path
+    memory = backend(f"ram-dimm{number}", added, state.machine, place, nodes.get(node))
+    module = {"driver": "pc-dimm", "id": f"dimm{number}", "memdev": memory["id"], "node": node}
     try:
         monitor.execute("object-add", memory)
         try:
-            monitor.execute("device_add", {"driver": "pc-dimm", "id": f"dimm{number}", "memdev": memory["id"]})
+            monitor.execute("device_add", module)
         except QmpCommandError:
             monitor.execute("object-del", {"id": memory["id"]})
             raise

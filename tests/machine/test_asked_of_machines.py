@@ -144,6 +144,23 @@ def test_memory_is_plugged_in_as_the_machines_own_is(typed: Typed) -> None:
     assert backends == {"ram0": True, "ram-dimm0": True, "ram-dimm1": True}
 
 
+def test_memory_is_plugged_into_the_numa_node_that_is_named(typed: Typed) -> None:
+    vm = typed(
+        "--name grows --smp 2 --memory 256M,slots=3,maxmem=1G --numa node,cpus=0,mem=128M "
+        "--numa node,cpus=1,mem=128M,host-nodes=0"
+    )
+    vm.monitor.close()
+    assert typed.imgtool("vm", "set-memory", "grows", "384M", "--node", "1") == (0, "")
+    assert typed.imgtool("vm", "set-memory", "grows", "512M") == (0, "")
+    status, said = typed.imgtool("vm", "set-memory", "grows", "640M", "--node", "2")
+    assert (status, "grows has no NUMA node 2\nhint: it has 0, 1" in said) == (2, True)
+    vm = typed.connect("grows")
+    modules = [(item["data"]["id"], item["data"]["node"]) for item in vm.ask("query-memory-devices")]
+    assert sorted(modules) == [("dimm0", 1), ("dimm1", 0)]
+    bound = {item["id"]: (item["host-nodes"], item["policy"]) for item in vm.ask("query-memdev")}
+    assert (bound["ram-dimm0"], bound["ram-dimm1"]) == (([0], "bind"), ([], "default"))
+
+
 def test_a_module_that_qemu_does_not_take_leaves_nothing(typed: Typed) -> None:
     vm = typed("--name grows --memory 128M,slots=1,maxmem=1G")
     vm.monitor.close()
