@@ -49,6 +49,10 @@ class BootCommand(Sectioned):
                 from imgtool.cli.qemu_words import refuse_mistaken_word
 
                 refuse_mistaken_word(self, words)
+            if any("-sandbox" in word for word in words):
+                from imgtool.cli.qemu_words import refuse_sandbox_value
+
+                refuse_sandbox_value(words)
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             from imgtool.cli.qemu_words import refuse_qemu_word

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -122,6 +123,21 @@ def refuse_mistaken_word(command: click.Command, args: Sequence[str]) -> None:
             refuse_qemu_word(command, args[at:], word[:2])
 
 
+def refuse_sandbox_value(args: Sequence[str]) -> None:
+    """UsageError for `-sandbox on` and its like: the option is there, but has no value here."""
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        value = value if equals else following
+        if name in ("-sandbox", "--sandbox") and re.match(r"(on|off)(,|$)", value):
+            raise UsageError(
+                "--sandbox takes no value",
+                hint="write --no-sandbox"
+                if value == "off"
+                else "leave it out, it is on unless --no-sandbox is given"
+                + (f"; --no-sandbox -- -sandbox {value} goes to QEMU as it is" if value != "on" else ""),
+            )
+
+
 def _has_letter(word: str, letter: str) -> bool:
     return word[:1] == "-" and word[1:2] != "-" and letter in word[1:]
 
@@ -144,7 +160,7 @@ def _hint(command: click.Command, name: str, value: str, *, double: bool) -> str
         return f"write {words}, with two dashes"
     if name not in _QEMU and (double or (len(name) == 1 and name not in "sSDL")):
         return None
-    words = f"-{name} {shlex.quote(value)}" if value and len(name) > 1 else f"-{name}"
+    words = f"-{name} {shlex.quote(value)}" if value and name not in "sS" else f"-{name}"
     return f"what imgtool has no option for goes to QEMU itself, after `--` at the end: imgtool boot … -- {words}"
 
 

@@ -11,7 +11,7 @@ import click
 
 from imgtool.cli.context import Context, output_option, pass_context
 from imgtool.cli.vm import name_argument
-from imgtool.errors import UsageError
+from imgtool.errors import RefusedError, UsageError
 from imgtool.image.names import printable
 
 timeout_option = click.option(
@@ -41,7 +41,7 @@ def monitor(context: Context, /, name: str, command: tuple[str, ...], timeout: f
     `help` lists its commands. This monitor is for people: it says in words when something was wrong, with exit
     status 0. `vm qmp` is for programs.
     """
-    from imgtool.cli.output import emit
+    from imgtool.cli.output import emit, report
     from imgtool.image.names import printable_lines
     from imgtool.machine import control
     from imgtool.machine.runtime import find
@@ -57,7 +57,13 @@ def monitor(context: Context, /, name: str, command: tuple[str, ...], timeout: f
     if context.json:
         raise UsageError("--output json is for one COMMAND", hint="write it behind NAME")
     for line in _typed(f"({name}) "):
-        said = control.tell(one, line, seconds=timeout)
+        try:
+            said = control.tell(one, line, seconds=timeout)
+        except RefusedError as error:
+            if not sys.stdin.isatty():
+                raise  # what follows in a script may rest on it
+            report(context, error)
+            continue
         if said:
             click.echo(printable_lines(said))
 

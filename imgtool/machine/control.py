@@ -213,7 +213,8 @@ def _vnc(monitor: Monitor) -> str | None:
 def tell(vm: Vm, command: str, *, seconds: float = COMMAND_SECONDS) -> str:
     """What QEMU's monitor for people says to `command`, such as `info block`. It has no other way to tell that
     something was wrong. RefusedError as `query`."""
-    check_spawning(vm, command)
+    if _SPAWNING.match(command):
+        _refuse_spawning(vm)
     with Monitor.connect(vm.qmp_socket) as monitor:
         said: str = monitor.execute("human-monitor-command", {"command-line": command}, seconds=seconds)
         return said.replace("\r\n", "\n")
@@ -222,16 +223,33 @@ def tell(vm: Vm, command: str, *, seconds: float = COMMAND_SECONDS) -> str:
 def query(vm: Vm, command: str, arguments: Mapping[str, Any], *, seconds: float = COMMAND_SECONDS) -> Any:
     """What QEMU returns for a QMP command. QmpCommandError when it refuses; RefusedError for one that would have it
     start a program, which is the end of a QEMU in its sandbox."""
-    check_spawning(vm, f"{command} {' '.join(str(value) for value in arguments.values())}")
+    if _would_spawn(command, arguments):
+        _refuse_spawning(vm)
     with Monitor.connect(vm.qmp_socket) as monitor:
         return monitor.execute(command, arguments, seconds=seconds)
 
 
-def check_spawning(vm: Vm, command: str) -> None:
+_SPAWNING = re.compile(r"\s*migrate(?:_incoming)?\b.*\bexec:")
+"""A command of the monitor for people that has QEMU start a program."""
+
+
+def _would_spawn(command: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether the QMP command has QEMU start a program. QAPI: MigrationAddress."""
+    if command == "human-monitor-command":
+        return _SPAWNING.match(str(arguments.get("command-line", ""))) is not None
+    if command not in ("migrate", "migrate-incoming"):
+        return False
+    channels = arguments.get("channels")
+    addresses = [item.get("addr") for item in channels or () if isinstance(item, dict)]
+    return str(arguments.get("uri", "")).startswith("exec:") or any(
+        isinstance(address, dict) and address.get("transport") == "exec" for address in addresses
+    )
+
+
+def _refuse_spawning(vm: Vm) -> None:
+    """RefusedError when QEMU is in its sandbox, which ends it for starting a program."""
     state = vm.state()
-    if state is None or not any("spawn=deny" in word for word in state.argv):
-        return
-    if re.match(r"\s*migrate\b.*\bexec:", command):
+    if state is not None and any("spawn=deny" in word for word in state.argv):
         raise RefusedError(
             f"QEMU's sandbox would end {vm.name} for starting a program",
             hint="migrate to unix:PATH, tcp:HOST:PORT, or `savevm NAME`; with --no-sandbox it may start programs",

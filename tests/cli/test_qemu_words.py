@@ -35,7 +35,7 @@ from tests.cli.conftest import Imgtool
         ("a.qcow2 -device virtio-blk-pci,drive=d", "-device", "write --drive file=IMAGE,if=virtio; any other"),
         ("a.qcow2 -usb -device usb-host", "-usb", "-- -usb -device usb-host,vendorid=…,productid=…"),
         ("a.qcow2 -full-screen", "-full-screen", "write --display gtk,full-screen=on"),
-        ("a.qcow2 -D qemu.log", "-D", "imgtool boot … -- -D"),
+        ("a.qcow2 -D qemu.log", "-D", "imgtool boot … -- -D qemu.log"),
         ("a.qcow2 -S", "-S", "imgtool boot … -- -S"),
     ],
 )
@@ -44,6 +44,25 @@ def test_a_word_of_qemu_is_answered_with_imgtools_own(typed: str, word: str, hin
         boot.main(typed.split(), standalone_mode=False, obj=Context())
     assert caught.value.message == f"there is no option {word!r} in `imgtool boot`"
     assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("a.qcow2 --sandbox on", "leave it out, it is on unless --no-sandbox is given"),
+        ("--sandbox=on a.qcow2", "leave it out, it is on unless --no-sandbox is given"),
+        ("a.qcow2 -sandbox off", "write --no-sandbox"),
+        (
+            "a.qcow2 -sandbox on,spawn=allow",
+            "leave it out, it is on unless --no-sandbox is given; "
+            "--no-sandbox -- -sandbox on,spawn=allow goes to QEMU as it is",
+        ),
+    ],
+)
+def test_the_sandbox_takes_no_value(typed: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        boot.main(typed.split(), standalone_mode=False, obj=Context())
+    assert (caught.value.message, caught.value.hint) == ("--sandbox takes no value", hint)
 
 
 def test_what_is_advised_for_qemus_words_are_options_of_boot() -> None:

@@ -295,7 +295,12 @@ def test_qemus_monitor_is_for_people_and_qmp_for_programs(machines: Machines, em
     assert machines("vm", "monitor", empty_vm, "savevm", "before").stdout == ""
     assert re.search(r"\bbefore\b", machines("vm", "monitor", empty_vm, "info", "snapshots").stdout)
     typed = machines.terminal("vm", "monitor", empty_vm)
-    for line, said in (("info status", "VM status: running"), ("", ""), ("info kvm", "kvm support: disabled")):
+    for line, said in (
+        ("info status", "VM status: running"),
+        ("", ""),
+        ("migrate -d exec:cat", "sandbox would end"),
+        ("info kvm", "kvm support: disabled"),
+    ):
         typed.expect_exact(f"({empty_vm}) ")
         typed.sendline(line)
         typed.expect_exact(said)
@@ -315,14 +320,19 @@ def test_qemus_monitor_is_for_people_and_qmp_for_programs(machines: Machines, em
     assert {"more", "slow"} <= found
 
 
+SANDBOXED = "QEMU's sandbox would end small for starting a program"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["qmp", "device_del", "id=nothing"], "QEMU refused device_del: Device 'nothing' not found"),
         (["qmp", "device_del", "nothing"], "'nothing' is no argument"),
         (["qmp", "device_del", '{"id"'], "the arguments are no JSON object"),
-        (["qmp", "migrate", "uri=exec:cat"], "QEMU's sandbox would end small for starting a program"),
-        (["monitor", 'migrate "exec:cat > x"'], "QEMU's sandbox would end small for starting a program"),
+        (["qmp", "migrate", "uri=exec:cat"], SANDBOXED),
+        (["qmp", "migrate", 'channels=[{"channel-type": "main", "addr": {"transport": "exec"}}]'], SANDBOXED),
+        (["qmp", "human-monitor-command", "command-line=migrate -d exec:cat"], SANDBOXED),
+        (["monitor", 'migrate "exec:cat > x"'], SANDBOXED),
         (["monitor", "--output", "json"], "--output json is for one COMMAND"),
     ],
 )

@@ -262,6 +262,8 @@ def test_numa_options_are_read_together() -> None:
         (processor.parse_cpu, "max,+a,", "nothing stands between", ""),
         (processor.parse_machine, "pc,acpi", "'acpi' has no value", "acpi=on"),
         (devices.parse_display, "sdl=5", "takes no '5'", "vnc=ADDRESS:N"),
+        (lambda text: devices.parse_port("--serial", text), "file,path=x", "file does not say where", "file:PATH"),
+        (lambda text: devices.parse_port("--serial", text), "tcp,server", "tcp does not say where", "127.0.0.1:4444"),
         (devices.parse_vsock, "9999999999", "at most 4294967294", ""),
     ],
 )

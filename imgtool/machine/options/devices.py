@@ -139,6 +139,11 @@ def _as_spice_has_it(option: str, words: dict[str, str]) -> None:
 _DISPLAY_ALIASES = {"addr": "address", "x509-dir": "tls-creds"}
 _SPICE_ONLY = ("disable-ticketing", "unix")
 _SERIAL_KEYS = ("server", "wait", "telnet")
+_PLACES = {
+    "file": "file:PATH",
+    "tcp": "tcp:127.0.0.1:4444,server=on,wait=off",
+    "telnet": "telnet:127.0.0.1:4444,server=on,wait=off",
+}
 
 
 def parse_port(option: str, text: str) -> CharDevice:
@@ -146,8 +151,10 @@ def parse_port(option: str, text: str) -> CharDevice:
     telnet:HOST:PORT, /dev/ttyUSB0."""
     first, *rest = split(text)
     again = ",".join(rest)
-    words = once(option, pairs(option, again, first=None, keys=_SERIAL_KEYS))
     kind, _, where = first.removeprefix("mon:").partition(":")
+    if rest and not where and kind in _PLACES:
+        raise UsageError(f"{option} {kind} does not say where", hint=f"write {_PLACES[kind]}")
+    words = once(option, pairs(option, again, first=None, keys=_SERIAL_KEYS))
     if first.startswith("/dev/"):
         return build(option, CharDevice, words, type="host", path=first)
     if kind in ("stdio", "pty", "null", "none", "vc") and not where:
