@@ -236,7 +236,10 @@ def exec_(context: Context, /, name: str, command: tuple[str, ...], timeout: flo
 @click.option("--qemu", is_flag=True, help="QEMU's own output, not the guest's.")
 @pass_context
 def log(_: Context, /, name: str, follow: bool, lines: int | None, raw: bool, qemu: bool) -> None:
-    """Show the output of the serial console of NAME, even after the VM has ended."""
+    """Show the output of the serial console of NAME, even after the VM has ended.
+
+    Of more than 64 MiB only the last 16 MiB are kept.
+    """
     import time
 
     from imgtool.errors import MachineError

@@ -18,7 +18,7 @@ from imgtool.machine.disks import Learned, learn_disks, uses
 from imgtool.machine.firmware import Found, find_uefi, variables_format
 from imgtool.machine.host import Command, Helper, Host, Scratch, Secret, TapNeed
 from imgtool.machine.outside import QEMU, check_files, learn_host
-from imgtool.machine.runtime import claim, foresee, name_from, release
+from imgtool.machine.runtime import claim, foresee, is_migrated_to, name_from, release
 from imgtool.machine.validate import validate, warnings
 from imgtool.machine.vm import Vm
 from imgtool.qemu.capabilities import capabilities
@@ -82,8 +82,10 @@ class Plan(msgspec.Struct, frozen=True):
 def preview(machine: Machine, programs: Programs, *, detached: bool, force: bool = False) -> Plan:
     """The plan as it would be now. Claims nothing and changes nothing; raises what `prepare` would."""
     learned = learn_disks(list(uses(machine)), force=force)
-    vm = foresee(name=machine.name, like=_first_image(machine), images=learned.held)
-    _raise_first(learned)
+    vm = foresee(
+        name=machine.name, like=_first_image(machine), images=() if is_migrated_to(machine) else learned.held
+    )
+    _raise_first(learned, machine)
     plan = _plan(machine, vm, learned, programs, detached=detached, force=force)
     if not plan.command.taps:
         return plan
@@ -104,7 +106,7 @@ def prepare(machine: Machine, programs: Programs, *, detached: bool, force: bool
     learned = learn_disks(list(uses(machine)), force=force)
     vm = claim(machine, name=machine.name, like=_first_image(machine), images=learned.held, detached=detached)
     try:
-        _raise_first(learned)
+        _raise_first(learned, machine)
         plan = _plan(machine, vm, learned, programs, detached=detached, force=force)
         vm.update(machine=plan.machine, argv=plan.command.argv)
     except BaseException:
@@ -113,7 +115,9 @@ def prepare(machine: Machine, programs: Programs, *, detached: bool, force: bool
     return plan
 
 
-def _raise_first(learned: Learned) -> None:
+def _raise_first(learned: Learned, machine: Machine) -> None:
+    if is_migrated_to(machine):
+        return
     error: ImageInUseError
     for error in learned.in_use:
         raise error

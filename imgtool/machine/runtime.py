@@ -86,6 +86,12 @@ def name_from(path: str | None) -> str:
     return name or "vm"
 
 
+def is_migrated_to(machine: Machine) -> bool:
+    """Whether its QEMU waits for the state of another VM. Until that has come it writes no image, and locks none; the
+    other gives its images up with it."""
+    return any(word.lstrip("-") == "incoming" and word.startswith("-") for word in machine.arguments)
+
+
 def claim(
     machine: Machine,
     *,
@@ -98,11 +104,11 @@ def claim(
     """The directory of a new VM. Without a `name` a free one is made up from the image `like`.
 
     MachineError when the name is taken; ImageInUseError, naming the other VM, when one of the two would write an
-    image that the other has open.
+    image that the other has open, unless it hands it over: the machine waits to be migrated to.
     """
     root = root or runtime_root()
     with _locked(root):
-        vm = _place(root, _sweep(root), name, like, images)
+        vm = _place(root, _sweep(root), name, like, () if is_migrated_to(machine) else images)
         _remove(vm.path)
         os.mkdir(vm.path, mode=0o700)
         launcher = ProcessId.of(os.getpid())

@@ -320,6 +320,31 @@ def test_qemus_monitor_is_for_people_and_qmp_for_programs(machines: Machines, em
     assert {"more", "slow"} <= found
 
 
+def test_a_vm_is_migrated_to_another_that_has_its_images(machines: Machines, image: Path, tmp_path: Path) -> None:
+    words = ("--accel", "tcg", "--memory", "64M", "--network", "none")
+    machines("boot", "-d", image, "--name", "from", *words)
+    where = f"unix:{machines.folder}/m.sock"
+    try:
+        assert "is being written by the VM from" in machines("boot", "-d", image, *words, check=False).stderr
+        machines("boot", "-d", image, "--name", "to", *words, "--", "-incoming", where)
+        assert status(machines, "to") == "inmigrate"
+        machines("vm", "qmp", "from", "migrate", f"uri={where}")
+        machines("vm", "wait", "to", "--for", "running")
+        deadline = time.monotonic() + 60
+        while (status(machines, "from"), status(machines, "to")) != ("postmigrate", "running"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert "is being written by the VM " in machines("boot", "-d", image, *words, check=False).stderr
+        machines("vm", "kill", "from")
+        machines("vm", "monitor", "to", "savevm", "here")
+    finally:
+        machines("vm", "kill", "from", check=False)
+        machines("vm", "kill", "to", check=False)
+    assert [one["name"] for one in json.loads(machines("info", image, "--output", "json").stdout)["snapshots"]] == [
+        "here"
+    ]
+
+
 SANDBOXED = "QEMU's sandbox would end small for starting a program"
 
 
