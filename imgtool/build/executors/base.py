@@ -27,6 +27,8 @@ _BOOT_ID_SECONDS = 10.0
 _DRAFT = "imgtool-"
 _SHORT_SCRIPT = 8192
 """Bytes; what is shorter needs no file of its own to be sent as."""
+_LAST_ANSWER = "0.2"
+"""Seconds for the answer of a guest that powers off to come."""
 
 
 class Answer(NamedTuple):
@@ -183,7 +185,7 @@ class Way(ABC):
     def reboot(self, *, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         before = self._boot_id()
-        self._do("the guest cannot reboot", shell.program(shell.LEAVE, "reboot"))
+        self._do("the guest cannot reboot", shell.program(shell.LEAVE, "reboot", "1"))
         self._lose()
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -198,7 +200,12 @@ class Way(ABC):
         raise ExecutorError(f"{self._name} was not back {seconds:g} s after it was told to reboot")
 
     def power_off(self) -> None:
-        self._do("the guest cannot power off", shell.program(shell.LEAVE, "poweroff"))
+        try:
+            answer = self._shell(shell.program(shell.LEAVE, "poweroff", _LAST_ANSWER))
+        except ExecutorError:
+            return  # it may have gone before its answer came: who waits for its end sees whether it has
+        if answer.status != 0:
+            raise ExecutorError(f"the guest cannot power off: {shell.words_of(answer.output)}")
 
     def __enter__(self) -> Self:
         return self

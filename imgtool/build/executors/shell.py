@@ -90,7 +90,7 @@ d=/tmp/imgtool-proc-$$; mkdir "$d" && mount -t proc proc "$d" && { cat "$d/$f"; 
 LEAVE: Final = """
 sync
 i=$(tr '\\0' '\\n' </proc/1/cmdline | head -n 1) 2>/dev/null; [ -d /run/systemd/system ] && i=systemd
-(sleep 1
+(sleep "$2" || sleep 1
 case "${i:-sh}" in
 systemd) exec systemctl "$1" ;;
 *sh) ;;
@@ -98,9 +98,9 @@ systemd) exec systemctl "$1" ;;
 esac
 sync; mount -o remount,ro /; exec "$1" -f) >/dev/null 2>&1 </dev/null &
 """
-"""Has the guest `reboot` or `poweroff` ($1) a second later. Where the first process is a shell (or an initramfs's
-script) there is no init that would do it properly, and some init may not listen: then the disk is synced and let go
-of here."""
+"""Has the guest `reboot` or `poweroff` ($1) $2 seconds later, or a second where its `sleep` knows whole ones only.
+Where the first process is a shell (or an initramfs's script) there is no init that would do it properly, and some
+init may not listen: then the disk is synced and let go of here."""
 
 
 def quote(value: bytes | str) -> bytes:
