@@ -248,9 +248,9 @@ class RunningVm:
         plugging.set_cpus(self._vm, wanted)
 
     def set_memory(self, wanted: int | str, *, node: int | None = None) -> None:
-        """Plugs in memory until there is `wanted`: text in QEMU's notation (`4G`), or a number of MiB. It is of the NUMA
-        node `node`, or of the first. RefusedError when there is more already, MachineError when the VM was started
-        without room for it (`slots=`, `maxmem=`)."""
+        """Plugs in memory until there is `wanted`: text in QEMU's notation (`4G`), or a number of MiB. It is of the
+        NUMA node `node`, or of the first. RefusedError when there is more already, MachineError when the VM was
+        started without room for it (`slots=`, `maxmem=`)."""
         plugging.set_memory(self._vm, self._state(), plugging.parse_memory(str(wanted)), node=node)
 
     def stop(self, *, seconds: float = _STOP_SECONDS) -> ending.How:
