@@ -1,4 +1,4 @@
-"""What a build shows while it goes on: headings and the guest's own words on stderr, or one JSON object a line."""
+"""What a build shows while it goes on: headings and the guest's own words on stderr, or one JSON object per line."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def progress_option(command: F) -> F:
         type=click.Choice(["auto", "json", "none"]),
         expose_value=False,
         callback=_store("progress"),
-        help="On stderr: a bar on a terminal, one JSON object a line, or nothing.  [default: auto]",
+        help="On stderr: a bar on a terminal, one JSON object per line, or nothing.  [default: auto]",
     )(command)
     # qemu-img's -p asks for what imgtool does by itself; it is taken so that old command lines keep working.
     return click.option("-p", "_progress", is_flag=True, expose_value=False, hidden=True)(command)

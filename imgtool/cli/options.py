@@ -92,7 +92,7 @@ def file_argument(
 
 
 def trust_option(command: F) -> F:
-    """`--trust`, once a command."""
+    """`--trust`, unless the command has it already."""
     if any(param.name == "trust" for param in getattr(command, "__click_params__", ())):
         return command
     return click.option(

@@ -128,8 +128,8 @@ class Changing(ImgBase):
         objects: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Changed:
-        """Makes `backing` (as in `create`) the backing file, or none with None, keeping what the guest sees; with
-        `unsafe` (-u) only the name is changed. The default cache is writethrough: anything else is not crash-safe."""
+        """Makes `backing` (as in `create`) the backing file, or none with None, and keeps what a guest reads; with
+        `unsafe` (-u) only the name is changed. The default cache is writethrough: nothing else is crash-safe."""
         place = None if isinstance(image, ImageOpts) else place_named(absolute(image), backing)
         given = ("backing",) if unsafe else ()  # its old backing file is not opened then
         format, before = self._before(image, format, objects, without=given)
@@ -164,7 +164,7 @@ class Changing(ImgBase):
         preallocation: str | None = None,
         objects: Sequence[str] = (),
     ) -> Changed:
-        """Makes the disk `size` bytes, or what a text such as `20G` or `+512M` says, relative to the size it has."""
+        """Gives the disk `size` bytes; text such as `+512M` is relative to the size it has."""
         format, before = self._before(image, format, objects)
         new_size = size if isinstance(size, int) else parse_resize(size, before.virtual_size)
         argv = img_argv.resize(
@@ -190,7 +190,7 @@ class Changing(ImgBase):
         progress: Progress | None = None,
     ) -> Changed:
         """Changes format options of an existing image. RefusedError for a qcow2 that would become one of version 2
-        and holds what that cannot have: dirty bitmaps are broken by it without a word."""
+        while it holds something that needs version 3: qemu-img would break its dirty bitmaps without a word."""
         format, before = self._before(image, format, objects)
         header = _header(image, format)
         if header is not None:

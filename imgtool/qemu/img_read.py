@@ -69,8 +69,8 @@ class Reading(Asking):
         force_share: bool = False,
         objects: Sequence[str] = (),
     ) -> CheckResult:
-        """Is the image's metadata consistent? Corruption, leaks and a format without checks are answers. With
-        `repair` the answer is about the image afterwards, and the report counts what was fixed."""
+        """Checks the image's metadata. Corruption, leaks and a format without checks are results, not errors. With
+        `repair` the result is about the image afterwards, and the report counts what was fixed."""
         argv = img_argv.check(
             self.program,
             image,
@@ -107,7 +107,7 @@ class Reading(Asking):
         objects: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> CompareResult:
-        """Does a guest see the same in both? With `strict` sizes and allocation must be the same too."""
+        """Whether a guest reads the same from both. With `strict`, sizes and allocation must be the same too."""
         argv = img_argv.compare(
             self.program,
             image,
@@ -150,7 +150,7 @@ class Reading(Asking):
         force_share: bool = False,
         objects: Sequence[str] = (),
     ) -> list[MapEntry]:
-        """Where each range of the disk is stored, through the whole backing chain."""
+        """Where each range of the disk is stored, through the whole backing chain; in the order of the disk."""
         argv = img_argv.map(
             self.program,
             image,
@@ -175,7 +175,7 @@ class Reading(Asking):
         force_share: bool = False,
         objects: Sequence[str] = (),
     ) -> BlockMeasureInfo:
-        """What an image of `output_format` would need for `image`, or for an empty disk of `size` bytes."""
+        """How many bytes an image in `output_format` would take for `image`, or for an empty disk of `size` bytes."""
         argv = img_argv.measure(
             self.program,
             image,

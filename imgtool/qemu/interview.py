@@ -160,7 +160,7 @@ def properties(program: str, type_name: str) -> tuple[Property, ...]:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """The names in QEMU's plain lists (`-accel help`, `-netdev help`…): one a line under a heading that ends in a
+    """The names in QEMU's plain lists (`-accel help`, `-netdev help`…): one per line, under a heading that ends in a
     colon. What a missing module says in between (`qemu: module … not found`) is passed over."""
     names = []
     for line in text.splitlines():

@@ -65,7 +65,7 @@ class Qcow2Details(Details, frozen=True, kw_only=True, rename="kebab"):
     compatible: int = 0
     autoclear: int = 0
     feature_table: bytes = b""
-    """The names table as it stands: 48 bytes a feature, see `feature_names`."""
+    """The names table as it stands: 48 bytes per feature, see `feature_names`."""
     extensions: tuple[Extension, ...] = ()
     header_length: int = 72
     l1_offset: int = 0

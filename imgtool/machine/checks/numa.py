@@ -172,7 +172,7 @@ def _hmat(context: Context, numbers: set[int]) -> Problems:
         if getattr(item, kind) is None or getattr(item, other) is not None:
             yield ConfigError(
                 f"--numa hmat-lb: data-type={item.data_type} needs {kind}=, and {kind}= alone",
-                hint="latency=5 is in nanoseconds, bandwidth=200M in bytes a second",
+                hint="latency=5 is in nanoseconds, bandwidth=200M in bytes per second",
             )
         if item.bandwidth is not None and item.bandwidth % (1 << 20):
             yield ConfigError("--numa hmat-lb: a bandwidth is a whole number of MiB", hint="bandwidth=200M")

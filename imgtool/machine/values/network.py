@@ -1,4 +1,4 @@
-"""Networks: one struct a back end, each with the NIC the guest sees."""
+"""Networks: one struct per back end, each with the NIC the guest sees."""
 
 import msgspec
 
