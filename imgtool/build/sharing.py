@@ -169,7 +169,7 @@ def bring(
     task: Task = UNSEEN,
 ) -> Layer:
     """Fetches the layer `number`, which has the key of `document`, into the store and puts it on `below` (None: on
-    the base). Called with the key held. ImageFormatError when it is not what is said of it."""
+    the base). Called with the key held. ImageFormatError when it is not what its record says."""
     recipe = inputs.loaded.recipe
     name, key = recipe.layers[number].name, document.key()
     of = f"{recipe.image.name}@{name} ({number + 1} of {len(recipe.layers)})"

@@ -60,7 +60,7 @@ class Seen:
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
-        """Within, it is confirmed, and no other imgtool changes it."""
+        """Inside the `with` block, the image is confirmed, and no other imgtool changes it."""
         with alone_in([os.path.dirname(os.path.realpath(self.path))]):
             self.confirm()
             yield

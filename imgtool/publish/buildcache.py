@@ -201,4 +201,4 @@ def _check(overlay: int, layer: CachedLayer) -> None:
         or header.data_file is not None
         or getattr(header.details, "external_data", False)
     ):
-        raise DigestError(f"the overlay of the layer {layer.key} is not what is said of it")
+        raise DigestError(f"the overlay of the layer {layer.key} is not what its record says")

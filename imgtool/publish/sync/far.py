@@ -99,8 +99,8 @@ class Far:
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Within, there is one connection for all that is done there. CommandError in ssh's words when there is
-        none."""
+        """Inside the `with` block, one connection serves everything that is done there. CommandError in ssh's words
+        when there is none."""
         with self._line.shared() as failed:
             if failed is not None:
                 self._checked(failed)

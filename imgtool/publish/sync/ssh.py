@@ -82,8 +82,9 @@ class Line:
 
     @contextmanager
     def shared(self) -> Iterator[Completed | None]:
-        """Within, commands share one connection: the user's own, where there is one (`ControlMaster` in ssh's
-        configuration), or one that ends with this. What it gives is how ssh ended where it could not connect."""
+        """Inside the `with` block, commands share one connection: the user's own, if there is one (`ControlMaster` in
+        ssh's configuration), or one that ends with the block. Yields how ssh ended when it could not connect, else
+        None."""
         socket = None if self._is_shared_already() else _free_socket()
         if socket is None:
             yield None
