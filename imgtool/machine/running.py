@@ -193,7 +193,7 @@ class RunningVm:
         self._state()
         return agent.session(self._vm.file(AGENT_SOCKET))
 
-    def monitor(self) -> Monitor:
+    def qmp_session(self) -> Monitor:
         """A QMP session, as a context manager. Keep it short: QEMU talks to one client at a time."""
         self._state()
         return Monitor.connect(self._vm.qmp_socket)
@@ -204,7 +204,7 @@ class RunningVm:
         self._state()
         return control.query(self._vm, command, arguments or {})
 
-    def tell(self, command: str, *, seconds: float = COMMAND_SECONDS) -> str:
+    def monitor(self, command: str, *, seconds: float = COMMAND_SECONDS) -> str:
         """What QEMU's human monitor (HMP) answers to a command such as `savevm before`, errors included."""
         self._state()
         return control.tell(self._vm, command, seconds=seconds)

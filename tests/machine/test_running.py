@@ -102,7 +102,9 @@ def test_a_vm_is_stopped_at_the_end_of_its_block(image: Path) -> None:
         assert vm.name == "block"
         assert vm.running
         assert vm.qmp("query-name") == {"name": "block"}
-        assert vm.tell("info name") == "block\n"
+        assert vm.monitor("info name") == "block\n"
+        with vm.qmp_session() as session:
+            assert session.execute("query-name") == {"name": "block"}
         with pytest.raises(imgtool.ImgtoolError, match="sandbox would end block"):
             vm.qmp("migrate", {"uri": "exec:cat"})
         assert vm.status().memory == 64 << 20
