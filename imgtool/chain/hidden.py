@@ -14,7 +14,7 @@ JOURNAL = ".journal"
 
 _LOCK = ".lock"
 _OLD = 3600
-"""Seconds after which a scratch directory, which nobody holds a lock on, belongs to no run any more."""
+"""Seconds after which something without a lock file that could be held belongs to no run any more."""
 
 KEPT = f"{HIDDEN}quarantine"
 """Where `chain collect` puts images; no leftover."""
@@ -25,6 +25,7 @@ def hidden_findings(paths: Iterable[str]) -> Iterator[tuple[str, Finding]]:
     known = set(paths)
     busy = {_mark(path) for path in known if path.endswith((JOURNAL, _LOCK)) and _is_locked(path)}
     unfinished = {_mark(path) for path in known if path.endswith(JOURNAL)}
+    given_up = {_mark(path) for path in known if path.endswith(_LOCK)} - busy
     for path in sorted(known):
         name = os.path.basename(path)
         if name == KEPT or _mark(path) in busy or not os.path.lexists(path):
@@ -38,7 +39,7 @@ def hidden_findings(paths: Iterable[str]) -> Iterator[tuple[str, Finding]]:
                     path,
                     finding("leftover", f"{printable(name)} is of a run that was killed before it changed anything"),
                 )
-        elif _mark(path) not in unfinished and not _is_fresh(path):
+        elif _mark(path) not in unfinished and (_mark(path) in given_up or not _is_fresh(path)):
             yield path, finding("leftover", f"{printable(name)} was left by a run that was killed")
 
 

@@ -21,6 +21,7 @@ from imgtool.errors import ImageError
 from imgtool.image.names import HIDDEN, printable
 from imgtool.operations.alone import alone_in
 from imgtool.operations.steps import Step, StoppedError, do_all
+from imgtool.qemu.replace import clear_left
 
 SUFFIX = ".journal"
 _TRIAL = ".trial"
@@ -41,10 +42,11 @@ def journals(directory: str) -> list[str]:
 
 
 def recover(directory: str) -> list[str]:
-    """Finishes, or where nothing was decided undoes, the changes in `directory` whose process is gone. Returns the
-    paths that were finished. ImageError when a remaining step fails."""
+    """Finishes, or where nothing was decided undoes, the changes in `directory` whose process is gone, and takes away
+    what it left of new images. Returns the paths that were finished. ImageError when a remaining step fails."""
     finished: list[str] = []
     _clear_trials(directory)
+    clear_left(directory)
     for journal in journals(directory):
         with _adopted(journal) as adopted:
             if adopted:

@@ -2,7 +2,8 @@
 
 The work is done under a hidden name in the target's own directory, next to a lock file held with flock(2) for as long
 as this process lives; what a killed process left behind is held by nobody, and the next run for the same target takes
-it away. The lock is on a file of its own because on NFS flock(2) would collide with QEMU's locks on the image.
+it away, as does whoever makes or changes another image there (`clear_left`). The lock is on a file of its own because
+on NFS flock(2) would collide with QEMU's locks on the image.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from imgtool.errors import (
 from imgtool.image.names import HIDDEN, PathLike, absolute, printable
 from imgtool.qemu.inputs import in_use
 
+_LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def replacing(target: PathLike, *, overwrite: bool = False, several_files: bool = False) -> Iterator[str]:
@@ -44,6 +47,7 @@ def replacing(target: PathLike, *, overwrite: bool = False, several_files: bool 
     except ImageExistsError:
         tidy(final)
         raise
+    clear_left(os.path.dirname(final))
     work = _Work(final, several_files)
     with _held(work):
         try:
@@ -65,6 +69,45 @@ def tidy(final: str) -> None:
     if os.path.lexists(work.lock):
         with contextlib.suppress(ImgtoolError, OSError), _held(work):
             pass
+
+
+def clear_left(directory: str) -> None:
+    """Takes away what runs of this user that were killed left of images they were making in `directory`."""
+    try:
+        names = [name for name in os.listdir(directory) if name.startswith(HIDDEN) and name.endswith(_LOCK)]
+    except OSError:
+        return
+    for name in names:
+        lock = os.path.join(directory, name)
+        with contextlib.suppress(OSError), _unheld(lock) as is_left:
+            if is_left:
+                work = _work_of(lock)
+                work.clear()
+                os.unlink(work.lock)
+
+
+def _work_of(lock: str) -> _Work:
+    """The work whose lock file that is. Of an image of several files its name is told by what is left of it, and has
+    to be known to find those that were moved already."""
+    stem = lock.removesuffix(_LOCK)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(f"{stem}.d"):
+            work = _Work(os.path.join(os.path.dirname(lock), name), several_files=True)
+            if work.lock == lock:
+                return work
+    return _Work(lock, several_files=False, stem=stem)
+
+
+@contextlib.contextmanager
+def _unheld(lock: str) -> Iterator[bool]:
+    """Whether the lock file is this user's and nobody held it; now we do."""
+    fd = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.fstat(fd)
+        yield status.st_uid == os.geteuid() and os.path.samestat(status, os.lstat(lock))
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -115,18 +158,21 @@ def _check_target(final: str, overwrite: bool) -> None:
 class _Work:
     """The hidden names beside one target, and the steps from them to it."""
 
-    def __init__(self, final: str, several_files: bool) -> None:
+    def __init__(self, final: str, several_files: bool, *, stem: str | None = None) -> None:
+        """`stem`, the beginning of the hidden names, follows from `final` unless that is not known."""
         import hashlib  # not by who only looks at images
 
         folder, self.name = os.path.split(final)
-        # A hash: the name may be as long as names can be. Always the same: so the next run finds what was left.
-        mark = hashlib.blake2b(os.fsencode(self.name), digest_size=8).hexdigest()
+        if stem is None:
+            # A hash: the name may be as long as names can be. Always the same: so the next run finds what was left.
+            mark = hashlib.blake2b(os.fsencode(self.name), digest_size=8).hexdigest()
+            stem = os.path.join(folder, HIDDEN + mark)
         self.folder = folder
         self.final = final
         self.several_files = several_files
-        self.lock = os.path.join(folder, f"{HIDDEN}{mark}.lock")
-        self.file = os.path.join(folder, f"{HIDDEN}{mark}.tmp")
-        self.directory = os.path.join(folder, f"{HIDDEN}{mark}.d")
+        self.lock = stem + _LOCK
+        self.file = f"{stem}.tmp"
+        self.directory = f"{stem}.d"
         self.path = os.path.join(self.directory, self.name) if several_files else self.file
         self._open: int | None = None
         """Held as long as the file is worked on: if the disk fails to take what a program wrote, the kernel might
@@ -202,7 +248,8 @@ class _Work:
 
     def _moved(self) -> list[str]:
         """The files that were moved for an image which then did not follow them."""
-        if not os.path.lexists(self.path) or _same(self.path, self.final):
+        image = os.path.join(self.directory, self.name)
+        if not os.path.lexists(image) or _same(image, self.final):
             return []
         with open(self.lock, "rb") as record:
             names = [os.fsdecode(name) for name in record.read().split(b"\0") if name]

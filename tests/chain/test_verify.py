@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -351,6 +352,16 @@ def test_a_change_that_was_broken_off(images: Images, when: str, code: str) -> N
     assert found.automatic
     with Transaction(str(path)) as running:
         assert running.journal not in [one.path for one in defects(images)]
+
+
+def test_what_a_killed_run_left_of_a_new_image_is_told_at_once(images: Images) -> None:
+    left = [images / ".imgtool-0123456789abcdef.lock", images / ".imgtool-0123456789abcdef.tmp"]
+    for path in left:
+        path.touch()
+    assert {(one.path, one.code) for one in defects(images)} == {(str(path), "leftover") for path in left}
+    with left[0].open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert defects(images) == []
 
 
 HALTING = """

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from imgtool.errors import ImageError, ImageExistsError, ImageInUseError, ImageNotFoundError, RefusedError
+from imgtool.operations.journal import recover
 from imgtool.qemu.replace import replacing
 
 
@@ -200,7 +201,7 @@ def killed_at(target: Path, several: bool, stop: str) -> None:
         child.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize(
+KILLED = pytest.mark.parametrize(
     ("several", "stop", "complete"),
     [
         (False, "half-way", False),
@@ -215,6 +216,9 @@ def killed_at(target: Path, several: bool, stop: str) -> None:
         (True, "after link 3", True),
     ],
 )
+
+
+@KILLED
 def test_the_next_run_finds_the_whole_or_clears_away_what_a_killed_one_left(
     tmp_path: Path, several: bool, stop: str, complete: bool
 ) -> None:
@@ -232,6 +236,33 @@ def test_the_next_run_finds_the_whole_or_clears_away_what_a_killed_one_left(
         assert names(tmp_path) == {"a"}
     assert target.read_text() == "new"
     assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+@KILLED
+@pytest.mark.parametrize("by", ["another", "a change"])
+def test_a_run_for_another_target_clears_it_away_too(
+    tmp_path: Path, several: bool, stop: str, complete: bool, by: str
+) -> None:
+    killed_at(tmp_path / "a", several, stop)
+    if by == "another":
+        with replacing(tmp_path / "b") as place:
+            Path(place).write_text("b")
+        (tmp_path / "b").unlink()
+    else:
+        recover(str(tmp_path))
+    whole = {"a", "part-1", "part-2"} if several else {"a"}
+    assert names(tmp_path) == (whole if complete else set())
+    assert not complete or (tmp_path / "a").stat().st_nlink == 1
+
+
+def test_what_a_living_run_works_on_is_left_alone(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a", several_files=True) as one, replacing(tmp_path / "b") as other:
+        Path(one).write_text("a")
+        Path(other).write_text("b")
+        recover(str(tmp_path))
+        with replacing(tmp_path / "c") as third:
+            Path(third).write_text("c")
+    assert {name: (tmp_path / name).read_text() for name in names(tmp_path)} == {"a": "a", "b": "b", "c": "c"}
 
 
 @pytest.mark.parametrize(("several", "stop"), [(False, "after link 1"), (True, "after link 3")])
