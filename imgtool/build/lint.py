@@ -220,9 +220,10 @@ def _lint_raw(path: str, raw: str) -> Lint:
         for one in found
     )
     if not any(system.looked_at for system in systems):
-        kinds = ", ".join(sorted({system.type for system in systems})) or "none"
+        kinds = ", ".join(sorted({system.type for system in systems}))
+        what = f"no file system that can be looked at ({kinds})" if kinds else "no file system that imgtool knows"
         raise ImageUnreadableError(
-            f"{printable(path)} has no file system that can be looked at ({kinds})",
+            f"{printable(path)} has {what}",
             hint="ext2, ext3 and ext4 can; for others boot a clone and look inside",
             path=path,
         )
