@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from imgtool.errors import ImgtoolError
 from imgtool.operations.overlay import new_overlay
 from imgtool.qemu.qemu_img import QemuImg
 from tests.conftest import Images
@@ -40,6 +41,17 @@ class Store:
         new_overlay(self / base, self / name, size=size)
         self.write(self / name, *(pieces or {}).items())
         return self / name
+
+    def refused(
+        self, kind: type[ImgtoolError], change: Callable[..., object], image: str, *others: object, **how: object
+    ) -> ImgtoolError:
+        """The error of `change` on `image`, after which every file is what it was."""
+        before = self.bytes()
+        with pytest.raises(kind) as caught:
+            change(self / image, *others, **how)
+        assert type(caught.value) is kind
+        assert self.bytes() == before
+        return caught.value
 
     def write(self, path: Path, *pieces: tuple[int, int], format: str = "qcow2") -> None:
         """Fills 64 KiB each with a pattern: (number of the piece, byte)."""
