@@ -174,6 +174,26 @@ PROFILES = {
             { src = 1, dst = 0, val = 20 }, { src = 1, dst = 1, val = 10 },
         ]
     """,
+    "hmat": """
+        machine = "q35"
+        smp = { cpus = 2, sockets = 1, cores = 2, threads = 1 }
+        memory = "512M"
+        [numa]
+        node = [
+            { nodeid = 0, cpus = ["0-1"], mem = "256M" },
+            { nodeid = 1, mem = "256M", initiator = 0 },
+        ]
+        hmat-lb = [
+            { initiator = 0, target = 0, hierarchy = "memory", data-type = "access-latency", latency = 5 },
+            { initiator = 0, target = 0, hierarchy = "memory", data-type = "access-bandwidth", bandwidth = "200M" },
+            { initiator = 0, target = 0, hierarchy = "first-level", data-type = "access-latency", latency = 2 },
+            { initiator = 0, target = 1, hierarchy = "memory", data-type = "read-latency", latency = 9 },
+            { initiator = 0, target = 1, hierarchy = "memory", data-type = "write-bandwidth", bandwidth = "100M" },
+        ]
+        hmat-cache = [
+            { node-id = 0, size = 10240, level = 1, associativity = "complex", policy = "write-through", line = 64 },
+        ]
+    """,
     "shared": """
         machine = "q35"
         memory = "128M"
@@ -537,9 +557,7 @@ LOST = {
     '[[network]]\ntype = "dgram"\nlocal = { type = "unix", path = "/a" }': "network[0]",
     '[[drive]]\nif = "pflash"': "drive[0].if",
     '[[drive]]\nif = "none"': "drive[0].if",
-    'numa = ["node,cpus=0", "hmat-lb,initiator=0,target=0,hierarchy=memory,data-type=read-latency,latency=5"]': (
-        "numa.hmat-lb"
-    ),
+    "smp = 2\nnuma = { node = [{ cpus = ['0-1'] }, { mem = '1M', initiator = 0 }] }": "numa.node[1].initiator",
     'display = { type = "gtk" }': "display.type",
     'display = { type = "vnc", password = false, tls-creds = "/pki" }': "display.tls-creds",
     'display = { type = "vnc" }': "display.password",
@@ -731,6 +749,8 @@ SILENT = {
     "accel": "it is the host's",
     "memory.slots": "nothing is plugged in without maxmem",
     "numa.distances": "of nodes that are not there",
+    "numa.hmat_lb": "of nodes that are not there",
+    "numa.hmat_cache": "of nodes that are not there",
     "drives.unit": "virtio has no such places",
     "drives.index": "virtio has no such places",
     "drives.media": "a disk, as it is anyway",

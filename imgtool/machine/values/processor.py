@@ -114,6 +114,9 @@ HmatData = Literal[
 ]
 
 
+HmatHierarchy = Literal["memory", "first-level", "second-level", "third-level"]
+
+
 class NumaHmatLb(Config, frozen=True, kw_only=True):
     """`--numa hmat-lb,…`: how fast a node's CPUs reach a node's memory. QAPI: NumaHmatLBOptions."""
 
@@ -121,7 +124,7 @@ class NumaHmatLb(Config, frozen=True, kw_only=True):
     """The node whose CPUs reach for it."""
     target: Index
     """The node whose memory it is."""
-    hierarchy: Literal["memory", "first-level", "second-level", "third-level"]
+    hierarchy: HmatHierarchy
     """The memory itself, or a cache in front of it."""
     data_type: HmatData
     """What is told of it."""

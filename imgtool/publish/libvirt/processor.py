@@ -8,7 +8,8 @@ from xml.etree.ElementTree import Element
 from imgtool.machine.compile.memory import host_nodes, shares_memory
 from imgtool.machine.config import Machine
 from imgtool.machine.values.base import PropertyValue
-from imgtool.publish.libvirt.words import Notes, put, switch
+from imgtool.publish.libvirt.numa import add_nodes
+from imgtool.publish.libvirt.words import Notes, kib, put, switch
 
 _OFF = (False, "off", "no", "false")
 _ON = (True, "on", "yes", "true")
@@ -19,8 +20,8 @@ _POLICIES = {"bind": "strict", "preferred": "preferred", "interleave": "interlea
 def add_memory(root: Element, machine: Machine, notes: Notes) -> None:
     memory = machine.memory
     if memory.maxmem is not None:
-        put(root, "maxMemory", _kib(memory.maxmem, "memory.maxmem", notes), slots=memory.slots, unit="KiB")
-    size = _kib(memory.size or 0, "memory", notes)
+        put(root, "maxMemory", kib(memory.maxmem, "memory.maxmem", notes), slots=memory.slots, unit="KiB")
+    size = kib(memory.size or 0, "memory", notes)
     put(root, "memory", size, unit="KiB")
     put(root, "currentMemory", size, unit="KiB")
     _add_backing(root, machine, notes)
@@ -34,12 +35,6 @@ def add_memory(root: Element, machine: Machine, notes: Notes) -> None:
     _add_tuning(root, machine, notes)
 
 
-def _kib(size: int, setting: str, notes: Notes) -> int:
-    if size % 1024:
-        notes.add(setting, "libvirt counts memory in KiB")
-    return size // 1024
-
-
 def _add_backing(root: Element, machine: Machine, notes: Notes) -> None:
     pages, shared = machine.hugepages, shares_memory(machine)
     if pages is None and not shared:
@@ -48,7 +43,7 @@ def _add_backing(root: Element, machine: Machine, notes: Notes) -> None:
     if pages is not None:
         huge = put(backing, "hugepages")
         if pages.page_size is not None:
-            put(huge, "page", size=_kib(pages.page_size, "hugepages.page-size", notes), unit="KiB")
+            put(huge, "page", size=kib(pages.page_size, "hugepages.page-size", notes), unit="KiB")
         if pages.prealloc is False:
             notes.add("hugepages.prealloc", "libvirt always takes huge pages at the start")
         known = ["page_size", "prealloc", "share"]
@@ -94,28 +89,7 @@ def add_cpu(root: Element, features: Element, machine: Machine, notes: Notes) ->
             notes.add(f"cpu.properties.{name}")
     for name, policy in policies.items():
         put(cpu, "feature", policy=policy, name=name)
-    _add_nodes(cpu, machine, notes)
-
-
-def _add_nodes(cpu: Element, machine: Machine, notes: Notes) -> None:
-    for place, _ in enumerate(machine.numa.cpus):
-        notes.add(f"numa.cpu[{place}]", "libvirt names a node's CPUs by their numbers")
-    notes.rest(machine.numa, "numa", ["nodes", "distances", "cpus"], "imgtool has no words of libvirt's for it")
-    if not machine.numa.nodes:
-        return
-    numa = put(cpu, "numa")
-    for place, node in enumerate(machine.numa.nodes):
-        size = _kib(node.mem or 0, f"numa.node[{place}].mem", notes)
-        cell = put(numa, "cell", id=node.nodeid, cpus=",".join(node.cpus) or None, memory=size, unit="KiB")
-        near = [one for one in machine.numa.distances if one.src == node.nodeid]
-        if near:
-            distances = put(cell, "distances")
-            for one in near:
-                put(distances, "sibling", id=one.dst, value=one.val)
-        if node.policy is not None and not node.host_nodes:
-            notes.add(f"numa.node[{place}].policy", "a policy is about host-nodes, and it names none")
-        known = ["nodeid", "cpus", "mem", "host_nodes", "policy"]
-        notes.rest(node, f"numa.node[{place}]", known)
+    add_nodes(cpu, machine, notes)
 
 
 def machine_words(properties: dict[str, PropertyValue]) -> list[str]:

@@ -17,18 +17,16 @@ from imgtool.errors import ConfigError
 from imgtool.machine.config import Machine
 from imgtool.machine.smp import topology
 from imgtool.machine.values.devices import Boot, Firmware, MachineType, Rtc
-from imgtool.machine.values.processor import Cpu, Hugepages, Memory, Numa, NumaDistance, NumaNode, Smp
+from imgtool.machine.values.processor import Cpu, Hugepages, Memory, Smp
 from imgtool.publish.libvirt.reading_devices import read_devices
 from imgtool.publish.libvirt.reading_disks import read_disks
 from imgtool.publish.libvirt.reading_networks import read_networks
-from imgtool.publish.libvirt.reading_words import Found, attribute, number, number_at, text_at
+from imgtool.publish.libvirt.reading_numa import read_numa
+from imgtool.publish.libvirt.reading_words import Found, attribute, in_bytes, number, number_at, text_at
 from imgtool.publish.libvirt.start import ORDER
 from imgtool.publish.libvirt.words import LeftOut, Notes
 
 _LETTERS = {theirs: letter for letter, theirs in ORDER.items()}
-_UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20, "MiB": 1 << 20}
-_UNITS |= {"GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40, "TiB": 1 << 40}
-_POLICIES = {"strict": "bind", "preferred": "preferred", "interleave": "interleave"}
 _ACCELERATORS = {"qemu": "tcg", "kvm": "kvm", "hvf": "hvf"}
 
 
@@ -58,7 +56,7 @@ def read_domain(text: str) -> Imported:
         smp=_smp(root),
         memory=_memory(root),
         hugepages=_hugepages(root),
-        numa=_numa(root, found.notes),
+        numa=read_numa(root, found.notes),
         drives=drives,
         boot=_boot(root),
         kernel=text_at(root, "os/kernel"),
@@ -94,8 +92,8 @@ def _checked(machine: Machine) -> Machine:
 
 
 def _size(root: Element, path: str) -> int | None:
-    found, unit = number_at(root, path), attribute(root, path, "unit") or "KiB"
-    return None if found is None else found * _UNITS.get(unit, 1024)
+    found, unit = number_at(root, path), attribute(root, path, "unit")
+    return None if found is None else in_bytes(found, unit)
 
 
 def _memory(root: Element) -> Memory:
@@ -136,36 +134,9 @@ def _hugepages(root: Element) -> Hugepages | None:
     if backing is None or backing.find("hugepages") is None:
         return None
     page = backing.find("hugepages/page")
-    size = None if page is None else (number(page, "size") or 0) * _UNITS.get(page.get("unit", "KiB"), 1024)
+    size = None if page is None else in_bytes(number(page, "size") or 0, page.get("unit"))
     shared = attribute(backing, "access", "mode") == "shared"
     return Hugepages(page_size=size, prealloc=True, share=True if shared else None)
-
-
-def _numa(root: Element, notes: Notes) -> Numa:
-    tunes = {tune.get("cellid"): tune for tune in root.findall("numatune/memnode")}
-    nodes: list[NumaNode] = []
-    distances: list[NumaDistance] = []
-    for cell in root.findall("cpu/numa/cell"):
-        name = cell.get("id", str(len(nodes)))
-        node = number(cell, "id")
-        node = len(nodes) if node is None else node
-        tune = tunes.get(name)
-        policy = None if tune is None else _POLICIES.get(tune.get("mode", "strict"))
-        nodes.append(
-            NumaNode(
-                nodeid=node,
-                cpus=tuple((cell.get("cpus") or "").split(",")) if cell.get("cpus") else (),
-                mem=(number(cell, "memory") or 0) * _UNITS.get(cell.get("unit", "KiB"), 1024),
-                host_nodes=() if tune is None else tuple(tune.get("nodeset", "").split(",")),
-                policy=policy,  # type: ignore[arg-type]
-            )
-        )
-        for sibling in cell.findall("distances/sibling"):
-            to, far = number(sibling, "id"), number(sibling, "value")
-            distances += [NumaDistance(src=node, dst=to or 0, val=far or 10)]
-    if root.find("numatune/memory") is not None:
-        notes.add("numatune/memory", "imgtool binds the memory of NUMA nodes, each by itself")
-    return Numa(nodes=tuple(nodes), distances=tuple(distances))
 
 
 def _boot(root: Element) -> Boot:

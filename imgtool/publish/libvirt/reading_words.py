@@ -10,6 +10,10 @@ from imgtool.errors import ConfigError
 from imgtool.image.names import printable
 from imgtool.publish.libvirt.words import ALIAS, OWN_NAMESPACE, Notes
 
+_UNITS = {"b": 1, "B": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10}
+_UNITS |= {"MB": 10**6, "M": 1 << 20, "MiB": 1 << 20}
+_UNITS |= {"GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40, "TiB": 1 << 40}
+
 
 class Found(NamedTuple):
     """A domain, and what of it has no setting."""
@@ -22,6 +26,11 @@ class Found(NamedTuple):
         """The ids whose PCI addresses were asked for; None where imgtool did not write the domain: all of them."""
         own = self.root.find(f"metadata/{{{OWN_NAMESPACE}}}machine")
         return None if own is None else own.get("addresses", "").split()
+
+
+def in_bytes(count: int, unit: str | None) -> int:
+    """So many of a unit of libvirt's, which is KiB where none is named."""
+    return count * _UNITS.get(unit or "KiB", 1024)
 
 
 def text_at(root: Element, path: str) -> str | None:

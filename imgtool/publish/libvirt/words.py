@@ -50,6 +50,13 @@ def switch(value: bool | None) -> str | None:
     return None if value is None else ("on" if value else "off")
 
 
+def kib(size: int, setting: str, notes: Notes) -> int:
+    """`size`, bytes of memory, in libvirt's unit for it."""
+    if size % 1024:
+        notes.add(setting, "libvirt counts memory in KiB")
+    return size // 1024
+
+
 def letters(number: int) -> str:
     """`a` of 0, `z` of 25, `aa` of 26."""
     text = ""
@@ -85,6 +92,7 @@ __all__ = [
     "QEMU_NAMESPACE",
     "LeftOut",
     "Notes",
+    "kib",
     "letters",
     "put",
     "put_alias",
