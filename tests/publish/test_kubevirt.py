@@ -246,6 +246,19 @@ def test_disks_are_data_volumes() -> None:
     }
 
 
+def test_iothreads_are_each_of_one_disk_or_one_of_all(strict: Schemas) -> None:
+    disk = '[[drive]]\nfile = "/{0}.qcow2"\nif = "virtio"\niothread = "{1}"\n'
+    found = from_profile(disk.format("a", "io1") + disk.format("b", "io2") + disk.format("c", "io2"))
+    assert found.left_out == ()
+    check(found, strict)
+    assert domain(found)["ioThreadsPolicy"] == "shared"
+    threads = [one.get("dedicatedIOThread") for one in domain(found)["devices"]["disks"]]
+    assert threads == [None, True, None, None]
+    found = from_profile(disk.format("a", "io1") + disk.format("b", "io2"))
+    assert "ioThreadsPolicy" not in domain(found)
+    check(found, strict)
+
+
 def test_the_first_disk_comes_from_a_containerdisk() -> None:
     reference = "registry.example.org/disks/web:1"
     found = from_profile("", registry=reference, storage_class="fast", name="Web 1")
@@ -326,6 +339,9 @@ LOST = {
     '[[drive]]\nif = "ide"\nmedia = "cdrom"': "drive[1]",
     '[[drive]]\nfile = "/a.qcow2"\nthrottling = { bps = 1000 }': "drive[1].throttling",
     '[[drive]]\nfile = "/a.qcow2"\ncache = "unsafe"': "drive[1].cache",
+    '[[drive]]\nfile = "/a.qcow2"\nif = "scsi"\niothread = "io1"': "drive[1].iothread",
+    '[[drive]]\nfile = "/a.qcow2"\nif = "virtio"\niothread = "io1"\n' * 2
+    + '[[drive]]\nfile = "/a.qcow2"\nif = "virtio"\niothread = "io2"\n' * 2: "iothread io2",
     '[[drive]]\nfile = "/a.qcow2"\nwerror = "stop"\nrerror = "report"': "drive[1].werror",
     '[[network]]\ntype = "socket"\nlisten = ":1234"': "network[0]",
     '[[network]]\ntype = "user"\nrestrict = true': "network[0].restrict",

@@ -560,6 +560,7 @@ LOST = {
     "smp = 2\nnuma = { node = [{ cpus = ['0-1'] }, { mem = '1M', initiator = 0 }] }": "numa.node[1].initiator",
     'display = { type = "gtk" }': "display.type",
     'display = { type = "vnc", password = false, tls-creds = "/pki" }': "display.tls-creds",
+    'display = { type = "spice", password = false, tls-port = 5901, tls-creds = "/pki" }': "display.tls-creds",
     'display = { type = "vnc" }': "display.password",
     'keymap = "de"': "keymap",
     'tpm = { state = "/tpm" }': "tpm.state",
@@ -588,6 +589,15 @@ def test_what_libvirt_cannot_have_is_an_error_that_names_it(text: str, tmp_path:
     _, written = export(machine, partial=True)
     assert LOST[text] in [one.setting for one in written.left_out]
     validate(written, tmp_path)
+
+
+def test_the_port_of_spice_by_tls_goes_along_and_its_certificates_are_named() -> None:
+    text = 'display = { type = "spice", password = false, tls-port = 5901, tls-creds = "/pki" }'
+    _, written = export(replace(parse_profile(text), name="tls", accel="tcg"), partial=True)
+    (left_out,) = written.left_out
+    assert left_out.reason.startswith("`spice_tls = 1` and `spice_tls_x509_cert_dir` in libvirt's qemu.conf")
+    assert '<graphics type="spice" autoport="no" tlsPort="5901">' in written.xml
+    assert [one.setting for one in read_domain(written.xml).left_out] == ["graphics/tlsPort"]
 
 
 FOREIGN = """

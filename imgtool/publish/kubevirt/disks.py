@@ -39,12 +39,19 @@ class Disks(NamedTuple):
     """DataVolume → the file that has to be uploaded into it."""
     orders: dict[int, int]
     """Place among `devices` → what `bootindex` says."""
+    threads: dict[int, str]
+    """Place among `devices` → the iothread, as the machine calls it."""
+
+    @property
+    def shares_threads(self) -> bool:
+        """Whether several disks have one iothread."""
+        return len(self.threads) > len(set(self.threads.values()))
 
 
 def disks(
     machine: Machine, name: str, size_of: SizeOf, notes: Notes, *, source: Source, storage_class: str | None
 ) -> Disks:
-    found = Disks([], [], [], {}, {})
+    found = Disks([], [], [], {}, {}, {})
     for setting, drive in _spoken(machine, notes):
         first = not found.devices
         volume = f"disk{len(found.devices)}"
@@ -56,6 +63,8 @@ def disks(
             continue
         if drive.bootindex is not None:
             found.orders[len(found.devices)] = drive.bootindex
+        if drive.iothread is not None and _is_on_virtio(device):
+            found.threads[len(found.devices)] = drive.iothread
         found.devices.append(device)
         ephemeral = drive.snapshot if drive.snapshot is not None else bool(machine.ephemeral)
         registry = source.registry if first else None
@@ -70,7 +79,24 @@ def disks(
         found.data_volumes.append(_data_volume(claim, registry, size_of(drive.file), storage_class))
         if registry is None:
             found.uploads[claim] = drive.file
+    _divide_threads(found, notes)
     return found
+
+
+def _is_on_virtio(device: dict[str, Any]) -> bool:
+    """KubeVirt has iothreads for no other disks."""
+    return bool(device.get("disk", {}).get("bus") == "virtio")
+
+
+def _divide_threads(found: Disks, notes: Notes) -> None:
+    """A disk has its iothread for itself, or all that share one share the same."""
+    names = list(found.threads.values())
+    shared = list(dict.fromkeys(name for name in names if names.count(name) > 1))
+    for name in shared[1:]:
+        notes.add(f"iothread {name}", f"KubeVirt's disks share one, which is {shared[0]}, or have one each")
+    for place, name in found.threads.items():
+        if name not in shared:
+            found.devices[place]["dedicatedIOThread"] = True
 
 
 def _spoken(machine: Machine, notes: Notes) -> list[tuple[str, Drive]]:
@@ -101,6 +127,8 @@ def _device(drive: Drive, name: str, setting: str, notes: Notes) -> dict[str, An
     device: dict[str, Any] = {"name": name, "cdrom" if drive.media == "cdrom" else "disk": target}
     known = ["file", "format", "interface", "id", "media", "readonly", "snapshot", "bootindex"]
     known += _options(drive, device)
+    if _is_on_virtio(device):
+        known.append("iothread")
     if drive.addr is not None and bus == "virtio" and drive.media != "cdrom":
         address = pci_address(drive.addr)
         if address is not None:

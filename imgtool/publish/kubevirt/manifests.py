@@ -119,12 +119,14 @@ def _instance(
         "memory": processor.memory(machine, notes),
         "devices": found_devices,
     }
-    optional = {
+    optional: dict[str, Any] = {
         "machine": processor.machine_type(machine, notes),
         "firmware": processor.firmware(machine, notes),
         "features": processor.features(machine),
         "clock": processor.clock(machine, notes),
     }
+    if storage.shares_threads:
+        optional["ioThreadsPolicy"] = "shared"
     domain |= {key: value for key, value in optional.items() if value}
     spec: dict[str, Any] = {
         "domain": domain,

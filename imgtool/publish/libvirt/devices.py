@@ -117,7 +117,7 @@ def _add_remote(devices: Element, machine: Machine, notes: Notes) -> list[str]:
     if display.path is not None:
         put(graphics, "listen", type="socket", socket=display.path)
     else:
-        graphics.set("autoport", "yes" if port is None else "no")
+        graphics.set("autoport", "yes" if port is None and display.tls_port is None else "no")
         if port is not None:
             graphics.set("port", str(port))
         put(graphics, "listen", type="address", address=display.address or "127.0.0.1")
@@ -127,9 +127,14 @@ def _add_remote(devices: Element, machine: Machine, notes: Notes) -> list[str]:
         put(put(devices, "channel", type="spicevmc"), "target", type="virtio", name="com.redhat.spice.0")
     for _ in range(display.usb_redir or 0):
         put(devices, "redirdev", bus="usb", type="spicevmc")
-    for key in ("tls_creds", "tls_port", "verify_peer"):
+    if display.tls_port is not None:
+        graphics.set("tlsPort", str(display.tls_port))
+    for key, word in (("tls_creds", "x509_cert_dir"), ("verify_peer", "x509_verify")):
         if getattr(display, key) is not None:
-            notes.add(f"display.{key.replace('_', '-')}", "libvirt's certificates are in its qemu.conf")
+            where = (
+                f"`{kind}_tls = 1` and `{kind}_tls_{word}` in libvirt's qemu.conf say it for all of a host's domains"
+            )
+            notes.add(f"display.{key.replace('_', '-')}", where)
     if display.password is not False:
         notes.add(
             "display.password",

@@ -86,6 +86,10 @@ def _display(devices: Element, found: Found) -> tuple[Display, str | None]:
     if kind == "vnc" and graphics.get("websocket") is not None:
         browsers = number(graphics, "websocket")
         settings["websocket"] = True if browsers == -1 else browsers
+    if (number(graphics, "tlsPort") or -1) > 0:
+        found.notes.add(
+            "graphics/tlsPort", "its certificates are in libvirt's qemu.conf; `tls-creds` names them here"
+        )
     if kind == "spice":
         settings["usb_redir"] = len(devices.findall("redirdev")) or None
     if kind == "sdl" and graphics.get("fullscreen"):
