@@ -180,6 +180,8 @@ class Helper(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The unix socket by which QEMU reaches it."""
     directory: str | None = None
     """A folder to make first."""
+    link: str | None = None
+    """A symbolic link to that folder, by which the program is told of it."""
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):

@@ -225,6 +225,8 @@ def _write_private(path: str, content: bytes) -> None:
 def _start_helper(vm: Vm, helper: Helper, *, detached: bool, tied: bool) -> None:
     if helper.directory is not None:
         os.makedirs(helper.directory, mode=0o700, exist_ok=True)
+        if helper.link is not None:
+            os.symlink(helper.directory, helper.link)
     name = os.path.basename(helper.socket).removesuffix(".sock")
     log, record = vm.file(f"{name}.log"), vm.file(f"{name}.pid")
 

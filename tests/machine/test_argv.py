@@ -836,6 +836,9 @@ def test_a_tpm_has_swtpm_beside_it(make_host: MakeHost) -> None:
     assert found.helpers == (
         Helper(name="swtpm", argv=(*swtpm, "--terminate"), socket="/run/vm/tpm.sock", directory="/t"),
     )
+    (helper,) = compiled({"tpm": "tpm-tis,state=/a,,b"}, make_host(swtpm="/usr/bin/swtpm")).helpers
+    assert helper.argv[3:5] == ("--tpmstate", "dir=/run/vm/tpm-state"), "swtpm knows no comma in a name"
+    assert (helper.directory, helper.link) == ("/a,b", "/run/vm/tpm-state")
 
 
 def test_virtiofs_has_virtiofsd_beside_it_and_shared_memory(make_host: MakeHost) -> None:

@@ -227,6 +227,11 @@ def test_a_tpm_by_swtpm(typed: Typed, model: str) -> None:
     assert (found["id"], found["model"], found["options"]["type"]) == ("tpm0", model, "emulator")
     assert {"tpm.pid", "tpm.sock"} <= set(os.listdir(typed.vm("tpm").path))
     assert os.path.isdir(os.path.join(typed.files.folder, "imgtool/vm/tpm/tpm"))
+    state = os.path.join(typed.files.folder, f"{model},state")
+    typed(f"--machine q35 --tpm={model},state={state.replace(',', ',,')} --name comma").ask("query-tpm")
+    assert os.listdir(state)
+    typed.close()
+    assert "tpm-state" not in os.listdir(typed.vm("comma").path)
 
 
 def test_serial_and_parallel_ports_of_every_kind(typed: Typed) -> None:

@@ -194,15 +194,16 @@ def _add_tpm(parts: Parts, machine: Machine, host: Host) -> None:
     assert machine.tpm is not None
     socket = parts.runtime(TPM_SOCKET)
     state = machine.tpm.state or parts.runtime("tpm")
+    link = parts.runtime("tpm-state") if "," in state else None  # swtpm takes what follows a comma for an option
     argv = [
         host.swtpm or "swtpm",
         "socket",
         "--tpm2",
-        *("--tpmstate", f"dir={state}"),
+        *("--tpmstate", f"dir={link or state}"),
         *("--ctrl", f"type=unixio,path={socket}"),
         "--terminate",
     ]
-    parts.helpers.append(Helper(name="swtpm", argv=tuple(argv), socket=socket, directory=state))
+    parts.helpers.append(Helper(name="swtpm", argv=tuple(argv), socket=socket, directory=state, link=link))
     parts.chardev("socket", {"id": "tpm-socket", "path": socket})
     parts.add("-tpmdev", "emulator,id=tpm0,chardev=tpm-socket")
     parts.device({"driver": machine.tpm.model or "tpm-crb", "tpmdev": "tpm0"})
