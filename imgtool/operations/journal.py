@@ -231,7 +231,7 @@ def unfinished(stopped: StoppedError) -> BaseException:
     path = stopped.steps[-1].target
     return ImageError(
         f"the change was decided but not finished: {printable(path)}: {stopped.cause.strerror}",
-        hint="the next imgtool command that changes an image here finishes it",
+        hint="once that is mended, the next imgtool command that changes an image here finishes it",
         path=path,
     )
 

@@ -499,6 +499,29 @@ def test_a_change_that_broke_off_and_cannot_go_on_is_undone(tmp_path: Path, monk
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "b before"}
 
 
+def test_what_cannot_be_finished_yet_waits_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that is not the first, of those that replace files: each reads as before or as after until that is
+    mended, however often it is tried."""
+    store = tmp_path / "store"
+    stopped(store, 1)
+
+    def readings() -> dict[str, str]:
+        return {path.name: path.read_text() for path in store.iterdir() if not path.name.startswith(".")}
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", forbidden)
+            with pytest.raises(ImageError) as caught:
+                recover(str(store))
+        said = f"the change was decided but not finished: {store / 'b'}: Operation not permitted"
+        assert caught.value.message == said
+        assert (caught.value.hint or "").startswith("once that is mended, the next imgtool command")
+        assert readings() == {"a": "a before after", "b": "b before", "c": "c before", "d": "d before"}
+    assert len(recover(str(store))) == 4
+    assert readings() == {"a": "a before after", "b": "b before after", "c": "C before"}
+    assert hidden(store) == []
+
+
 def test_a_directory_of_two_names_is_one(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "again").symlink_to("store")
