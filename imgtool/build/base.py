@@ -19,6 +19,11 @@ from imgtool.qemu.qemu_img import QemuImg
 
 _SOURCES = "`from` is an image's file, another recipe (.toml), https://…, or oci:REGISTRY/NAME@sha256:HEX"
 
+_FROM_CD = (
+    "install from it once, `imgtool create -f qcow2 disk.qcow2 20G` and `imgtool boot disk.qcow2 --cdrom FILE --boot d`, "
+    "or start from a cloud image of the distribution"
+)
+
 _PULL = "`imgtool pull` makes a local image of it; in Python, `fetch=imgtool.fetch` does"
 
 Fetch = Callable[[str, str], str]
@@ -136,7 +141,16 @@ def find_base(loaded: Loaded, memory: Memory, qemu_img: QemuImg) -> Base:
     format = chain[0].format
     assert size is not None
     assert format is not None
+    if format == "raw" and _is_cd(path):
+        raise _wrong(loaded, f"{printable(path)} is a CD-ROM, on which nothing can be built", _FROM_CD)
     return Base(path=path, format=format, virtual_size=size, content=content_of(chain, memory, qemu_img))
+
+
+def _is_cd(path: str) -> bool:
+    """Whether the raw image holds the file system of a CD-ROM (ECMA-119, 8.4), as an installer's does."""
+    with open(path, "rb") as file:
+        file.seek(16 * 2048 + 1)
+        return file.read(5) == b"CD001"
 
 
 def content_of(chain: list[Image], memory: Memory, qemu_img: QemuImg) -> str:

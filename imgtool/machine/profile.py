@@ -199,6 +199,7 @@ def _checked(value: Any, kind: Kind, place: Path) -> Any:
             checked[key] = _checked(entry, known[key], (*place, key))
         else:
             raise _unknown((*place, key), key, [*([struct.tag_field] if struct.tag_field else []), *known])
+    _check_complete(value, struct.cls, place)
     return checked
 
 
@@ -209,6 +210,18 @@ def _check_header(value: Any, given: inspect.Type, place: Path) -> None:
         raise Wrong(place, f"{_dotted(place)} is a list of tables", f"write [[{name}]]")
     if isinstance(value, list) and isinstance(given, inspect.StructType):
         raise Wrong((*place, 0), f"{_dotted(place)} is one table, no list of them", f"write [{name}]")
+    if isinstance(value, str) and isinstance(given, inspect.VarTupleType):
+        if isinstance(given.item_type, inspect.StrType):
+            raise Wrong(place, f"{_dotted(place)} is a list", f"write {place[-1]} = […]")
+        if _is_table(given.item_type):
+            raise Wrong(place, f"{_dotted(place)} is a list of tables, no text", f"write [[{name}]]")
+
+
+def _check_complete(table: dict[str, Any], struct: type[msgspec.Struct], place: Path) -> None:
+    """Wrong for a table that lacks a key it cannot be without."""
+    for field in msgspec.structs.fields(struct):
+        if field.required and field.encode_name not in table:
+            raise Wrong(place, f"{_dotted(place) or 'the file'} needs {field.encode_name} =")
 
 
 def _is_table(given: inspect.Type) -> bool:

@@ -439,6 +439,15 @@ def test_a_missing_base_is_said_with_its_line(bench: Bench) -> None:
     assert str(caught.value.hint).startswith("`from` is an image's file")
 
 
+def test_a_cd_is_no_base(bench: Bench) -> None:
+    cd = bytearray(1 << 20)
+    cd[0x8000:0x8006] = b"\1CD001"
+    (bench.folder / "base.iso").write_bytes(cd)
+    with pytest.raises(ConfigError, match=r"web\.toml:3: .*base\.iso is a CD-ROM") as caught:
+        bench.builder().plan(bench.recipe(RECIPE.replace("base.qcow2", "base.iso")))
+    assert "`imgtool boot disk.qcow2 --cdrom FILE --boot d`" in str(caught.value.hint)
+
+
 def test_a_disk_is_made_larger_and_never_smaller(bench: Bench) -> None:
     larger = RECIPE.replace('from = "base.qcow2"', 'from = "base.qcow2"\nsize = "4M"')
     bench.builder().build(bench.recipe(larger))
