@@ -20,7 +20,7 @@ from imgtool.qemu.qemu_img import QemuImg
 _SOURCES = "`from` is an image's file, another recipe (.toml), https://…, or oci:REGISTRY/NAME@sha256:HEX"
 
 _FROM_CD = (
-    "install from it once, `imgtool create -f qcow2 disk.qcow2 20G` and `imgtool boot disk.qcow2 --cdrom FILE --boot d`, "
+    "install from it once: `imgtool create -f qcow2 new.qcow2 20G`, `imgtool boot new.qcow2 --cdrom FILE --boot d`; "
     "or start from a cloud image of the distribution"
 )
 

@@ -106,6 +106,8 @@ DOCUMENTS = {
     "vm-resume": "imgtool.machine.control:Steered",
     "vm-screenshot": "imgtool.machine.control:Screenshot",
     "vm-set-cpus": "imgtool.machine.plugging:CpusSet",
+    "vm-change": "imgtool.machine.media:MediumChanged",
+    "vm-eject": "imgtool.machine.media:MediumChanged",
     "vm-set-memory": "imgtool.machine.plugging:MemorySet",
     "vm-show": "imgtool.machine.control:Status",
     "vm-stop": "imgtool.machine.ending:Ended",

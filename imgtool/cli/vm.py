@@ -38,6 +38,8 @@ SECTIONS = {
         "resume": Entry("imgtool.cli.vm:resume", "Resume a paused VM."),
         "set-cpus": Entry("imgtool.cli.vm_plug:set_cpus", "Hot-plug CPUs."),
         "set-memory": Entry("imgtool.cli.vm_plug:set_memory", "Hot-plug memory."),
+        "change": Entry("imgtool.cli.vm_media:change", "Put another image into a CD-ROM or floppy drive."),
+        "eject": Entry("imgtool.cli.vm_media:eject", "Empty a CD-ROM or floppy drive."),
         "monitor": Entry("imgtool.cli.vm_monitor:monitor", "Talk to QEMU's monitor, as Ctrl-A C does."),
         "qmp": Entry("imgtool.cli.vm_monitor:qmp", "Send a QMP command, and print the answer."),
     },
@@ -63,6 +65,14 @@ ELSEWHERE = {
     "setmem": "imgtool vm set-memory",
     "qemu-monitor-command": "imgtool vm qmp",
     "hmp": "imgtool vm monitor",
+    "snapshot": "imgtool vm monitor NAME savevm TAG",
+    "snapshot-list": "imgtool vm monitor NAME info snapshots",
+    "snapshot-revert": "imgtool vm monitor NAME loadvm TAG",
+    "save": "imgtool vm monitor NAME savevm TAG",
+    "migrate": "imgtool vm qmp NAME migrate uri=unix:PATH",
+    "change-media": "imgtool vm change",
+    "send-key": "imgtool vm monitor NAME sendkey ctrl-alt-f1",
+    "attach-device": "imgtool vm qmp NAME device_add driver=…",
 }
 """What virsh and docker say."""
 

@@ -171,7 +171,7 @@ def _drive(item: dict[str, Any], nodes: dict[str, Any]) -> BlockDevice:
     asked = nodes.get(f"{name}-0")
     node = asked or nodes.get(name, inserted)
     return BlockDevice(
-        device=_device(item.get("qdev") or item.get("device") or "?"),
+        device=device_id(item.get("qdev") or item.get("device") or "?"),
         file=_file_of(node.get("file")),
         format=node.get("drv"),
         read_only=inserted.get("ro", False),
@@ -179,7 +179,7 @@ def _drive(item: dict[str, Any], nodes: dict[str, Any]) -> BlockDevice:
     )
 
 
-def _device(path: str) -> str:
+def device_id(path: str) -> str:
     """The id of a device, which is all of `path` or, where a device has parts, in the midst of it."""
     below = path.removeprefix("/machine/peripheral/")
     return below.partition("/")[0] if below != path else path.rpartition("/")[2]

@@ -253,6 +253,22 @@ class RunningVm:
         started without room for it (`slots=`, `maxmem=`)."""
         plugging.set_memory(self._vm, self._state(), plugging.parse_memory(str(wanted)), node=node)
 
+    def change(
+        self, file: PathLike, *, drive: str | None = None, format: str | None = None, force: bool = False
+    ) -> None:
+        """Puts the image `file` into the CD-ROM or floppy drive `drive`, which may be left out where there is one.
+        ImageInUseError when another VM writes it, MachineError when the guest has locked the drive, unless with
+        `force`."""
+        from imgtool.machine import media
+
+        media.change(self._vm, self._state(), absolute(file), drive=drive, format=format, force=force)
+
+    def eject(self, *, drive: str | None = None, force: bool = False) -> None:
+        """Empties that drive. MachineError when the guest has locked it, unless with `force`."""
+        from imgtool.machine import media
+
+        media.eject(self._vm, self._state(), drive=drive, force=force)
+
     def stop(self, *, seconds: float = _STOP_SECONDS) -> ending.How:
         """Asks the guest to power off, and ends QEMU when it has not done so within `seconds` (0: at once). Returns
         what it took; unless that is `killed`, the images were closed properly."""

@@ -445,7 +445,7 @@ def test_a_cd_is_no_base(bench: Bench) -> None:
     (bench.folder / "base.iso").write_bytes(cd)
     with pytest.raises(ConfigError, match=r"web\.toml:3: .*base\.iso is a CD-ROM") as caught:
         bench.builder().plan(bench.recipe(RECIPE.replace("base.qcow2", "base.iso")))
-    assert "`imgtool boot disk.qcow2 --cdrom FILE --boot d`" in str(caught.value.hint)
+    assert "`imgtool boot new.qcow2 --cdrom FILE --boot d`" in str(caught.value.hint)
 
 
 def test_a_disk_is_made_larger_and_never_smaller(bench: Bench) -> None:

@@ -32,6 +32,7 @@ from tests.cli.conftest import Imgtool
         ("chain new a b", "did you mean `imgtool overlay new`?"),
         ("chain rebase a", "did you mean `imgtool rebase`?"),
         ("vm boot a", "did you mean `imgtool boot`?"),
+        ("vm snapshot a", "did you mean `imgtool vm monitor NAME savevm TAG`?"),
     ],
 )
 def test_a_command_of_another_program_is_answered_with_imgtools_own(imgtool: Imgtool, typed: str, hint: str) -> None:
