@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from imgtool.errors import ImageFormatError, UsageError
+from imgtool.errors import ImageError, ImageFormatError, UsageError
 from imgtool.image.header import read_header
+from imgtool.image.names import printable
 from imgtool.publish.archive import archive_of, unpack
 from imgtool.publish.oci.connection import DEFAULT, Connection
 from imgtool.publish.oci.errors import DigestError, RegistryError, RegistryNotFoundError
@@ -136,8 +137,15 @@ class LayerCache:
         parts = [_part(scratch, one) for one in (item.image, item.files)]
         meter = Meter(item.size, progress)
         with downloading(parts[0]) as overlay, downloading(parts[1]) as archive:
-            download(registry, item.image, overlay, meter.add)
-            download(registry, item.files, archive, meter.add)
+            try:
+                download(registry, item.image, overlay, meter.add)
+                download(registry, item.files, archive, meter.add)
+            except ImageError as error:
+                raise ImageError(
+                    f"{printable(scratch)}: {error.message}",
+                    hint="make room and run it again: it resumes where it stopped",
+                    path=scratch,
+                ) from error
             _check(overlay, item.layer)
             unpack(parts[1], folder, list(files))
             os.unlink(parts[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from imgtool.build.prune import verify
 from imgtool.build.sharing import Shared, pull_layers, push_layers
 from imgtool.build.store import Layer, Store
 from imgtool.build.watcher import UNSEEN, Task, Watcher
-from imgtool.errors import ConfigError, ImageFormatError, UsageError
+from imgtool.errors import ConfigError, ImageError, ImageFormatError, UsageError
 from imgtool.publish.archive import archive, archive_of, file_entry, unpack
 from imgtool.publish.buildcache import LayerCache
 from imgtool.publish.oci.errors import RegistryError
@@ -151,6 +152,31 @@ def test_a_layer_that_was_spoilt_is_not_taken(benches: tuple[Bench, Bench], regi
     with pytest.raises(ImageFormatError, match="another disk"):
         pulled(second, repository, recipe)
     assert second.store.layers() == []
+
+
+def test_a_layer_that_finds_no_room_goes_on_when_there_is(
+    benches: tuple[Bench, Bench], registry: RegistryServer
+) -> None:
+    first, second = benches
+    repository = f"{registry.host}/cache/room"
+    first.builder().build(first.recipe(RECIPE))
+    push_layers(first.store, first.store.layers(), LayerCache(repository))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, before[1]))
+    try:
+        with pytest.raises(ImageError, match="cannot be written: File too large") as caught:
+            pulled(second, repository)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.path, caught.value.hint) == (
+        second.store.root,
+        "make room and run it again: it resumes where it stopped",
+    )
+    assert second.store.layers() == []
+    since = len(registry.log)
+    assert states(pulled(second, repository)) == "pulled pulled"
+    assert " 206 " in registry.log[since:], "the rest of it"
+    assert not [name for name in os.listdir(second.store.root) if name.startswith(".imgtool-")]
 
 
 class Notes(Watcher):
