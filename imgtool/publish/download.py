@@ -124,6 +124,7 @@ class _Transfer:
         try:
             answer = urllib.request.urlopen(request, timeout=_ANSWER_SECONDS)
         except urllib.error.HTTPError as error:
+            error.close()  # the connection: an error holds it for the page that may come with it
             if error.code == _BEYOND and self.have:
                 return
             raise
