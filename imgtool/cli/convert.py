@@ -169,13 +169,7 @@ def convert(
         return
     if len(names) < 2:
         raise UsageError("convert needs an image to read and a name for the new one", hint="SOURCE… TARGET")
-    if not target_image_opts:
-        check_no_directory(names[-1])
-    target: Source = ImageOpts(names[-1]) if target_image_opts else absolute(names[-1])
-    if target_image_opts and target_format is not None:
-        raise UsageError(
-            "-O and --target-image-opts exclude each other", hint="write driver=FORMAT among the options"
-        )
+    target = _target(names[-1], target_format, image_opts=target_image_opts)
     backing = chosen.pop("backing_file", backing)
     backing_format = chosen.pop("backing_fmt", backing_format)
     sources = [open_image(name, format=format_, image_opts=image_opts) for name in names[:-1]]
@@ -225,6 +219,17 @@ def convert(
         warn(context, printable_lines(made.notes))
     shown_format = None if target_image_opts else output_format
     say(context, to_builtins(made), made_lines(printable(names[-1]), made, shown_format))
+
+
+def _target(name: str, format: str | None, *, image_opts: bool) -> Source:
+    if not image_opts:
+        check_no_directory(name)
+        return absolute(name)
+    if format is not None:
+        raise UsageError(
+            "-O and --target-image-opts exclude each other", hint="write driver=FORMAT among the options"
+        )
+    return ImageOpts(name)
 
 
 def _choose_compression(context: Context, options: dict[str, str]) -> None:

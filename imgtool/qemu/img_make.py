@@ -43,13 +43,13 @@ class Making(ImgBase):
         describe: bool = True,
         finish: Callable[[str], None] | None = None,
     ) -> Created:
-        """A new image of `size`, or of its backing file's size.
+        """Makes a new image of `size` bytes, or as large as its backing file. It appears under its name only when it
+        is complete; a block device is written in place.
 
-        `backing` is the reference as it shall stand in the image: relative ones are resolved against the image's
-        directory. `unsafe_backing` (-u) does not open it. `data_file` is made beside it. Replaces an existing file
-        only with `overwrite`, else ImageExistsError; appears under its name only when complete. A block device is
-        written in place. `finish` is called with the path of the complete image before it appears. Without `describe`
-        qemu-img is not asked about the new image, see `Created.info`.
+        `backing` is the reference as it will stand in the image: a relative one starts from the image's directory.
+        With `unsafe_backing` (-u) it is not opened. `data_file` is made along with the image. ImageExistsError when
+        there is a file already (not with `overwrite`). `finish` is called with the path of the complete image before
+        it appears. Without `describe` qemu-img is not asked about the new image, see `Created.info`.
         """
         if size is None and backing is None and "size" not in options:
             raise UsageError(f"{printable(absolute(path))}: an image without a backing file needs a size")
@@ -111,7 +111,7 @@ class Making(ImgBase):
         """Copies `sources` (several are concatenated) into a new image, which appears under its name only when it is
         complete and on disk. A block device, or any target with `skip_creation` (-n), is written in place.
 
-        `rate_limit` is bytes a second. Unreadable sectors become zeros with `salvage`, and qemu-img's words about
+        `rate_limit` is bytes per second. Unreadable sectors become zeros with `salvage`, and qemu-img's words about
         them are the result's `notes`. `describe` and `finish` are as for `create`. Without `cache` a new file does
         not stay in the page cache; with `cache="unsafe"` it does, and is on disk as well.
         """
@@ -343,7 +343,8 @@ def _new(path: str) -> contextlib.AbstractContextManager[str]:
 
 @contextlib.contextmanager
 def _reachable(backing: Backing | None, directory: str) -> Iterator[None]:
-    """Within, a relative reference that is meant from the parent of `directory` leads there from `directory` too."""
+    """Inside the `with` block, a relative reference that starts from the parent of `directory` leads to the same
+    place from `directory` itself."""
     if backing is None or isinstance(backing, Verbatim) or os.path.isabs(os.fsdecode(backing)):
         yield
         return

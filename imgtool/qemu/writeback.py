@@ -21,8 +21,9 @@ _WRITE = 2
 
 @contextlib.contextmanager
 def written_early(path: str, *, keep: bool = True) -> Iterator[None]:
-    """Within, what anyone writes to the file at `path` is on its way to the disk soon. Only on Linux; that it cannot
-    be done is no error. The page cache keeps it for those who read it next, or without `keep` is left to others."""
+    """Inside the `with` block, what anyone writes to the file at `path` is soon on its way to the disk. Only on
+    Linux; that it cannot be done is no error. The page cache keeps it for those who read it next; without `keep` it
+    is left to others."""
     if not sys.platform.startswith("linux"):
         yield
         return
