@@ -8,9 +8,10 @@ import hashlib
 import os
 import signal
 import stat
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from imgtool.chain.verify import verify
 from imgtool.errors import CommandError, ImageInUseError, ImgtoolError, RefusedError, UsageError
 from imgtool.image.header import read_header
 from imgtool.image.policy import Policy, in_force
-from imgtool.machine.runtime import runtime_root
 from imgtool.publish.sync.far import Far, Place, Seen, Wanted, command_of, parse_place
 from imgtool.publish.sync.request import SyncRequest, missing_stretches
 from imgtool.publish.sync.ssh import Ssh
@@ -246,20 +246,24 @@ class Counting:
         return run(argv, **options)
 
 
-def shared_sockets() -> list[str]:
-    folder = Path(runtime_root()).parent / "ssh"
-    return os.listdir(folder) if folder.exists() else []
+@pytest.fixture
+def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the sockets of shared connections are, of this test alone; its path is short, as they need it."""
+    with tempfile.TemporaryDirectory(prefix="it-") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder) / "imgtool" / "ssh"
 
 
-def test_all_goes_over_one_connection_that_ends_with_it(sshd: SshServer, images: Images, tmp_path: Path) -> None:
+def test_all_goes_over_one_connection_that_ends_with_it(
+    sshd: SshServer, images: Images, tmp_path: Path, sockets: Path
+) -> None:
     for number in range(3):
         images.run_io(images.base(f"{number}.qcow2"), f"write -P {number + 1} 0 64k")
-    before = shared_sockets()
     counting = Counting(sshd)
     done = request(sshd, images.directory, tmp_path / "far", runner=counting).make()
     assert [one.state for one in done.images] == ["sent"] * 3
     assert counting.made == 1
-    assert shared_sockets() == before
+    assert list(sockets.iterdir()) == []
     assert len([argv for argv in counting.argvs if argv[1] == "-S"]) == 4, "a look, and an image each"
 
 
@@ -282,7 +286,7 @@ def test_a_connection_that_the_user_shares_is_used(sshd: SshServer, chain: Image
 
 
 def test_a_shared_connection_that_ends_says_why_and_is_gone_on_with(
-    sshd: SshServer, chain: Images, tmp_path: Path
+    sshd: SshServer, chain: Images, tmp_path: Path, sockets: Path
 ) -> None:
     """As when the other host goes away: sshd's process for it ends."""
     far = tmp_path / "far"
@@ -296,7 +300,7 @@ def test_a_shared_connection_that_ends_says_why_and_is_gone_on_with(
     assert caught.value.argv[-1] == f"{getpass.getuser()}@127.0.0.1"
     assert "-S" not in caught.value.argv, "that connection is gone"
     assert "resumes where it stopped" in (caught.value.hint or "")
-    assert shared_sockets() == []
+    assert list(sockets.iterdir()) == []
     assert len(request(sshd, chain / "web.qcow2", far).make().images) == 2
 
 

@@ -75,8 +75,10 @@ class Line:
         """`done`, which failed, for people: a script says nothing to them, and ssh without one shows whether the host
         lets them in. Where the shared connection ended, it said why."""
         words = done.stderr
-        if done.status == FAILED and self._master is not None and self._master.wait(_PAUSE) is not None:
-            words = self._master.stderr() or words
+        if done.status == FAILED:
+            if self._master is not None and self._master.wait(_PAUSE) is not None:
+                words = self._master.stderr() or words
+            words = words or b"the connection broke off"  # ssh keeps that to itself where its LogLevel is ERROR
         argv = tuple(self._ssh.argv(self._host))
         return msgspec.structs.replace(done, argv=argv, stderr=words.replace(b"\r\n", b"\n"))
 
