@@ -6,8 +6,9 @@ would have to guess at is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, zip_longest
 
 import msgspec
 
@@ -115,4 +116,20 @@ def warnings(machine: Machine, host: Host) -> list[str]:
         outside = display.address not in (None, "127.0.0.1", "::1", "localhost")
         if outside and display.path is None and not display.verify_peer:
             found.append(f"anyone who reaches {display.address} can use the machine's screen: it asks no password")
-    return found
+    return [*found, *_open_doors(machine.arguments)]
+
+
+_EVERYWHERE = re.compile(r"(?:tcp|telnet):(?:0|0\.0\.0\.0|\[::\])?:(\d+)")
+
+
+def _open_doors(arguments: Sequence[str]) -> Iterator[str]:
+    """A debugger's port or a monitor, given to QEMU itself, that listens to everybody: whoever is in there can do
+    what QEMU can."""
+    for option, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        name = option.lstrip("-") if option.startswith("-") else ""
+        what, value = ("gdb", "tcp::1234") if name == "s" else (name, following)
+        found = _EVERYWHERE.match(value)
+        serves = what == "gdb" or re.search(r",server(?!=off)", value) is not None
+        if found is not None and serves and what in ("gdb", "monitor", "qmp", "qmp-pretty"):
+            instead = f"-{what} tcp:127.0.0.1:{found[1]}{value[found.end() :]}"
+            yield f"anyone who reaches this host can command the machine by {option}; {instead} keeps it here"

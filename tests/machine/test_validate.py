@@ -457,3 +457,24 @@ def test_what_is_allowed_yet_unwise_is_a_warning(make_host: MakeHost) -> None:
         "the machine's memory is 128M, and the host has only 64M free",
         "anyone who reaches 0.0.0.0 can use the machine's screen: it asks no password",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "instead"),
+    [
+        (["-s", "-S"], "-s", "-gdb tcp:127.0.0.1:1234"),
+        (["-gdb", "tcp::9000"], "-gdb", "-gdb tcp:127.0.0.1:9000"),
+        (["-monitor", "telnet:0.0.0.0:55,server,nowait"], "-monitor", "-monitor tcp:127.0.0.1:55,server,nowait"),
+        (["--qmp", "tcp:[::]:56,server=on"], "--qmp", "-qmp tcp:127.0.0.1:56,server=on"),
+        (["-gdb", "tcp:127.0.0.1:9000"], None, None),
+        (["-qmp", "tcp::56"], None, None),
+        (["-qmp", "unix:/q,server"], None, None),
+        (["-serial", "tcp::56,server"], None, None),
+    ],
+)
+def test_a_debugger_or_monitor_for_everybody_is_worth_a_word(
+    make_host: MakeHost, arguments: list[str], option: str | None, instead: str | None
+) -> None:
+    machine = from_words({"arguments": arguments})
+    said = f"anyone who reaches this host can command the machine by {option}; {instead} keeps it here"
+    assert warnings(machine, make_host()) == ([said] if option else [])
