@@ -45,14 +45,10 @@ class BootCommand(Sectioned):
             args = args[:at]
         words = tuple(args)
         try:
-            if any(word[:2] in ("-f", "-h") and len(word) > 3 for word in words):
+            if any((word[:2] in ("-f", "-h") and len(word) > 3) or word in _QEMUS for word in words):
                 from imgtool.cli.qemu_words import refuse_mistaken_word
 
                 refuse_mistaken_word(self, words)
-            if any("-sandbox" in word for word in words):
-                from imgtool.cli.qemu_words import refuse_sandbox_value
-
-                refuse_sandbox_value(words)
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             from imgtool.cli.qemu_words import refuse_qemu_word
@@ -65,6 +61,8 @@ class BootCommand(Sectioned):
 
 
 _ARGUMENTS = "imgtool.cli.boot.arguments"
+_QEMUS = ("-d", "-sandbox", "--sandbox", "--sandbox=on", "--sandbox=off")
+"""Options that QEMU gives a value, and imgtool none."""
 
 
 @click.command(

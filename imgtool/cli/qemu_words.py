@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import click
 
@@ -117,15 +119,34 @@ def refuse_qemu_word(command: click.Command, args: Sequence[str], option: str) -
 
 
 def refuse_mistaken_word(command: click.Command, args: Sequence[str]) -> None:
-    """The same for `-fda` and its like, which click takes for other options: for `-f` with the format `da`."""
+    """The same for `-fda` and its like, which click takes for other options: for `-f` with the format `da`. And for
+    options that have a value for QEMU only."""
+    _refuse_log_items(args)
+    _refuse_sandbox_value(args)
     for at, word in enumerate(args):
         if word in MISTAKEN:
             refuse_qemu_word(command, args[at:], word[:2])
 
 
-def refuse_sandbox_value(args: Sequence[str]) -> None:
+_LOG_ITEMS = frozenset(
+    ("in_asm", "out_asm", "op", "op_opt", "op_ind", "int", "exec", "cpu", "fpu", "mmu", "pcall", "cpu_reset")
+) | {"guest_errors", "page", "nochain", "unimp", "strace", "plugin", "tid"}
+"""What `-d help` of QEMU lists."""
+
+
+def _refuse_log_items(args: Sequence[str]) -> None:
+    """UsageError for `-d int`: that is --detach here, and what QEMU would log is no image."""
+    for word, following in zip_longest(args, args[1:], fillvalue=""):
+        if word == "-d" and set(following.split(",")) <= _LOG_ITEMS and not os.path.lexists(following):
+            raise UsageError(
+                f"-d is --detach, and {following} is no image",
+                hint=f"what QEMU logs is told to it after `--`: imgtool boot … -- -d {following} -D qemu-debug.log",
+            )
+
+
+def _refuse_sandbox_value(args: Sequence[str]) -> None:
     """UsageError for `-sandbox on` and its like: the option is there, but has no value here."""
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip_longest(args, args[1:], fillvalue=""):
         name, equals, value = word.partition("=")
         value = value if equals else following
         if name in ("-sandbox", "--sandbox") and re.match(r"(on|off)(,|$)", value):

@@ -65,6 +65,13 @@ def test_the_sandbox_takes_no_value(typed: str, hint: str) -> None:
     assert (caught.value.message, caught.value.hint) == ("--sandbox takes no value", hint)
 
 
+def test_what_qemu_logs_is_no_image() -> None:
+    with pytest.raises(UsageError) as caught:
+        boot.main(["a.qcow2", "-d", "int,cpu_reset"], standalone_mode=False, obj=Context())
+    assert caught.value.message == "-d is --detach, and int,cpu_reset is no image"
+    assert "imgtool boot … -- -d int,cpu_reset" in str(caught.value.hint)
+
+
 def test_what_is_advised_for_qemus_words_are_options_of_boot() -> None:
     known = {word for param in boot.params for word in param.opts}
     for word, hint in _HERE.items():
