@@ -23,7 +23,7 @@ from imgtool.errors import ImgtoolError, MachineError, ProgramError, RefusedErro
 from imgtool.image.names import PathLike, absolute, option_value, printable
 from imgtool.image.partitions import Table, read_table
 from imgtool.image.whole import write_whole
-from imgtool.machine.process import ProcessId
+from imgtool.machine.process import ProcessId, read_pid_file
 from imgtool.machine.runtime import runtime_root
 from imgtool.operations.plan import Plan, Touched
 from imgtool.publish.serve import local_layers, refuse_in_use
@@ -38,6 +38,7 @@ _FUSE = "/dev/fuse"
 _PATIENCE = 20.0
 _GRACE = 20.0
 _TERM, _KILL = 15, 9
+_PID_FILE = "daemon.pid"
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -171,17 +172,17 @@ class MountRequest:
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         _forget_stale(self.folder)
         self._make_view()
-        process = start(self._argv(), detached=True, stderr=os.path.join(self.folder, "log"))
+        made = Mount(image=self.path, at=self.at, view=self.view, writable=self.writable, raw=self.raw)
+        log, record = (os.path.join(self.folder, name) for name in ("log", _PID_FILE))
+        try:
+            _write(self.folder, made)
+            process = start(self._argv(), detached=True, stderr=log, record=record)
+        except BaseException:
+            _clear(made, self.folder, self.runner)
+            raise
         identity = ProcessId.of(process.pid)
-        made = Mount(
-            image=self.path,
-            at=self.at,
-            view=self.view,
-            writable=self.writable,
-            raw=self.raw,
-            pid=process.pid,
-            started=None if identity is None else identity.started,
-        )
+        started = None if identity is None else identity.started
+        made = msgspec.structs.replace(made, pid=process.pid, started=started)
         try:
             _write(self.folder, made)
             _await(process, self.view, self.path)
@@ -286,12 +287,16 @@ def unmount(at: PathLike, *, runner: Runner = run) -> Mount:
         done = runner(["umount", "--", made.at])
         if done.status:
             raise failure(done, path=place, hint=f"a program has a file open there: `fuser -vm {printable(place)}`")
-    if made.pid is not None:
-        process = ProcessId(made.pid, made.started)
-        if process.alive:
-            _end(process)
+    process = _daemon(made, folder)
+    if process is not None and process.alive:
+        _end(process)
     _clear(made, folder, runner)
     return made
+
+
+def _daemon(made: Mount, folder: str) -> ProcessId | None:
+    """The daemon of a mount; where imgtool was killed before it wrote that down, it wrote the bare process down."""
+    return read_pid_file(os.path.join(folder, _PID_FILE)) if made.pid is None else ProcessId(made.pid, made.started)
 
 
 def _end(process: ProcessId) -> None:
@@ -323,7 +328,8 @@ def _forget_stale(folder: str) -> None:
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         with open(os.path.join(folder, "mount.json"), "rb") as file:
             made = msgspec.json.decode(file.read(), type=Mount)
-        if made.pid is not None and ProcessId(made.pid, made.started).alive:
+        process = _daemon(made, folder)
+        if process is not None and process.alive:
             shown = printable(made.at)
             raise RefusedError(f"{shown} is mounted already", hint=f"imgtool unmount {shown}", path=made.at)
         _clear(made, folder, run)

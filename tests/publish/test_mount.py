@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,28 @@ def test_a_daemon_that_was_killed_is_cleared_away(disk: Images) -> None:
     assert again is not None
     again.make()
     unmount(disk / "mnt")
+
+
+KILLED = """
+import os, sys
+from imgtool.publish import mount
+mount.ProcessId.of = lambda _: os._exit(9)
+mount.mount(sys.argv[1], sys.argv[2], raw=True)
+"""
+
+
+def test_a_mount_that_was_killed_once_its_daemon_ran_is_ended_by_unmount(disk: Images) -> None:
+    view = disk / "view.raw"
+    if not FUSE:
+        with pytest.raises(ProgramError, match="/dev/fuse"):
+            MountRequest(disk / "web.qcow2", view, Programs(), raw=True)
+        return
+    done = subprocess.run([sys.executable, "-c", KILLED, disk / "web.qcow2", view], check=False)
+    assert done.returncode == 9
+    unmount(view)
+    assert not os.path.lexists(view)
+    running = subprocess.run(["pgrep", "-f", f"mountpoint={view}"], capture_output=True, check=False)
+    assert running.stdout == b""
 
 
 def test_the_whole_disk_is_a_raw_file(disk: Images) -> None:
