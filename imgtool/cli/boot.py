@@ -25,11 +25,9 @@ from imgtool.errors import UsageError
 
 if TYPE_CHECKING:
     from imgtool.machine.config import Machine
-    from imgtool.machine.launch import Ended, Started
+    from imgtool.machine.launch import Started
     from imgtool.machine.plan import Plan
     from imgtool.machine.readiness import Wait
-    from imgtool.machine.serial import Follower, Timeline
-    from imgtool.qemu.programs import Programs
 
 
 class BootCommand(Sectioned):
@@ -308,37 +306,15 @@ def _foreground(context: Context, machine: Machine, *, timeline: bool, force: bo
 
     plan = prepare(machine, context.programs, detached=False, force=force)
     _say(context, plan)
-    ended = _run_with_timeline(plan, context.programs) if timeline else run(plan, context.programs)
+    if timeline:
+        from imgtool.cli.boot_timeline import run_with_timeline
+
+        ended = run_with_timeline(plan, context.programs)
+    else:
+        ended = run(plan, context.programs)
     if ended.said:
         remark(context, ended.said, label="QEMU")
     return ended.status
-
-
-def _run_with_timeline(plan: Plan, programs: Programs) -> Ended:
-    import time
-
-    from imgtool.machine.launch import run
-    from imgtool.machine.serial import Follower, Timeline
-
-    marks = Timeline()
-    follower = Follower(plan.vm.serial_log)
-
-    def look(started: Started) -> None:
-        _feed(marks, follower, time.monotonic() - started.begun)
-
-    ended = run(plan, programs, while_running=look)
-    _echo_timeline(marks)
-    return ended
-
-
-def _feed(marks: Timeline, follower: Follower, seconds: float) -> None:
-    for line in follower.lines():
-        marks.see(line.text, seconds)
-
-
-def _echo_timeline(marks: Timeline) -> None:
-    for mark in marks.marks:
-        click.echo(f"{mark.seconds:8.2f} s  {mark.stage}", err=True)
 
 
 def _say(context: Context, plan: Plan) -> None:
@@ -383,7 +359,9 @@ def _await(context: Context, started: Started, condition: Wait | None, seconds: 
         raise
     finally:
         if marks is not None:
-            _echo_timeline(marks)
+            from imgtool.cli.boot_timeline import echo_timeline
+
+            echo_timeline(marks)
         emit(context, {"name": plan.vm.name, "accelerator": plan.choice.accelerator}, [plan.vm.name])
     return 0
 
