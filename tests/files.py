@@ -64,3 +64,13 @@ def no_file_larger_than(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def fixed(letter: str, path: Path) -> Iterator[None]:
+    """Within, the file or directory is immutable (`i`) or append-only (`a`), for root too."""
+    subprocess.run(["chattr", f"+{letter}", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", f"-{letter}", path], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import msgspec
 
@@ -12,7 +13,8 @@ from imgtool.image.names import PathLike, Paths, pasted, printable
 from imgtool.operations.around import Around, listed, names, refuse_in_use, refuse_sealed
 from imgtool.operations.plan import Plan, Touched
 from imgtool.operations.replaceable import check_removable
-from imgtool.operations.transaction import Transaction, remove_one
+from imgtool.operations.syncing import sync
+from imgtool.operations.transaction import Transaction, os_error
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -113,7 +115,7 @@ class DeleteRequest:
         """Deletes: all the files or none."""
         freed = self._freed()
         if self.files == [self.image.path]:
-            remove_one(self.image.path, self.around.confirm)
+            _remove_one(self.image.path, self.around.confirm)
         else:
             self._remove_all()
         return Deleted(path=self.image.path, files=tuple(self.files), freed=freed, notes=tuple(self.notes))
@@ -133,3 +135,20 @@ def delete(overlay: PathLike, *, force: bool = False, store: Paths = ()) -> Dele
     with `force`); ImageInUseError when a program has it open.
     """
     return DeleteRequest(overlay, force=force, store=store).make()
+
+
+def _remove_one(path: str, confirm: Callable[[], None]) -> None:
+    """The name `path` goes, and is gone on disk after this returns. One step needs no journal, so that there is room
+    for it on a full disk. Raises as `Transaction.hold`, `remove` and `commit` do."""
+    change = Transaction(path)
+    try:
+        change.hold(path)
+        check_removable(path)
+        with change.alone(confirm):
+            try:
+                os.unlink(path)
+                sync(os.path.dirname(path))
+            except OSError as error:
+                raise os_error(error, path, "cannot be removed") from error
+    finally:
+        change.close()

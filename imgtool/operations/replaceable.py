@@ -7,6 +7,7 @@ import os
 import stat
 
 from imgtool.errors import RefusedError
+from imgtool.image.attributes import refuse_fixed
 from imgtool.image.names import printable
 
 
@@ -26,13 +27,15 @@ def check_replaceable(path: str) -> None:
             hint="remove the other names, or make copies of them, first",
             path=path,
         )
+    check_removable(os.path.realpath(path))
     if not os.access(path, os.W_OK):
         raise RefusedError(f"{printable(path)} may not be written", hint="its permissions forbid it", path=path)
-    check_removable(os.path.realpath(path))
 
 
 def check_removable(path: str) -> None:
     """RefusedError when the name `path` may not be removed although its directory is writable."""
+    refuse_fixed(path)
+    refuse_fixed(os.path.dirname(path))
     folder = os.stat(os.path.dirname(path))
     mine = os.geteuid()
     if folder.st_mode & stat.S_ISVTX and mine not in (0, folder.st_uid, os.lstat(path).st_uid):

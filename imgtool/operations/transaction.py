@@ -25,6 +25,7 @@ from imgtool.errors import (
     ImgtoolError,
     RefusedError,
 )
+from imgtool.image.attributes import refuse_fixed
 from imgtool.image.locks import forbid_writers, is_open
 from imgtool.image.names import HIDDEN, printable
 from imgtool.image.users import users_of
@@ -78,6 +79,7 @@ class Transaction:
         self._decided = False
 
     def __enter__(self) -> Self:
+        refuse_fixed(self.directory)
         try:
             self._journal_fd = os.open(
                 self.journal, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -89,7 +91,7 @@ class Transaction:
                 with contextlib.suppress(OSError):
                     os.unlink(self.journal)
             self.close()
-            raise _os_error(error, self.directory, "cannot be written to") from error
+            raise os_error(error, self.directory, "cannot be written to") from error
         return self
 
     def __exit__(
@@ -114,7 +116,7 @@ class Transaction:
         except FileNotFoundError as error:
             raise gone(path) from error
         except OSError as error:
-            raise _os_error(error, path, "cannot be opened") from error
+            raise os_error(error, path, "cannot be opened") from error
         self._held[path] = _Held(fd, path, identity(os.fstat(fd)), _head_of(fd))
         if not forbid_writers(fd):
             users = users_of(path)
@@ -129,6 +131,7 @@ class Transaction:
         """A hidden file in the directory of `target`, on which its new version can be made; empty, or a copy of the
         file `copy_of` with its permissions."""
         folder = os.path.dirname(os.path.realpath(target))
+        refuse_fixed(folder)
         staged = os.path.join(folder, f"{HIDDEN}{self._token}-{len(self._staged)}.tmp")
         self._record({"stage": os.path.relpath(staged, self.directory)})
         self._staged.append(staged)
@@ -137,12 +140,14 @@ class Transaction:
             self._create(staged, copy_of)
         except OSError as error:
             what = "needs a new version beside it" if os.path.lexists(target) else "cannot be made"
-            raise _os_error(error, target, what) from error
+            raise os_error(error, target, what) from error
         return staged
 
     def stage_all(self, targets: Sequence[str]) -> list[str]:
         """Names of hidden files, none of which exists yet, under which the new files `targets` can be made."""
         folders = {folder: os.path.realpath(folder) for folder in {*map(os.path.dirname, targets)}}
+        for folder in folders.values():
+            refuse_fixed(folder)
         first = len(self._staged)
         staged = [
             os.path.join(folders[os.path.dirname(target)], f"{HIDDEN}{self._token}-{number}.tmp")
@@ -196,12 +201,15 @@ class Transaction:
 
     def place(self, target: str, staged: str) -> None:
         """`staged` becomes `target`, a new name. ImageExistsError when there is something of that name."""
+        if staged not in self._shown:
+            check_removable(staged)
         if os.path.lexists(target):
             raise ImageExistsError(f"{printable(target)} already exists", path=target)
         self._steps.append(Step("place", staged, target, os.lstat(staged).st_ino))
 
     def link(self, source: str, target: str) -> None:
         """`target` becomes a further name of the file `source`, in the same file system."""
+        refuse_fixed(source)
         if os.path.lexists(target):
             raise ImageExistsError(f"{printable(target)} already exists", path=target)
         self._steps.append(Step("link", source, target, os.lstat(source).st_ino))
@@ -217,6 +225,7 @@ class Transaction:
         while a guest reads the same. `by_then` is its name where the steps before give it another."""
         assert target in self._held, "a file that is patched in place is held"
         target = os.path.realpath(target)
+        refuse_fixed(target)
         if not os.access(target, os.W_OK):
             raise RefusedError(
                 f"{printable(target)} may not be written", hint="its permissions forbid it", path=target
@@ -248,7 +257,7 @@ class Transaction:
                     take_attributes(step.source, step.target)
             sync_all(self._staged)
         except OSError as error:
-            raise _os_error(error, self.directory, "cannot be written to") from error
+            raise os_error(error, self.directory, "cannot be written to") from error
         with self.alone(confirm):
             undecided = self._decide()
             try:
@@ -280,7 +289,7 @@ class Transaction:
             return ImageExistsError(f"{printable(path)} was created by another program", path=path)
         if isinstance(cause, OvertakenError):
             return changed(path)
-        return _os_error(cause, path, "cannot be put in place") if isinstance(cause, OSError) else cause
+        return os_error(cause, path, "cannot be put in place") if isinstance(cause, OSError) else cause
 
     @contextlib.contextmanager
     def alone(self, confirm: Callable[[], None] | None = None) -> Iterator[None]:
@@ -305,7 +314,7 @@ class Transaction:
             with contextlib.suppress(OSError):  # the record may be on disk all the same
                 os.ftruncate(self._journal_fd, size)
             if isinstance(error, OSError):
-                raise _os_error(error, self.directory, "cannot be written to") from error
+                raise os_error(error, self.directory, "cannot be written to") from error
             raise
         self._decided = True
         return size
@@ -327,7 +336,7 @@ class Transaction:
         except FileNotFoundError as error:
             raise gone(held.path) from error
         except OSError as error:
-            raise _os_error(error, held.path, "cannot be looked at") from error
+            raise os_error(error, held.path, "cannot be looked at") from error
         if now != held.identity or _head_of(held.fd) != held.head:
             raise changed(held.path)
 
@@ -349,7 +358,7 @@ class Transaction:
         try:
             self._write("\n".join(map(json.dumps, lines)).encode())
         except OSError as error:
-            raise _os_error(error, self.directory, "cannot be written to") from error
+            raise os_error(error, self.directory, "cannot be written to") from error
 
     def _write(self, line: bytes) -> None:
         """An incomplete line does not count: see `journal`."""
@@ -369,24 +378,8 @@ def _head_of(fd: int) -> int:
     return hash(os.pread(fd, _HEAD, 0))
 
 
-def remove_one(path: str, confirm: Callable[[], None]) -> None:
-    """The name `path` goes, and is gone on disk after this returns. One step needs no journal, so that there is room
-    for it on a full disk. Raises as `Transaction.hold`, `remove` and `commit` do."""
-    change = Transaction(path)
-    try:
-        change.hold(path)
-        check_removable(path)
-        with change.alone(confirm):
-            try:
-                os.unlink(path)
-                sync(os.path.dirname(path))
-            except OSError as error:
-                raise _os_error(error, path, "cannot be removed") from error
-    finally:
-        change.close()
-
-
-def _os_error(error: OSError, path: str, what: str) -> ImageError:
+def os_error(error: OSError, path: str, what: str) -> ImageError:
+    """The error for a file or directory that the system does not let us change as we wanted."""
     if isinstance(error, FileNotFoundError):
         return ImageNotFoundError(f"{printable(path)} does not exist", path=path)
     hint = None

@@ -22,6 +22,7 @@ from imgtool.errors import (
     ImgtoolError,
     RefusedError,
 )
+from imgtool.image.attributes import refuse_fixed
 from imgtool.image.names import HIDDEN, PathLike, absolute, printable
 from imgtool.qemu.inputs import in_use
 
@@ -135,6 +136,7 @@ def exists_already(path: str, status: os.stat_result) -> ImageExistsError:
 def _check_target(final: str, overwrite: bool) -> None:
     shown = printable(final)
     folder = os.path.dirname(final)
+    refuse_fixed(folder)
     try:
         status = _status(final)
     except (OSError, ValueError) as error:
@@ -150,6 +152,7 @@ def _check_target(final: str, overwrite: bool) -> None:
         raise exists_already(final, status)
     if not stat.S_ISREG(status.st_mode):
         raise RefusedError(f"{shown} is no regular file and cannot be replaced by one", path=final)
+    refuse_fixed(final)
     busy = in_use(final, write=True)
     if busy is not None:
         raise busy
