@@ -218,13 +218,13 @@ def failure(
         stdout=done.stdout,
         stderr=done.stderr,
         path=path,
-        hint=hint or (_MAKE_ROOM if _NO_ROOM in done.stderr else None),
+        hint=hint or (MAKE_ROOM if _NO_ROOM in done.stderr else None),
     )
 
 
 _NO_ROOM = os.strerror(errno.ENOSPC).encode()
 """What programs say under LC_ALL=C, which all of them get."""
-_MAKE_ROOM = "make room on that file system, and run the command again"
+MAKE_ROOM = "make room on that file system, and run the command again"
 
 
 @contextlib.contextmanager

@@ -67,4 +67,4 @@ def test_what_is_to_stay_as_it_is_stops_a_change_before_it_begins(
     assert f"{kept / what} is {'immutable' if letter == 'i' else 'append-only'} (chattr +{letter})" in said
     assert f"hint: `chattr -{letter} {kept / what}` if it was not meant to stay as it is" in said
     assert kept.bytes() == before
-    assert [path for path in kept.directory.rglob(".imgtool-*")] == []
+    assert list(kept.directory.rglob(".imgtool-*")) == []

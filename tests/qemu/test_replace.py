@@ -122,6 +122,7 @@ def test_what_the_file_system_refuses_is_an_image_error_and_leaves_nothing(
     with pytest.raises(ImageError) as caught, replacing(tmp_path / "a"):
         pass
     assert "No space left" in caught.value.message
+    assert "make room" in (caught.value.hint or "")
     assert names(tmp_path) == set()
 
 
