@@ -13,9 +13,9 @@ from collections.abc import Callable
 from urllib.parse import unquote, urlsplit
 
 from imgtool._version import __version__
-from imgtool.errors import ImgtoolError, UsageError
+from imgtool.errors import ImageError, ImgtoolError, UsageError
 from imgtool.image.names import printable
-from imgtool.publish.oci.transfer import downloading
+from imgtool.publish.oci.transfer import downloading, write_all
 
 Progress = Callable[[float], None]
 
@@ -57,13 +57,14 @@ def download(url: str, digest: str, path: str, *, progress: Progress | None = No
     """Makes the file at `path`, read-only and on disk, which is at `url` and has `digest` (`sha256:HEX` or
     `sha512:HEX`). What came of it in an earlier attempt is not fetched again.
 
-    UsageError for what is no digest. DownloadError when the file cannot be had, or is another."""
+    UsageError for what is no digest. DownloadError when the file cannot be had, or is another;
+    ImageError when it cannot be written."""
     algorithm, _, wanted = digest.partition(":")
     if LENGTHS.get(algorithm) != len(wanted) or not re.fullmatch("[0-9a-f]*", wanted):
         raise UsageError(f"{printable(digest)!r} is not a digest", hint="sha256: and 64 hexadecimal digits")
     part = f"{path}.part"
     with downloading(part) as fd:
-        transfer = _Transfer(url, fd, algorithm, progress)
+        transfer = _Transfer(url, fd, part, algorithm, progress)
         begun = transfer.have > 0
         transfer.complete(tries)
         if begun and transfer.digest() != wanted:  # its beginning, of another attempt, was not what it seemed
@@ -82,10 +83,11 @@ def download(url: str, digest: str, path: str, *, progress: Progress | None = No
 
 
 class _Transfer:
-    """A file that comes into the one open at `fd`, which may hold its beginning."""
+    """A file that comes into the one at `path`, open at `fd`, which may hold its beginning."""
 
-    def __init__(self, url: str, fd: int, algorithm: str, progress: Progress | None) -> None:
-        self._url, self._fd, self._algorithm, self._progress = url, fd, algorithm, progress
+    def __init__(self, url: str, fd: int, path: str, algorithm: str, progress: Progress | None) -> None:
+        self._url, self._fd, self._path = url, fd, path
+        self._algorithm, self._progress = algorithm, progress
         self._hash = hashlib.new(algorithm)
         self.have = 0
         while piece := os.pread(fd, _PIECE, self.have):
@@ -134,13 +136,23 @@ class _Transfer:
             left = int(answer.headers.get("Content-Length") or 0)
             size = self.have + left
             while piece := answer.read(_PIECE):
-                os.pwrite(self._fd, piece, self.have)
+                self._write(piece)
                 self._hash.update(piece)
                 self.have += len(piece)
                 if self._progress is not None and left:
                     self._progress(100 * self.have / size)
             if left and self.have < size:
                 raise http.client.IncompleteRead(b"", size - self.have)
+
+    def _write(self, piece: bytes) -> None:
+        try:
+            write_all(self._fd, piece, self.have)
+        except OSError as error:
+            raise ImageError(
+                f"{printable(self._path)} cannot be written: {error.strerror}",
+                hint="make room and run it again: it resumes where it stopped",
+                path=self._path,
+            ) from error
 
 
 def _may_pass(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from imgtool.build.base import fetching
-from imgtool.errors import ConfigError, UsageError
+from imgtool.errors import ConfigError, ImageError, UsageError
 from imgtool.publish.download import DownloadError, download, name_of
 from imgtool.publish.oci.fetch import fetch
 from tests.build.conftest import Bench
@@ -128,6 +129,24 @@ def test_another_file_is_not_taken(web: Web, tmp_path: Path) -> None:
         download(web.url(), SHA512, str(tmp_path / "disk.qcow2"))
     assert caught.value.hint == f"its sha512 is {hashlib.sha512(b'another').hexdigest()}"
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("room", [64 << 10, len(CONTENT) - 1])
+def test_where_there_is_no_room_nothing_is_asked_for_again(room: int, web: Web, tmp_path: Path) -> None:
+    """A write that a full disk takes in part is not taken for one of all bytes, of the last ones either."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(ImageError, match=r"disk\.qcow2\.part cannot be written: File too large") as caught:
+            download(web.url(), SHA256, str(tmp_path / "disk.qcow2"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "make room and run it again" in (caught.value.hint or "")
+    assert len(web.asked) == 1
+    assert os.listdir(tmp_path) == ["disk.qcow2.part"]
+    download(web.url(), SHA256, str(tmp_path / "disk.qcow2"))
+    assert web.asked[1] == f"bytes={room}-"
+    assert (tmp_path / "disk.qcow2").read_bytes() == CONTENT
 
 
 def test_what_cannot_be_had_says_why(web: Web, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ class _Download:
             for at in range(0, len(piece), _HOLE):
                 part = piece[at : at + _HOLE]
                 if part != _ZEROS[: len(part)]:
-                    _write_all(self._fd, part, self._have + at)
+                    write_all(self._fd, part, self._have + at)
             os.ftruncate(self._fd, self._have + len(piece))
         except OSError as error:
             raise ImageError(f"{self._layer.digest} cannot be written: {error.strerror}") from error
@@ -272,7 +272,8 @@ def _goes_on(response: requests.Response, offset: int) -> bool:
     return response.status_code == 206 and match is not None and int(match[1]) == offset
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """OSError unless all is written: a disk that gets full takes a part without a word."""
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
