@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -24,14 +25,22 @@ def hidden_findings(paths: Iterable[str]) -> Iterator[tuple[str, Finding]]:
     """(path, finding) for each of the hidden files `paths` that a process which is gone left behind."""
     known = set(paths)
     busy = {_mark(path) for path in known if path.endswith((JOURNAL, _LOCK)) and _is_locked(path)}
-    unfinished = {_mark(path) for path in known if path.endswith(JOURNAL)}
-    given_up = {_mark(path) for path in known if path.endswith(_LOCK)} - busy
+    foreign = {_mark(path) for path in known if path.endswith(JOURNAL) and is_foreign(path)}
+    unfinished = {_mark(path) for path in known if path.endswith(JOURNAL)} - foreign
+    given_up = {_mark(path) for path in known if path.endswith(_LOCK)} - busy | foreign
     for path in sorted(known):
         name = os.path.basename(path)
         if name == KEPT or _mark(path) in busy or not os.path.lexists(path):
             continue
         if path.endswith(JOURNAL):
-            if _is_decided(path):
+            if _mark(path) in foreign:
+                text = (
+                    f"{printable(name)} is of a change that was broken off in a directory of which this is a copy, or "
+                    "before its file system gave the files other numbers: it is not finished, and every image "
+                    "reads as before it or as after"
+                )
+                yield path, finding("leftover", text)
+            elif _is_decided(path):
                 text = "a change of these images was broken off; the next run finishes it"
                 yield path, finding("unfinished-change", text)
             else:
@@ -70,6 +79,16 @@ def _is_decided(path: str) -> bool:
         with open(path, "rb") as lines:
             return any(line.startswith(b'{"steps"') and line.endswith(b"\n") for line in lines)
     except OSError:
+        return False
+
+
+def is_foreign(path: str) -> bool:
+    """Whether the journal names another inode than its own, so that `imgtool.operations.journal` does not know it."""
+    try:
+        with open(path, "rb") as lines:
+            made = json.loads(lines.readline(4096))["inode"]
+            return bool(made != os.fstat(lines.fileno()).st_ino)
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 

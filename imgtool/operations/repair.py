@@ -12,7 +12,7 @@ import msgspec
 from imgtool.chain.anchors import standing
 from imgtool.chain.findings import KINDS
 from imgtool.chain.graph import Image
-from imgtool.chain.hidden import hidden_findings
+from imgtool.chain.hidden import hidden_findings, is_foreign
 from imgtool.chain.remedies import Remedies
 from imgtool.chain.verify import Defect, Verification, Verified
 from imgtool.errors import ImgtoolError, RefusedError, UsageError
@@ -209,7 +209,7 @@ def _clear(path: str) -> str:
     folder = os.path.dirname(path)
     if path not in {found for found, _ in hidden_findings(_beside(folder))}:
         return "gone meanwhile"
-    if path.endswith(".journal"):
+    if path.endswith(".journal") and not is_foreign(path):
         recover(folder)
     elif os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)

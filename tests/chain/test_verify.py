@@ -22,6 +22,7 @@ from imgtool.errors import ImageNotFoundError
 from imgtool.image.policy import Policy, in_force
 from imgtool.operations.anchor import anchor
 from imgtool.operations.overlay import new_overlay
+from imgtool.operations.repair import repair
 from imgtool.operations.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -352,6 +353,24 @@ def test_a_change_that_was_broken_off(images: Images, when: str, code: str) -> N
     assert found.automatic
     with Transaction(str(path)) as running:
         assert running.journal not in [one.path for one in defects(images)]
+
+
+def test_a_change_that_was_broken_off_elsewhere_is_nobodys_and_can_be_cleared_away(
+    images: Images, tmp_path: Path
+) -> None:
+    """The directory was copied, or lies on a file system that numbers files anew each time it is mounted."""
+    path = images.base("disk.qcow2")
+    subprocess.run([sys.executable, "-c", DYING, path, "decided"], check=False)
+    copy = tmp_path / "copy"
+    shutil.copytree(images.directory, copy)
+    found = defects(images, paths=[copy])
+    assert {one.code for one in found} == {"leftover"}
+    assert len(found) == 2
+    before = (copy / "disk.qcow2").read_bytes()
+    repair([copy])
+    assert defects(images, paths=[copy]) == []
+    assert os.listdir(copy) == ["disk.qcow2"]
+    assert (copy / "disk.qcow2").read_bytes() == before
 
 
 def test_what_a_killed_run_left_of_a_new_image_is_told_at_once(images: Images) -> None:
