@@ -162,14 +162,12 @@ def test_memory_is_plugged_into_the_numa_node_that_is_named(typed: Typed) -> Non
 
 
 def test_a_module_that_qemu_does_not_take_leaves_nothing(typed: Typed) -> None:
-    vm = typed("--name grows --memory 128M,slots=1,maxmem=1G")
+    """Something else has its name: of the sizes, QEMU 8.2 takes every one."""
+    vm = typed("--name grows --memory 128M,slots=1,maxmem=1G -- -device virtio-rng-pci,id=dimm0")
     vm.monitor.close()
-    status, said = typed.imgtool("vm", "set-memory", "grows", "129M")
-    assert (status, "grows cannot be given 1M more: " in said) == (1, True)
-    assert typed.imgtool("vm", "set-memory", "grows", "256M") == (0, "")
-    assert [item["id"] for item in typed.connect("grows").ask("query-memdev") if "dimm" in item["id"]] == [
-        "ram-dimm0"
-    ]
+    status, said = typed.imgtool("vm", "set-memory", "grows", "256M")
+    assert (status, "grows cannot be given 128M more: " in said) == (1, True)
+    assert [item["id"] for item in typed.connect("grows").ask("query-memdev") if "dimm" in item["id"]] == []
 
 
 def test_numa_nodes_with_distances_and_host_nodes(typed: Typed) -> None:
