@@ -35,8 +35,8 @@ def hidden_findings(paths: Iterable[str]) -> Iterator[tuple[str, Finding]]:
         if path.endswith(JOURNAL):
             if _mark(path) in foreign:
                 text = (
-                    f"{printable(name)} is of a change that was broken off in a directory of which this is a copy, or "
-                    "before its file system gave the files other numbers: it is not finished, and every image "
+                    f"{printable(name)} is of a change that was broken off in a directory of which this is a copy, "
+                    "or before its file system gave the files other numbers: it is not finished, and every image "
                     "reads as before it or as after"
                 )
                 yield path, finding("leftover", text)
