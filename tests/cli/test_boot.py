@@ -323,14 +323,14 @@ def test_dry_run_in_json_is_one_document(machines: Machines, image: Path) -> Non
 
 
 def test_vms_of_one_name_in_two_runtime_directories_throw_their_writes_to_two_places(
-    machines: Machines, image: Path, tmp_path: Path
+    machines: Machines, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("boot", image, "--accel", "tcg", "--ephemeral", "--dry-run", "--output", "json")
     here = json.loads(machines(*words).stdout)["before"]["scratch"][0]["path"]
     assert json.loads(machines(*words).stdout)["before"]["scratch"][0]["path"] == here
-    machines.env["XDG_RUNTIME_DIR"] = str(tmp_path)
+    os.mkdir(os.path.join(machines.folder, "2"))
+    monkeypatch.setitem(machines.env, "XDG_RUNTIME_DIR", os.path.join(machines.folder, "2"))
     there = json.loads(machines(*words).stdout)["before"]["scratch"][0]["path"]
-    machines.env["XDG_RUNTIME_DIR"] = machines.folder
     assert os.path.dirname(os.path.dirname(there)) == machines.folder
     assert there != here
 
