@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import msgspec
 
 from imgtool.errors import CommandError, CommandTimeout, ImageFormatError, ImgtoolError, RefusedError, UsageError
+from imgtool.image.links import PROTOCOLS
 from imgtool.image.names import absolute, printable, printable_lines
 from imgtool.image.policy import (
     FORCED_DEPTH,
@@ -125,7 +126,10 @@ class ImgBase:
         for image in images:
             if not isinstance(image, ImageOpts):
                 check_input(absolute(image))
-        cwd = None if own else self._approve(images, formats, parents=parents, without=without)
+        if own:
+            cwd = _own_directory(images[0], formats[0])
+        else:
+            cwd = self._approve(images, formats, parents=parents, without=without)
         try:
             done = self._run(argv, limits, progress, cwd, meanwhile)
         except CommandTimeout as error:
@@ -223,6 +227,17 @@ class _Extras(TypedDict, total=False):
 
     cwd: str
     meanwhile: Callable[[], object]
+
+
+def _own_directory(image: Source, format: str | None) -> str | None:
+    """As `working_directory`, for an image that an approved call has just made."""
+    if isinstance(image, ImageOpts):
+        return None
+    everything = Policy(directories=("/",), protocols=PROTOCOLS, guessed_formats=True)
+    try:
+        return working_directory(approve(image, everything, format=format, parents=False))
+    except ImgtoolError:
+        return None  # qemu-img says what is wrong with it
 
 
 def _learn_to_read() -> None:
