@@ -211,7 +211,7 @@ def convert(
         progress(context, "convert") as show,
         contextlib.ExitStack() as stack,
     ):
-        finish = parent.second_look(stack) if parent else None
+        finish = parent.second_look(stack, target) if parent else None
         made = program.convert(
             places, target, overwrite=force, progress=show, describe=describe, finish=finish, **arguments
         )

@@ -41,7 +41,7 @@ from imgtool.errors import ImageNotFoundError, RefusedError, UsageError
 from imgtool.image.header import FORMATS, read_header
 from imgtool.image.names import absolute, pasted, printable
 from imgtool.image.qapi_json import to_builtins
-from imgtool.qemu.img_argv import Backing, Verbatim
+from imgtool.qemu.img_argv import Backing, Source, Verbatim
 
 if TYPE_CHECKING:
     from imgtool.chain.graph import Image
@@ -65,11 +65,18 @@ class Parent(NamedTuple):
     seen: Seen | None = None
     """What it was when it was looked at."""
 
-    def second_look(self, stack: contextlib.ExitStack) -> Callable[[str], None] | None:
+    def second_look(self, stack: contextlib.ExitStack, target: Source) -> Callable[[str], None] | None:
         """What QemuImg is to call before the image appears: the backing file is still the one that was looked at, and
-        stays so until `stack` ends."""
+        stays so until `stack` ends. A device is written in place, so there it is looked at here and now."""
+        from imgtool.qemu.img_make import is_device
+
         seen = self.seen
-        return None if seen is None else lambda hidden: stack.enter_context(seen.still())
+        if seen is None:
+            return None
+        if is_device(target):
+            stack.enter_context(seen.still())
+            return None
+        return lambda hidden: stack.enter_context(seen.still())
 
 
 @click.command(
@@ -160,7 +167,7 @@ def create(
         return
     describe = needs_info(context, format)
     with explained(context, formats=formats, option_format=format, options=chosen), contextlib.ExitStack() as stack:
-        finish = parent.second_look(stack) if parent else None
+        finish = parent.second_look(stack, path) if parent else None
         made = program.create(path, size, overwrite=force, describe=describe, finish=finish, **arguments)
     if parent and backing_format is None:
         remark(context, f"the backing file's format is {parent.format}, by its header")

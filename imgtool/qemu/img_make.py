@@ -259,7 +259,7 @@ class _Making:
             raise UsageError("the image and its data file cannot be the same file")
         self.overwrite = overwrite
         self.objects = objects
-        self.in_place = skip_creation or isinstance(target, ImageOpts) or _is_device(self.target)
+        self.in_place = skip_creation or isinstance(target, ImageOpts) or is_device(self.target)
 
     @contextlib.contextmanager
     def place(self) -> Iterator[tuple[Source, Mapping[str, OptionValue], Mapping[str, str]]]:
@@ -311,17 +311,18 @@ class _Making:
 def cache_for(place: Source, options: Mapping[str, OptionValue], *, in_place: bool = False) -> Cache:
     """What `-t` says where nobody chose. A new file needs none of qemu-img's flushes: it is brought to disk when it
     is complete, before it has its name."""
-    flushed = in_place or isinstance(place, ImageOpts) or _is_device(place)
+    flushed = in_place or isinstance(place, ImageOpts) or is_device(place)
     return "writeback" if flushed or _keeps_data_file(options) else "unsafe"
 
 
 def _keeps_data_file(options: Mapping[str, OptionValue]) -> bool:
     """Whether the data file that `options` name is there already, and written in place."""
     given = options.get("data_file")
-    return given is not None and (_is_device(str(given)) or options.get("keep_data_file") in (True, "on"))
+    return given is not None and (is_device(str(given)) or options.get("keep_data_file") in (True, "on"))
 
 
-def _is_device(target: Source) -> bool:
+def is_device(target: Source) -> bool:
+    """Whether it is a block device, which is written in place."""
     if isinstance(target, ImageOpts):
         return False
     try:

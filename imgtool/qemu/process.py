@@ -218,13 +218,27 @@ def failure(
         stdout=done.stdout,
         stderr=done.stderr,
         path=path,
-        hint=hint or (MAKE_ROOM if _NO_ROOM in done.stderr else None),
+        hint=hint or _hint_in(done.stderr),
     )
 
 
-_NO_ROOM = os.strerror(errno.ENOSPC).encode()
-"""What programs say under LC_ALL=C, which all of them get."""
-MAKE_ROOM = "make room on that file system, and run the command again"
+_MAKE_ROOM = "make room on that file system, and run the command again"
+_HINTS = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EFBIG: "the format, the file system (FAT: below 4 GiB) or `ulimit -f` allows no file as large",
+}
+
+
+def hint_of(number: int | None) -> str | None:
+    """What helps against this error of the file system, if it is known."""
+    return None if number is None else _HINTS.get(number)
+
+
+def _hint_in(words: bytes) -> str | None:
+    """As `hint_of`, for what a program says of it under LC_ALL=C, which all of them get."""
+    said = words.replace(b"The image size is too large", os.strerror(errno.EFBIG).encode())  # qemu-img's own words
+    return next((hint for number, hint in _HINTS.items() if os.strerror(number).encode() in said), None)
 
 
 @contextlib.contextmanager

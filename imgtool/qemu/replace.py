@@ -9,7 +9,6 @@ on NFS flock(2) would collide with QEMU's locks on the image.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
@@ -26,7 +25,7 @@ from imgtool.errors import (
 from imgtool.image.attributes import refuse_fixed
 from imgtool.image.names import HIDDEN, PathLike, absolute, printable
 from imgtool.qemu.inputs import in_use
-from imgtool.qemu.process import MAKE_ROOM
+from imgtool.qemu.process import hint_of
 
 _LOCK = ".lock"
 
@@ -119,8 +118,9 @@ def _said(final: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = MAKE_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
-        raise ImageError(f"{printable(final)} cannot be made: {error.strerror}", hint=hint, path=final) from error
+        raise ImageError(
+            f"{printable(final)} cannot be made: {error.strerror}", hint=hint_of(error.errno), path=final
+        ) from error
 
 
 def _status(path: str) -> os.stat_result | None:
@@ -293,10 +293,9 @@ def _lock(work: _Work) -> int:
         try:
             fd = os.open(work.lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise ImageError(
                 f"{printable(work.final)} cannot be made: {error.strerror}",
-                hint=MAKE_ROOM if full else f"is {printable(work.folder)} writable?",
+                hint=hint_of(error.errno) or f"is {printable(work.folder)} writable?",
                 path=work.final,
             ) from error
         try:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from imgtool.cli.create import parent_of
+from imgtool.errors import ImageNotFoundError
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Imgtool
@@ -274,3 +280,33 @@ def test_what_is_no_more_the_backing_file_gets_no_overlay(
     assert "by another program in the meantime" in done.stderr
     assert "hint: nothing was changed here; run the command again" in done.stderr
     assert sorted(os.listdir(images.directory)) == [name for name in before if name != what.split()[1]]
+
+
+@pytest.mark.parametrize(
+    "words", [["create", "-f", "raw", "new.raw", "10M"], ["convert", "-O", "raw", "old", "new.raw"]]
+)
+def test_a_file_that_is_too_large_for_its_place_has_a_hint(images: Images, words: list[str]) -> None:
+    """qemu-img says only that the size is too large for the format."""
+    images.qemu_img("create", "-q", "-f", "qcow2", "old", "10M")
+    limited = ["sh", "-c", 'ulimit -f 2000; exec "$0" "$@"', sys.executable, "-m", "imgtool", *words]
+    done = subprocess.run(limited, cwd=images.directory, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        "hint: the format, the file system (FAT: below 4 GiB) or `ulimit -f` allows no file as large" in done.stderr
+    )
+    assert sorted(os.listdir(images.directory)) == ["old"]
+
+
+def test_a_block_device_stands_on_what_was_looked_at_before_it_is_written(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal afterwards would come too late."""
+    images.base("base.qcow2")
+    parent = parent_of(str(images / "new.qcow2"), "base.qcow2", None)
+    assert parent.seen is not None
+    (images / "base.qcow2").rename(images / "moved.qcow2")
+    with contextlib.ExitStack() as stack:
+        assert parent.second_look(stack, str(images / "new.qcow2")) is not None
+        monkeypatch.setattr("imgtool.qemu.img_make.is_device", lambda _: True)
+        with pytest.raises(ImageNotFoundError):
+            parent.second_look(stack, "/dev/a-device")
