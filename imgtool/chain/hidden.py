@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -84,6 +83,8 @@ def _is_decided(path: str) -> bool:
 
 def is_foreign(path: str) -> bool:
     """Whether the journal names another inode than its own, so that `imgtool.operations.journal` does not know it."""
+    import json
+
     try:
         with open(path, "rb") as lines:
             made = json.loads(lines.readline(4096))["inode"]

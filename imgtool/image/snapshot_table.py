@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import msgspec
 
@@ -51,7 +50,7 @@ def read_snapshots(fd: int, header: Header, *, most: int = 1000) -> list[Snapsho
     return [_snapshot(entry, header.virtual_size) for entry in _entries(source, header, most)]
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True):
     """An entry of the table, and where in the file it lies."""
 
     offset: int
