@@ -214,7 +214,8 @@ def _warn_of_what_is_forgotten(context: Context) -> None:
         return
     from imgtool.image import remembered
 
-    for (directory, file), error in remembered.unkept.items():
+    while remembered.unkept:
+        (directory, file), error = remembered.unkept.popitem()
         place, beside = printable(directory), printable(os.path.dirname(file))
         why = f"{printable(remembered.path())}: {error.strerror}"
         warn(context, f"that images in {place} may refer to {beside} cannot be noted ({why}): use --trust {beside}")

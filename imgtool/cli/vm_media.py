@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from imgtool.cli.context import Context, output_option, pass_context
-from imgtool.cli.options import FILE_NAME, force_option, format_option
+from imgtool.cli.options import file_argument, force_option, format_option
 from imgtool.cli.vm import name_argument
 
 drive_option = click.option("--drive", metavar="ID", help="The drive, such as cdrom or fda.  [default: the only one]")
@@ -15,7 +15,7 @@ drive_option = click.option("--drive", metavar="ID", help="The drive, such as cd
     epilog="\b\nExamples:\n  imgtool vm change web disc2.iso\n  imgtool vm change web floppy.img --drive fda"
 )
 @name_argument
-@click.argument("file", type=FILE_NAME, metavar="FILE")
+@file_argument("file")
 @drive_option
 @format_option("The format of FILE; without it, its header decides.")
 @force_option("Take out even what the guest has locked, and put in what is in use or in doubt.")

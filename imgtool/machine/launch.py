@@ -125,7 +125,7 @@ def run(
             status = process.end()
             if status == 1 or status < 0:
                 failure = process.failure()
-                failure.hint = failure.hint or _sandbox_hint(process)
+                failure.hint = failure.hint or _sandbox_hint(process, failure)
                 raise failure
             return Ended(status, _unforeseen(process.stderr()))
         finally:
@@ -284,17 +284,21 @@ def _start_failure(plan: Plan, process: Process) -> ImgtoolError:
     port = port_failure(plan.machine, plan.vm.name)
     if port is not None:
         return port
-    error.hint = error.hint or _sandbox_hint(process) or closed_device(plan.machine.accel)
+    error.hint = error.hint or _sandbox_hint(process, error) or closed_device(plan.machine.accel)
     if process.poll() == 0:
         error.message = f"{plan.vm.name} ended as soon as it was started"
     return error
 
 
-def _sandbox_hint(process: Process) -> str | None:
-    """What to do where the sandbox has ended QEMU; None where it did not."""
-    if process.poll() != -signal.SIGSYS:
-        return None
-    return "QEMU's sandbox ended it for what it may not do, such as start a program (exec:…); --no-sandbox lets it"
+_NO_FORK = "Failed to fork (Operation not permitted)"
+"""GLib's words where the sandbox forbids the call instead of ending who makes it (seen with QEMU 10.0)."""
+
+
+def _sandbox_hint(process: Process, error: ImgtoolError) -> str | None:
+    """What to do where QEMU's sandbox has ended it, or let it start no program; None where it did not."""
+    if process.poll() == -signal.SIGSYS or _NO_FORK in error.message:
+        return "QEMU's sandbox lets it start no program (exec:…); --no-sandbox does"
+    return None
 
 
 def give_secrets(command: Command, socket: str, *, seconds: float) -> None:

@@ -11,6 +11,7 @@ from imgtool.errors import ConfigError, MachineError, UsageError
 from imgtool.image.names import printable
 from imgtool.machine.control import device_id
 from imgtool.machine.disks import Use, learn_disks
+from imgtool.machine.host import Disk, Link
 from imgtool.machine.runtime import check_images, vms
 from imgtool.machine.vm import HeldImage, State, Vm, hold
 from imgtool.qemu.qmp import Monitor, QmpCommandError
@@ -43,13 +44,7 @@ def change(
             raise error
         others = [(other.name, held.images) for other, held in vms(vm.root) if other.name != vm.name]
         check_images(learned.held, others)
-        (link, *below) = learned.disks[file].chain
-        if below:
-            raise ConfigError(
-                f"{printable(file)} stands on another image, which no drive takes while the VM runs",
-                hint="`imgtool convert` makes one image of both",
-                path=file,
-            )
+        link = _alone(learned.disks[file], file)
         _take_out(vm, monitor, found, force=force)
         try:
             monitor.execute(
@@ -76,6 +71,20 @@ def eject(vm: Vm, state: State, *, drive: str | None = None, force: bool = False
         _take_out(vm, monitor, found, force=force)
         _note(vm, state, found, ())
     return MediumChanged(name=vm.name, drive=device_id(found["qdev"]), file=None)
+
+
+def _alone(disk: Disk, file: str) -> Link:
+    """The image `file` as QEMU is to open it. ConfigError when it refers to others: QEMU would look for these itself,
+    and for some in the directory that it runs in."""
+    (link, *below) = disk.chain
+    if below or disk.follow or link.data_file is not None:
+        what = "stands on another image" if below or disk.follow else "keeps its data in another file"
+        raise ConfigError(
+            f"{printable(file)} {what}, which no drive takes while the VM runs",
+            hint="`imgtool convert` makes one image of both",
+            path=file,
+        )
+    return link
 
 
 def _removable(vm: Vm, monitor: Monitor, drive: str | None) -> dict[str, Any]:

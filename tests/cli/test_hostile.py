@@ -78,6 +78,7 @@ NOT_IMAGES: dict[str, str] = {
     "layers tree": "takes the store that imgtool itself made",
     "layers verify": "takes the store that imgtool itself made",
     "layers prune": "takes the store that imgtool itself made",
+    "vm change": "takes an image for a VM that runs, see tests/machine/test_media.py",
     "vm ssh": "takes a key",
     "vm screenshot": "takes a name to write a picture to",
     "pull": "takes a name to write to; what comes is guarded, see tests/publish",

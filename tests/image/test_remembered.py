@@ -21,6 +21,7 @@ from tests.files import no_file_larger_than
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(remembered, "_here", set())
+    monkeypatch.setattr(remembered, "unkept", {})
     for name in ("a", "b", "b/below", "c"):
         (tmp_path / name).mkdir()
     return Path(remembered.path())
@@ -66,7 +67,6 @@ def test_what_lies_in_the_images_own_directory_is_not_noted(tmp_path: Path, stat
 def test_what_lies_below_is_noted_to_be_found_from_there_and_needs_no_trust(
     tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remembered, "unkept", {})
     remembered.remember(str(tmp_path / "b/top"), str(tmp_path / "b/below/base"))
     remembered.remember(str(tmp_path / "a/top"), str(tmp_path / "b/below/base"))
     forget(monkeypatch)

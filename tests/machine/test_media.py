@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.hostile.cases import overlay
 from imgtool.machine import runtime
+from imgtool.qemu.qemu_img import QemuImg
 from tests.machine.paused import Typed
 
 CD_AND_FLOPPY = "--name drives --cdrom {rawc} --fda {floppya} {disk}"
@@ -50,6 +52,8 @@ def test_a_drive_gets_another_medium_and_none(typed: Typed) -> None:
         ("change drives {disk} --drive cdrom", 1, "the image is being written by "),
         ("change drives {rawc} --drive fda", 1, "the image is being read by "),
         ("change drives {overlay} --drive cdrom", 2, "stands on another image"),
+        ("change drives {split} --drive cdrom", 2, "keeps its data in another file"),
+        ("change drives {hostile} --drive cdrom", 1, "/etc/passwd"),
     ],
 )
 def test_what_does_not_fit_leaves_what_is_there(typed: Typed, words: str, status: int, said: str) -> None:
@@ -57,6 +61,12 @@ def test_what_does_not_fit_leaves_what_is_there(typed: Typed, words: str, status
     if "{overlay}" in words:
         typed.files["overlay"] = str(Path(typed.files.folder, "overlay.qcow2"))
         assert typed.imgtool("overlay", "new", typed.files["diskb"], typed.files["overlay"])[0] == 0
+    if "{split}" in words:
+        typed.files["split"] = str(Path(typed.files.folder, "split"))
+        QemuImg().create(typed.files["split"], 1 << 20, format="qcow2", data_file="data")
+    if "{hostile}" in words:
+        typed.files["hostile"] = str(Path(typed.files.folder, "hostile"))
+        Path(typed.files["hostile"]).write_bytes(overlay(b"/etc/passwd", b"raw"))
     before = inside(typed)
     found, stderr = typed.imgtool("vm", *[word.format_map(typed.files) for word in words.split()])
     assert (found, said in stderr) == (status, True), stderr
