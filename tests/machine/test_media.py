@@ -63,7 +63,8 @@ def test_what_does_not_fit_leaves_what_is_there(typed: Typed, words: str, status
         assert typed.imgtool("overlay", "new", typed.files["diskb"], typed.files["overlay"])[0] == 0
     if "{split}" in words:
         typed.files["split"] = str(Path(typed.files.folder, "split"))
-        QemuImg().create(typed.files["split"], 1 << 20, format="qcow2", data_file="data")
+        data = str(Path(typed.files.folder, "data"))
+        QemuImg().create(typed.files["split"], 1 << 20, format="qcow2", data_file=data)
     if "{hostile}" in words:
         typed.files["hostile"] = str(Path(typed.files.folder, "hostile"))
         Path(typed.files["hostile"]).write_bytes(overlay(b"/etc/passwd", b"raw"))
