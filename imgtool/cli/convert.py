@@ -331,10 +331,10 @@ def _check_target(target: str, sources: list[Opened], *, force: bool, in_place: 
     if in_place:
         refuse_children(target, children_of(target), doing="writing to it")
         return
-    from imgtool.qemu.replace import exists_already, tidy
+    from imgtool.qemu.replace import clear_left, exists_already
 
     if not dry_run:
-        tidy(target)
+        clear_left(os.path.dirname(target))
     raise exists_already(target, status)
 
 

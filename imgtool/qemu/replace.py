@@ -19,7 +19,6 @@ from imgtool.errors import (
     ImageExistsError,
     ImageInUseError,
     ImageNotFoundError,
-    ImgtoolError,
     RefusedError,
 )
 from imgtool.image.attributes import refuse_fixed
@@ -44,12 +43,8 @@ def replacing(target: PathLike, *, overwrite: bool = False, several_files: bool 
     """
     given = absolute(target)
     final = os.path.realpath(given) if os.path.islink(given) and overwrite else given
-    try:
-        _check_target(final, overwrite)
-    except ImageExistsError:
-        tidy(final)
-        raise
     clear_left(os.path.dirname(final))
+    _check_target(final, overwrite)
     work = _Work(final, several_files)
     with _held(work):
         try:
@@ -61,16 +56,6 @@ def replacing(target: PathLike, *, overwrite: bool = False, several_files: bool 
                 work.finish(overwrite)
         finally:
             work.clear()
-
-
-def tidy(final: str) -> None:
-    """Takes away what an imgtool that was killed after it had made `final` left there. That it cannot is no error."""
-    work = _Work(final, several_files=False)
-    if os.path.isdir(work.directory):
-        work = _Work(final, several_files=True)
-    if os.path.lexists(work.lock):
-        with contextlib.suppress(ImgtoolError, OSError), _held(work):
-            pass
 
 
 def clear_left(directory: str) -> None:
