@@ -19,7 +19,7 @@ from imgtool.machine.console import restored
 from imgtool.machine.host import Command, Helper, Secret
 from imgtool.machine.plan import Plan, scratch_dir
 from imgtool.machine.runtime import release
-from imgtool.machine.trim import trim_logs
+from imgtool.machine.trim import trimmed_logs
 from imgtool.machine.vm import PID_FILE, QEMU_LOG, Vm
 from imgtool.qemu.programs import Programs
 from imgtool.qemu.system import Process, start
@@ -28,7 +28,6 @@ START_SECONDS = 60.0
 """QEMU has so long to answer on its monitor; preallocating memory can take it a while."""
 
 _HELPER_SECONDS = 10.0
-_TRIM_SECONDS = 30.0
 _POLL = 0.02
 
 _FORESEEN = ("terminating on signal",)
@@ -116,9 +115,9 @@ def run(
         started = launch(plan, programs)
         process = started.process
         try:
-            while process.wait(_TRIM_SECONDS if while_running is None else 0.1) is None:
-                trim_logs(started.vm.path)
-                if while_running is not None:
+            with trimmed_logs(started.vm.path):
+                while process.wait(None if while_running is None else 0.1) is None:
+                    assert while_running is not None
                     while_running(started)
             if while_running is not None:
                 while_running(started)

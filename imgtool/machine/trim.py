@@ -5,14 +5,36 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from collections.abc import Iterator
 
 MOST = 64 << 20
 """Bytes that the log of a serial port may take."""
 KEPT = 16 << 20
 """Bytes at its end that stay when it has taken more."""
 
+_EVERY = 30.0
+"""Seconds."""
 _PAGE = 1 << 12
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
+
+
+@contextlib.contextmanager
+def trimmed_logs(folder: str) -> Iterator[None]:
+    """Inside the `with` block, `trim_logs` is called now and then."""
+    ended = threading.Event()
+
+    def trim() -> None:
+        while not ended.wait(_EVERY):
+            trim_logs(folder)
+
+    thread = threading.Thread(target=trim, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def trim_logs(folder: str, *, most: int = MOST, kept: int = KEPT) -> None:

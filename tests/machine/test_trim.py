@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from imgtool.machine import trim
 from imgtool.machine.serial import Follower
-from imgtool.machine.trim import trim_logs
+from imgtool.machine.trim import trim_logs, trimmed_logs
 
 LINES = 1 << 14
 
@@ -37,3 +40,19 @@ def test_where_there_are_no_logs_nothing_is_done(tmp_path: Path, folder: str) ->
     (tmp_path / "empty").mkdir()
     trim_logs(str(tmp_path / folder))
     assert os.listdir(tmp_path / "empty") == []
+
+
+def test_a_log_is_trimmed_while_its_vm_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "serial0.log"
+    with log.open("wb") as file:
+        file.truncate(trim.MOST + trim.KEPT)
+        os.posix_fallocate(file.fileno(), 0, trim.MOST + trim.KEPT)
+    monkeypatch.setattr(trim, "_EVERY", 0.01)
+    before = threading.active_count()
+    with trimmed_logs(str(tmp_path)):
+        deadline = time.monotonic() + 30
+        while log.stat().st_blocks * 512 > trim.KEPT + (1 << 20):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert log.stat().st_size == trim.MOST + trim.KEPT
+    assert threading.active_count() == before
